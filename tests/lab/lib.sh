@@ -1,0 +1,39 @@
+# Shared by up, sh and down: where things are, and how to talk about them.
+# shellcheck shell=bash
+
+LAB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+REPO=$(cd "$LAB/../.." && pwd -P)
+
+# Everything the lab makes lives here and nowhere else on the host. LAB_STATE moves it, for a
+# second lab beside the first, or onto a bigger disk.
+STATE=${LAB_STATE:-$LAB/.state}
+ROOT=$STATE/root      # the running machine's root filesystem: thrown away by `down`
+LEADER=$STATE/leader  # PID (on the host) of the lab's PID 1, and its start time
+
+TARGET_DIR=${CARGO_TARGET_DIR:-$REPO/target}
+
+step_started=
+step() { # step TEXT…: begin a step, and say how long the one before it took
+    local now=${EPOCHREALTIME/./}
+    [ -z "$step_started" ] || printf ' %d.%01d s\n' \
+        $(((now - step_started) / 1000000)) $(((now - step_started) / 100000 % 10)) >&2
+    step_started=$now
+    [ $# -eq 0 ] && step_started= || printf 'lab: %s …' "$*" >&2
+}
+
+die() {
+    [ -z "$step_started" ] || printf ' failed\n' >&2
+    printf 'lab: error: %s\n' "$*" >&2
+    exit 1
+}
+
+# A PID alone may have been reused since; the start time (field 22 of stat) makes it unambiguous.
+start_time() { local s; s=$(<"/proc/$1/stat") 2>/dev/null && s=${s##*) } && set -- $s && echo "${20}"; }
+
+leader() { # print the PID of the lab's PID 1, or fail if no lab runs
+    local pid start
+    [ -r "$LEADER" ] && read -r pid start <"$LEADER" && [ "$(start_time "$pid")" = "$start" ] &&
+        echo "$pid"
+}
+
+require_root() { [ "$(id -u)" -eq 0 ] || die "the lab needs root: try sudo $0"; }
