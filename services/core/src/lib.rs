@@ -1,0 +1,7 @@
+//! Names, specifications, state machines and planners: the part of banger that is pure.
+//!
+//! Nothing here does I/O, reads a clock or knows of D-Bus; time, randomness and the outside
+//! world enter as arguments, so that everything can be tested with plain values.
+#![forbid(unsafe_code)]
+
+pub mod guest;

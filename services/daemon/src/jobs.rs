@@ -1,0 +1,311 @@
+//! Long work as objects: `org.banger.Job1`.
+//!
+//! The caller of a method gets the job's id and path at once; the work goes on in a task of its
+//! own, tells its stages and progress through [`Progress`], can be canceled, and its outcome stays
+//! readable for [`KEEP`] after its end.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use banger_api::job::INTERFACE;
+use banger_api::{Error, ErrorKind, Result, Service};
+use tokio::sync::watch;
+use zbus::message::Header;
+use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, interface};
+
+use crate::{Gate, Hub, Idle};
+
+/// How long a finished job stays readable.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// Progress signals come at most this often.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+
+/// Starts jobs. Cheap to clone.
+#[derive(Clone)]
+pub struct Jobs(Arc<Inner>);
+
+struct Inner {
+    service: Service,
+    hub: Hub,
+    gate: Gate,
+    idle: Idle,
+    next: AtomicU32,
+}
+
+/// The one job as its work sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Progress(Arc<Job>);
+
+struct Job {
+    id: u32,
+    kind: &'static str,
+    subject: String,
+    path: OwnedObjectPath,
+    hub: Hub,
+    view: Mutex<View>,
+    canceled: watch::Sender<bool>,
+    ended: watch::Sender<bool>,
+}
+
+/// What a job's properties show.
+struct View {
+    state: &'static str,
+    stage: String,
+    stages: Vec<(String, u64)>,
+    progress: (u64, u64, &'static str),
+    progress_told: Instant,
+    outcome: Result<String>,
+}
+
+impl Jobs {
+    pub(crate) fn new(service: Service, hub: Hub, gate: Gate, idle: Idle) -> Self {
+        // Ids grow with time, so that one from before a restart never means another job after it.
+        let first = now_usec() / 1_000_000 % u64::from(u32::MAX);
+        Self(Arc::new(Inner { service, hub, gate, idle, next: AtomicU32::new(first as u32) }))
+    }
+
+    /// Starts `work` as a job of the given kind on `subject`. What it returns is the job's outcome.
+    pub async fn start<F, Fut>(&self, kind: &'static str, subject: &str, work: F) -> (u32, OwnedObjectPath)
+    where
+        F: FnOnce(Progress) -> Fut,
+        Fut: Future<Output = Result<String>> + Send + 'static,
+    {
+        let Inner { service, hub, gate, idle, next } = &*self.0;
+        let id = next.fetch_add(1, Ordering::Relaxed);
+        let path = ObjectPath::try_from(format!("{}/job/{id}", service.path))
+            .expect("a service's path and a number")
+            .into();
+        let job = Arc::new(Job {
+            id,
+            kind,
+            subject: subject.to_owned(),
+            path,
+            hub: hub.clone(),
+            view: Mutex::new(View {
+                state: "running",
+                stage: String::new(),
+                stages: Vec::new(),
+                progress: (0, 0, ""),
+                progress_told: Instant::now(),
+                outcome: Ok(String::new()),
+            }),
+            canceled: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+        });
+        let path = job.path.clone();
+        hub.add(&path, JobObject { job: job.clone(), gate: gate.clone() }).await;
+        hub.emit(service.path, service.manager, "JobNew", (id, path.clone(), kind));
+
+        let task = tokio::spawn(work(Progress(job.clone())));
+        let (service, hub, hold) = (*service, hub.clone(), idle.hold());
+        tokio::spawn(async move {
+            // A panic in the work is a failed job, not a job that hangs for ever.
+            let outcome = task.await.unwrap_or_else(|error| Err(Error::internal(error)));
+            let result = job.end(outcome);
+            hub.emit(
+                service.path,
+                service.manager,
+                "JobRemoved",
+                (job.id, job.path.clone(), job.subject.clone(), result),
+            );
+            drop(hold);
+            tokio::time::sleep(KEEP).await;
+            hub.remove(&job.path).await;
+        });
+        (id, path)
+    }
+}
+
+impl Progress {
+    /// The work enters a stage.
+    pub fn stage(&self, stage: &str) {
+        {
+            let mut view = self.0.view();
+            if view.stage == stage {
+                return;
+            }
+            view.stage = stage.to_owned();
+            view.stages.push((stage.to_owned(), now_usec()));
+            view.progress = (0, 0, "");
+        }
+        self.0.changed(vec![("Stage", value(stage)), ("Progress", value((0u64, 0u64, "")))]);
+    }
+
+    /// How far the stage is: `completed` of `total` (0 if unknown), in `unit`s (`bytes`, `steps`).
+    pub fn set(&self, completed: u64, total: u64, unit: &'static str) {
+        {
+            let mut view = self.0.view();
+            view.progress = (completed, total, unit);
+            if view.progress_told.elapsed() < PROGRESS_PERIOD {
+                return;
+            }
+            view.progress_told = Instant::now();
+        }
+        self.0.changed(vec![("Progress", value((completed, total, unit)))]);
+    }
+
+    /// Whether somebody asked for the end of the job.
+    pub fn is_canceled(&self) -> bool {
+        *self.0.canceled.borrow()
+    }
+
+    /// Returns once somebody asks for the end of the job.
+    pub async fn canceled(&self) {
+        let mut canceled = self.0.canceled.subscribe();
+        // The sender lives as long as `self`.
+        let _ = canceled.wait_for(|canceled| *canceled).await;
+    }
+
+    /// Runs `work`, dropping it if the job is canceled first.
+    ///
+    /// # Errors
+    /// `JobCanceled`, or what `work` returns.
+    pub async fn cancelable<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.canceled() => Err(ErrorKind::JobCanceled.error("the job was canceled")),
+            outcome = work => outcome,
+        }
+    }
+}
+
+impl Job {
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self, properties: Vec<(&'static str, OwnedVariant)>) {
+        self.hub.changed(&self.path, INTERFACE, properties);
+    }
+
+    /// Records the outcome and says so. Returns the result word of `JobRemoved`.
+    fn end(&self, outcome: Result<String>) -> &'static str {
+        let state = match &outcome {
+            Ok(_) => "done",
+            Err(error) if error.kind() == ErrorKind::JobCanceled => "canceled",
+            Err(_) => "failed",
+        };
+        let mut properties = vec![("State", value(state))];
+        match &outcome {
+            Ok(outcome) => properties.push(("Outcome", value(outcome.as_str()))),
+            Err(error) => {
+                properties.push(("ErrorName", value(error.kind().name())));
+                properties.push(("ErrorMessage", value(error.message())));
+            }
+        }
+        {
+            let mut view = self.view();
+            view.state = state;
+            view.outcome = outcome;
+        }
+        self.changed(properties);
+        self.ended.send_replace(true);
+        state
+    }
+}
+
+/// `org.banger.Job1`.
+#[derive(Clone)]
+struct JobObject {
+    job: Arc<Job>,
+    gate: Gate,
+}
+
+#[interface(name = "org.banger.Job1")]
+impl JobObject {
+    /// Ends the work as soon as possible and undoes what it did.
+    async fn cancel(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.job.canceled.send_replace(true);
+        Ok(())
+    }
+
+    /// Returns once the job has ended: its outcome, or the error it failed with.
+    #[zbus(out_args("outcome"))]
+    async fn wait(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let mut ended = self.job.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
+        self.job.view().outcome.clone()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> u32 {
+        self.job.id
+    }
+
+    /// What is done: `pull`, `create`, `start`, …
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn kind(&self) -> String {
+        self.job.kind.to_owned()
+    }
+
+    /// The name of what it is done to.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn subject(&self) -> String {
+        self.job.subject.clone()
+    }
+
+    /// `running`, `done`, `failed` or `canceled`.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.job.view().state.to_owned()
+    }
+
+    /// The stage the work is in, a lowercase word.
+    #[zbus(property)]
+    fn stage(&self) -> String {
+        self.job.view().stage.clone()
+    }
+
+    /// Stages entered so far, each with the time it began at (microseconds since 1970).
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn stages(&self) -> Vec<(String, u64)> {
+        self.job.view().stages.clone()
+    }
+
+    /// Progress of the stage: completed, total (0 if unknown), unit (`bytes` or `steps`).
+    #[zbus(property)]
+    fn progress(&self) -> (u64, u64, String) {
+        let (completed, total, unit) = self.job.view().progress;
+        (completed, total, unit.to_owned())
+    }
+
+    /// What came of it (a name, an id), empty until then.
+    #[zbus(property)]
+    fn outcome(&self) -> String {
+        self.job.view().outcome.clone().unwrap_or_default()
+    }
+
+    /// D-Bus name of the error, empty without one.
+    #[zbus(property)]
+    fn error_name(&self) -> String {
+        self.job.view().outcome.as_ref().err().map(|error| error.kind().name().to_owned()).unwrap_or_default()
+    }
+
+    #[zbus(property)]
+    fn error_message(&self) -> String {
+        self.job.view().outcome.as_ref().err().map(|error| error.message().to_owned()).unwrap_or_default()
+    }
+}
+
+/// The wall clock, microseconds since 1970.
+pub fn now_usec() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn value<'a>(value: impl Into<Variant<'a>>) -> OwnedVariant {
+    OwnedVariant::try_from(value.into()).expect("no file descriptors in it")
+}
