@@ -1,0 +1,164 @@
+# Builds, installs, packages and tests banger.
+#
+#   make              build everything (as any user; needs cargo and a C compiler)
+#   make install      install it: DESTDIR=, PREFIX=/usr, and the directories below. This is the one
+#                     list of installed files: the .deb, the .rpm and the lab all use it.
+#   make uninstall    remove what install put there
+#   make deb          target/debian/banger_VERSION_ARCH.deb (needs debhelper)
+#   make check        formatting, lints, unit tests, unit files, system tests (root: boots the lab)
+#   make check-unit   the part of it that needs no root
+#   make check-system the part of it that runs in the lab; ARGS= goes to nextest
+#   make demo         boots the lab and runs a microVM in it (root)
+#   make clean        remove what was built; the lab has `tests/lab/down --all`
+#
+# PROFILE=NAME builds with another cargo profile; CARGO_FLAGS=--offline and the like go to cargo.
+
+PREFIX      ?= /usr
+SYSCONFDIR  ?= /etc
+BINDIR      ?= $(PREFIX)/bin
+LIBEXECDIR  ?= $(PREFIX)/libexec/banger
+LIBDIR      ?= $(PREFIX)/lib/banger
+UNITDIR     ?= $(PREFIX)/lib/systemd/system
+NETWORKDIR  ?= $(PREFIX)/lib/systemd/network
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+SYSCTLDIR   ?= $(PREFIX)/lib/sysctl.d
+DBUSDIR     ?= $(PREFIX)/share/dbus-1
+POLKITDIR   ?= $(PREFIX)/share/polkit-1
+MANDIR      ?= $(PREFIX)/share/man
+DOCDIR      ?= $(PREFIX)/share/doc/banger
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/vendor-completions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+
+# Under sudo, the Rust of whoever called it serves.
+ifneq ($(SUDO_USER),)
+SUDO_HOME   := $(shell getent passwd "$(SUDO_USER)" | cut -d: -f6)
+export PATH := $(PATH):$(SUDO_HOME)/.cargo/bin
+ifneq ($(wildcard $(SUDO_HOME)/.rustup),)
+export RUSTUP_HOME ?= $(SUDO_HOME)/.rustup
+endif
+endif
+
+CARGO       ?= cargo
+CARGO_FLAGS ?= --locked
+PROFILE     ?= release
+TARGET_DIR  := $(or $(CARGO_TARGET_DIR),target)
+HOST        := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# cargo calls the profile dev, but its directory debug.
+OUT         := $(patsubst dev,debug,$(PROFILE))
+
+SERVICES    := banger-vmd banger-imaged banger-netd banger-sessiond banger-launch
+AGENT       := $(TARGET_DIR)/$(HOST)/$(OUT)/banger-agent
+
+VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+INSTALL     ?= install
+
+.PHONY: all build install uninstall deb check check-unit check-units check-system demo clean
+
+all: build
+
+# The agent runs as PID 1 of any image, musl or glibc, so it must be static; --target keeps the
+# flag from build scripts and proc macros.
+build:
+	$(CARGO) build $(CARGO_FLAGS) --profile $(PROFILE) --workspace --exclude banger-agent --bins
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+		$(CARGO) build $(CARGO_FLAGS) --profile $(PROFILE) --target $(HOST) -p banger-agent
+
+# files DIR,FILES: install FILES, if there are any, in DIR; data names its own mode.
+define files
+$(if $(strip $(2)),$(INSTALL) -d "$(DESTDIR)$(strip $(1))" && \
+	$(INSTALL) -m 644 $(2) "$(DESTDIR)$(strip $(1))")
+endef
+
+# Paths in units, D-Bus and configuration files are those of PREFIX=/usr; fix them for others.
+INSTALLED_TEXT = $(wildcard $(addprefix $(DESTDIR),$(UNITDIR)/*banger* $(DBUSDIR)/system-services/*banger* \
+	$(LIBDIR)/*.conf $(SYSUSERSDIR)/banger*.conf $(TMPFILESDIR)/banger*.conf))
+
+install:
+	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)"
+	$(INSTALL) -m 755 "$(TARGET_DIR)/$(OUT)/banger" "$(DESTDIR)$(BINDIR)"
+	$(INSTALL) -m 755 $(SERVICES:%="$(TARGET_DIR)/$(OUT)/%") "$(AGENT)" "$(DESTDIR)$(LIBEXECDIR)"
+	$(call files,$(UNITDIR),$(foreach t,service socket slice timer target path,$(wildcard units/*.$t)))
+	$(call files,$(NETWORKDIR),$(wildcard units/network/*))
+	$(call files,$(SYSUSERSDIR),$(wildcard units/sysusers.d/*.conf))
+	$(call files,$(TMPFILESDIR),$(wildcard units/tmpfiles.d/*.conf))
+	$(call files,$(SYSCTLDIR),$(wildcard units/sysctl.d/*.conf))
+	$(call files,$(DBUSDIR)/interfaces,$(wildcard dbus/interfaces/*.xml))
+	$(call files,$(DBUSDIR)/system.d,$(wildcard dbus/system.d/*.conf))
+	$(call files,$(DBUSDIR)/system-services,$(wildcard dbus/system-services/*.service))
+	$(call files,$(POLKITDIR)/actions,$(wildcard dbus/polkit/*.policy))
+	$(call files,$(POLKITDIR)/rules.d,$(wildcard dbus/polkit/*.rules))
+	$(call files,$(LIBDIR),$(wildcard packaging/config/*.conf))
+	$(foreach n,1 5 7 8,$(call files,$(MANDIR)/man$n,$(wildcard packaging/man/*.$n)) $(newline))
+	$(call files,$(BASHCOMPDIR),$(wildcard packaging/completions/banger))
+	$(call files,$(ZSHCOMPDIR),$(wildcard packaging/completions/_banger))
+	$(call files,$(FISHCOMPDIR),$(wildcard packaging/completions/banger.fish))
+	$(call files,$(DOCDIR),$(wildcard README.md CONTRIBUTING.md docs/*.md))
+	$(if $(filter-out /usr/libexec/banger,$(LIBEXECDIR)),$(if $(INSTALLED_TEXT),sed -i \
+		-e 's|/usr/libexec/banger|$(LIBEXECDIR)|g' -e 's|/usr/lib/banger|$(LIBDIR)|g' \
+		-e 's|/usr/bin/banger|$(BINDIR)/banger|g' $(INSTALLED_TEXT)))
+
+define newline
+
+
+endef
+
+# The list is install's own: it is made once more, elsewhere, and its files are removed here.
+uninstall:
+	@tmp=$$(mktemp -d) && $(MAKE) --silent install DESTDIR="$$tmp" && \
+		(cd "$$tmp" && find . ! -type d -printf '%P\0') | (cd "$(DESTDIR)/" && xargs -0 rm -f); \
+		rm -rf "$$tmp"
+	-rmdir "$(DESTDIR)$(LIBEXECDIR)" "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(DOCDIR)" 2>/dev/null
+
+# ---- packages ----
+
+ARCH := $(shell dpkg --print-architecture 2>/dev/null)
+DEB  := $(TARGET_DIR)/debian/banger_$(VERSION)_$(ARCH).deb
+DEB_INPUTS = Makefile $(SERVICES:%=$(TARGET_DIR)/$(OUT)/%) $(TARGET_DIR)/$(OUT)/banger $(AGENT) \
+	$(shell find units dbus packaging docs README.md -type f 2>/dev/null)
+
+deb: build
+	$(MAKE) --no-print-directory $(DEB)
+
+# debian/ is looked for in the top directory of a source tree, so give it one; what cargo has
+# built is installed, not built again.
+$(DEB): $(DEB_INPUTS)
+	rm -rf $(TARGET_DIR)/debian && mkdir -p $(TARGET_DIR)/debian/banger
+	cp -r packaging/debian $(TARGET_DIR)/debian/banger/
+	cd $(TARGET_DIR)/debian/banger && BANGER_BUILT=$(CURDIR) PROFILE=$(PROFILE) \
+		CARGO_TARGET_DIR=$(abspath $(TARGET_DIR)) debian/rules binary
+	ls -l $(DEB)
+
+# ---- tests ----
+
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
+UNIT_PACKAGES := --workspace --exclude banger-tests
+# A workspace without the system tests has nothing to exclude.
+ifeq ($(wildcard tests/Cargo.toml),)
+UNIT_PACKAGES := --workspace
+endif
+
+check: check-unit
+	$(MAKE) --no-print-directory check-system
+
+check-unit:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
+
+check-units:
+	tests/lab/sh sh -c 'systemd-analyze verify $$(ls /lib/systemd/system/*banger* | grep -v @) banger-vm@verify.service'
+
+# The tests are built here and run in the lab, which sees this directory.
+check-system:
+	tests/lab/up
+	$(MAKE) --no-print-directory check-units
+	CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh \
+		$(CARGO) $(if $(NEXTEST),nextest run,test) --locked -p banger-tests $(ARGS)
+
+demo:
+	tests/demo
+
+clean:
+	$(CARGO) clean
