@@ -10,6 +10,18 @@ STATE=${LAB_STATE:-$LAB/.state}
 ROOT=$STATE/root      # the running machine's root filesystem: thrown away by `down`
 LEADER=$STATE/leader  # PID (on the host) of the lab's PID 1, and its start time
 
+# Unique to this lab, so that labs of two clones do not meet: the machine's name outside, and the
+# control group that it runs in.
+NAME=banger-lab-$(printf %s "$STATE" | cksum | cut -d' ' -f1)
+
+# Control group hierarchies that nspawn uses: the unified one and, on hybrid hosts, systemd's own.
+cgroup_mounts() {
+    local mount
+    for mount in /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup; do
+        [ ! -e "$mount/cgroup.procs" ] || echo "$mount"
+    done
+}
+
 TARGET_DIR=${CARGO_TARGET_DIR:-$REPO/target}
 
 step_started=
