@@ -8,8 +8,10 @@ pub mod access;
 pub mod agent;
 pub mod error;
 pub mod job;
+pub mod network;
 pub mod options;
 pub mod path;
+pub mod vm;
 
 pub use access::Access;
 pub use error::{Error, ErrorKind};
