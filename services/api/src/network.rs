@@ -1,0 +1,156 @@
+//! `org.banger.Network1`: the guests' network on the host.
+//!
+//! Guests hang on one bridge, each by a TAP of its own. Whoever starts a VM chooses an address of
+//! [`NetworkProxy::range`] and acquires a lease on it under the VM's name; the lease stays, across
+//! restarts of everything, until it is released.
+
+use std::collections::HashMap;
+
+use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, Variant, proxy};
+
+use crate::access::{Access, Entry};
+use crate::options::OptionsBuilder;
+use crate::{NETD, Options, Result, path};
+
+pub const MANAGER: &str = "org.banger.Network1.Manager";
+pub const LEASE: &str = "org.banger.Network1.Lease";
+
+/// Who may call what.
+pub const ACCESS: &[Entry] = &[
+    (MANAGER, "Acquire", Access::Internal),
+    (MANAGER, "Release", Access::Internal),
+    (MANAGER, "GetLease", Access::Read),
+    (MANAGER, "ListLeases", Access::Read),
+    (MANAGER, "TearDown", Access::Root),
+];
+
+/// Object path of a lease.
+pub fn lease_path(holder: &str) -> OwnedObjectPath {
+    path::encode(&format!("{}/lease", NETD.path), holder)
+}
+
+/// One entry of `ListLeases`: holder, address, TAP, MAC, NAT, object path.
+pub type LeaseRow = (String, String, String, String, bool, OwnedObjectPath);
+
+/// What a guest and its VMM have to know; the reply of `Acquire`.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct Lease {
+    /// The TAP device, which belongs to the user the lease was acquired for.
+    pub tap: String,
+    /// The guest's MAC address, as `02:ba:…`.
+    pub mac: String,
+    /// The guest's IPv4 address.
+    pub address: String,
+    /// Length of the network's prefix.
+    pub prefix: u8,
+    /// The host's address on the bridge: the guest's default route.
+    pub gateway: String,
+    /// Name servers that the guest can reach, possibly none.
+    pub dns: Vec<String>,
+    pub mtu: u32,
+}
+
+/// The options of `Acquire`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcquireOptions {
+    /// An address of the range that no other lease has.
+    pub address: String,
+    /// The user who may open the TAP; root if not given.
+    pub uid: u32,
+    /// Whether the guest may leave the host, behind the host's addresses; the configured default
+    /// if not given.
+    pub nat: Option<bool>,
+}
+
+impl TryFrom<Options> for AcquireOptions {
+    type Error = crate::Error;
+
+    fn try_from(mut options: Options) -> Result<Self> {
+        let address = options.take("address")?.ok_or_else(|| {
+            crate::ErrorKind::InvalidArgs.error("option \"address\" is missing: give an address of the range")
+        })?;
+        let uid = options.take("uid")?.unwrap_or(0);
+        let nat = options.take("nat")?;
+        options.finish()?;
+        Ok(Self { address, uid, nat })
+    }
+}
+
+impl AcquireOptions {
+    /// As the method takes them.
+    pub fn to_dict(&self) -> HashMap<&str, Variant<'_>> {
+        OptionsBuilder::new()
+            .set("address", Some(self.address.as_str()))
+            .set("uid", Some(self.uid))
+            .set("nat", self.nat)
+            .build()
+    }
+}
+
+#[proxy(
+    interface = "org.banger.Network1.Manager",
+    default_service = "org.banger.Network1",
+    default_path = "/org/banger/Network1"
+)]
+pub trait Network {
+    /// Takes a lease: makes the TAP, attaches it to the bridge, lets the guest through.
+    ///
+    /// Options: `address s` (required), `uid u`, `nat b`; see [`AcquireOptions`]. Asking again
+    /// with the same address gives the same lease, with the new `uid` and `nat`.
+    fn acquire(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Lease>;
+
+    /// Gives a lease back: its TAP goes away.
+    fn release(&self, holder: &str) -> zbus::Result<()>;
+
+    /// The object path of a lease.
+    fn get_lease(&self, holder: &str) -> zbus::Result<OwnedObjectPath>;
+
+    /// All leases.
+    fn list_leases(&self) -> zbus::Result<Vec<LeaseRow>>;
+
+    /// Removes the bridge, the firewall table and all TAPs, and sets forwarding back to what it
+    /// was. Refused while there are leases. The next `Acquire` makes everything again.
+    fn tear_down(&self) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    fn lease_new(&self, holder: String, lease: OwnedObjectPath) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn lease_removed(&self, holder: String, lease: OwnedObjectPath) -> zbus::Result<()>;
+
+    /// Name of the bridge.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn bridge(&self) -> zbus::Result<String>;
+    /// The network of the guests, as `10.209.0.0/16`. Guests may have any address of it but the
+    /// network's own, the gateway's and the broadcast address.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn range(&self) -> zbus::Result<String>;
+    /// The host's address on the bridge.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway(&self) -> zbus::Result<String>;
+    /// Name servers that new leases get.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn dns(&self) -> zbus::Result<Vec<String>>;
+}
+
+#[proxy(interface = "org.banger.Network1.Lease", default_service = "org.banger.Network1")]
+pub trait NetworkLease {
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn holder(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn address(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn prefix(&self) -> zbus::Result<u8>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn mac(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn tap(&self) -> zbus::Result<String>;
+    /// The user who may open the TAP.
+    #[zbus(property)]
+    fn uid(&self) -> zbus::Result<u32>;
+    /// Whether the guest may leave the host.
+    #[zbus(property)]
+    fn nat(&self) -> zbus::Result<bool>;
+}
