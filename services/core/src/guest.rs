@@ -24,6 +24,11 @@ pub const AGENT_PORT: u32 = 1024;
 /// A client writes the stream's token (see `Agent1.Start`) and a newline; the agent answers
 /// `OK\n`, or `ERR reason\n` and closes. After `OK\n` the connection carries the raw bytes of that
 /// one stream.
+///
+/// The guest's end of a stream stays open until the host has taken every byte, however slowly it
+/// reads. Neither VMM passes a half-close on, so a connection lives and dies as a whole: a client
+/// ends `stdin` by closing it (or `shutdown(2)` for writing), and hangs up on an output stream or
+/// a terminal the same way.
 pub const STREAM_PORT: u32 = 1025;
 
 /// Host port at which a starting agent asks for its [`GuestConfig`].
@@ -32,8 +37,16 @@ pub const CONFIG_PORT: u32 = 1026;
 /// The longest configuration line the agent reads, in bytes.
 pub const MAX_CONFIG: usize = 1 << 20;
 
-/// Status key that names the stage the guest has reached, one of the names of `vm::Stage`.
+/// Status key that names the stage the guest has reached, one of [`STAGES`].
 pub const STAGE_KEY: &str = "X_BANGER_STAGE";
+
+/// The stages of a guest's start in the order in which they are reported, when each begins:
+/// the agent has its configuration; it mounts the disks; it sets up the network; it hands over to
+/// the image's init, if there is one, and serves. `READY=1` follows.
+pub const STAGES: [&str; 4] = ["agent", "disks", "network", "init"];
+
+/// Status key that gives the guest's uptime in microseconds when the line was written.
+pub const UPTIME_KEY: &str = "X_BANGER_UPTIME_USEC";
 
 /// Status key that gives the reason when the guest cannot come up.
 pub const FAILURE_KEY: &str = "X_BANGER_FAILURE";
@@ -54,6 +67,9 @@ pub struct GuestConfig {
     /// `None`: the guest has no network.
     pub network: Option<Network>,
     pub init: Init,
+    /// How the machine is switched off from inside.
+    #[serde(default)]
+    pub power_off: PowerOff,
     /// What the image says about the processes started in it.
     pub process: ProcessDefaults,
 }
@@ -93,6 +109,17 @@ pub enum Init {
     Agent,
     /// Always the image's init; without one the start fails.
     Image,
+}
+
+/// How a guest ends its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerOff {
+    /// The machine has a power switch (ACPI), as QEMU's has.
+    #[default]
+    Acpi,
+    /// It has none and ends when it is reset, as Firecracker does.
+    Reset,
 }
 
 /// Defaults of processes started in the guest, from the image's configuration.
