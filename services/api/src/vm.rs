@@ -1,6 +1,7 @@
 //! `org.banger.Vm1`: the VM supervisor.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use zbus::{OwnedObjectPath, Variant, proxy};
 
@@ -13,6 +14,15 @@ pub const VM: &str = "org.banger.Vm1.Vm";
 
 /// Where the VMM of a VM keeps its sockets: `NAME` below this directory.
 pub const RUNTIME_DIR: &str = "/run/banger/vm";
+
+/// The socket that leads to the vsock ports of the guest with this runtime directory.
+///
+/// All VMMs offer Firecracker's convention: a client connects and writes `CONNECT <port>\n`, is
+/// answered `OK <port>\n`, and talks to the guest from then on; a connection of the guest to port
+/// `n` of the host arrives at this path with `_n` appended.
+pub fn vsock_socket(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("vsock.sock")
+}
 
 pub const ACCESS: &[Entry] = &[
     (MANAGER, "CreateVm", Access::Action(VM_MANAGE)),

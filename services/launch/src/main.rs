@@ -1,1 +1,79 @@
-fn main() {}
+//! What the unit `banger-vm@NAME.service` executes.
+//!
+//! - `run` asks vmd for the VM's launch plan, starts what the VMM needs beside itself and then
+//!   *becomes* the VMM, so that systemd supervises the VMM and nothing stands between them;
+//! - `attend`, which `run` leaves behind in the unit, gives the starting guest its configuration
+//!   and turns the guest's status into the unit's (`READY=1`, `STATUS=`);
+//! - `stop` asks the guest to power off and waits for the VMM's end;
+//! - `release` tells vmd that the VM is down.
+//!
+//! All of it runs as the VM's own user without any privilege. Nobody needs vmd, or any other
+//! service of banger, while the VM runs.
+
+mod acl;
+mod attend;
+mod run;
+mod stop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use banger_api::vm::ManagerProxy;
+use banger_core::name::VmName;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(version, about = "What a VM's unit runs; not for use by hand")]
+enum Command {
+    /// Prepare the VM and become its VMM
+    Run { name: String },
+    /// Give the guest its configuration and pass its status on
+    Attend { name: String },
+    /// Ask the guest to power off and wait for the end of the VMM
+    Stop { name: String },
+    /// Tell vmd that the VM is down
+    Release { name: String },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::parse() {
+        Command::Run { name } => named(&name, run::run),
+        Command::Attend { name } => named(&name, attend::attend),
+        Command::Stop { name } => named(&name, stop::stop),
+        Command::Release { name } => named(&name, release),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error is the journal of the VM's unit.
+            eprintln!("banger-launch: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn named(name: &str, command: impl FnOnce(&VmName, PathBuf) -> Result<()>) -> Result<()> {
+    let name = VmName::new(name)?;
+    let runtime_dir = std::env::var_os("RUNTIME_DIRECTORY")
+        .map_or_else(|| PathBuf::from(banger_api::vm::RUNTIME_DIR).join(name.as_str()), PathBuf::from);
+    command(&name, runtime_dir)
+}
+
+fn release(name: &VmName, _: PathBuf) -> Result<()> {
+    block_on(async {
+        let bus = system_bus().await?;
+        ManagerProxy::new(&bus).await?.release_vm(name.as_str()).await.map_err(banger_api::Error::from)?;
+        Ok(())
+    })
+}
+
+async fn system_bus() -> Result<zbus::Connection> {
+    zbus::Connection::system().await.context("cannot connect to the system bus")
+}
+
+/// Runs a future on a runtime of its own, which is gone afterwards: what comes next may be an
+/// exec.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

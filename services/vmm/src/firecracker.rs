@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{COMMAND_LINE, Machine, Plan, Vmm, command_line, text, vsock_socket};
+use crate::{COMMAND_LINE, Machine, Plan, Vmm, command_line, text};
 
 /// Firecracker on this host.
 #[derive(Debug, Clone)]
@@ -111,10 +111,7 @@ impl Config {
             machine_config: MachineConfig { vcpu_count: machine.cpus, mem_size_mib: machine.memory >> 20 },
             drives: machine.disks.iter().map(drive).collect(),
             network_interfaces: machine.network.iter().map(interface).collect(),
-            vsock: Vsock {
-                guest_cid: machine.context_id,
-                uds_path: text(&vsock_socket(&machine.runtime_dir)),
-            },
+            vsock: Vsock { guest_cid: machine.context_id, uds_path: text(&machine.vsock_socket) },
             entropy: Entropy {},
         }
     }

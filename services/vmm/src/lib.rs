@@ -30,6 +30,8 @@ pub struct Machine {
     pub context_id: u32,
     /// A directory of the VM's own for sockets and files.
     pub runtime_dir: PathBuf,
+    /// The socket by which the host reaches the guest's vsock ports, in Firecracker's convention.
+    pub vsock_socket: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,15 +86,6 @@ pub trait Vmm {
 
     /// What to execute for `machine`.
     fn plan(&self, machine: &Machine) -> Plan;
-}
-
-/// The vsock socket of a VM with this runtime directory.
-///
-/// Both VMMs offer Firecracker's convention: a client connects and writes `CONNECT <port>\n`, is
-/// answered `OK <port>\n`, and talks to the guest from then on; a connection of the guest to port
-/// `n` of the host arrives at this path with `_n` appended.
-pub fn vsock_socket(runtime_dir: &Path) -> PathBuf {
-    runtime_dir.join("vsock.sock")
 }
 
 /// What the host has to run VMs with.
@@ -182,6 +175,7 @@ mod tests {
             network: Some(Nic { tap: "bg-0002".into(), mac: "02:ba:0a:d1:00:02".into() }),
             context_id: 0x0ad1_0002,
             runtime_dir: "/run/banger/vm/web".into(),
+            vsock_socket: "/run/banger/vm/web/vsock.sock".into(),
         }
     }
 

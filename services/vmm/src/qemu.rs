@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{COMMAND_LINE, Helper, Machine, Plan, Vmm, command_line, text, vsock_socket};
+use crate::{COMMAND_LINE, Helper, Machine, Plan, Vmm, command_line, text};
 
 /// QEMU on this host.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ impl Qemu {
             "guest-cid={},socket={},uds-path={}",
             machine.context_id,
             device.display(),
-            vsock_socket(&machine.runtime_dir).display()
+            machine.vsock_socket.display()
         );
         Helper { command: vec![text(&self.vhost_device_vsock), "--vm".into(), vm], ready: device.to_owned() }
     }

@@ -1,0 +1,116 @@
+//! `attend`: the host's side of a guest's start, see [`banger_core::guest`].
+//!
+//! Everything that comes from the guest is untrusted: lines are short, known keys are passed on
+//! cleaned, the rest is dropped.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use banger_core::guest::{FAILURE_KEY, GuestConfig, STAGE_KEY};
+use banger_core::name::VmName;
+use banger_core::vm::Stage;
+use sd_notify::NotifyState;
+
+/// Name of the guest's configuration in the runtime directory.
+pub const CONFIG: &str = "guest.json";
+
+/// The longest status line a guest may write, in bytes.
+const MAX_LINE: u64 = 4096;
+
+/// How much of a guest's text systemd shows.
+const MAX_TEXT: usize = 200;
+
+pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
+    let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned().map(OwnedFd::from)?);
+    // The VMM ends, and this process with it, when a guest restarts: one guest per life. But a
+    // guest may call again when its first call broke off.
+    for stream in listener.incoming() {
+        let stream = stream.context("cannot accept the guest's call")?;
+        if let Err(error) = converse(stream, &runtime_dir.join(CONFIG)) {
+            eprintln!("the guest's call ended: {error:#}");
+        }
+    }
+    Ok(())
+}
+
+fn converse(mut stream: UnixStream, config: &Path) -> Result<()> {
+    status(&format!("STATUS={}", Stage::Agent.as_str()));
+    stream.write_all(configuration(config)?.as_bytes())?;
+    let mut lines = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        let read = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+        if read == 0 {
+            return Ok(());
+        }
+        for state in translate(&String::from_utf8_lossy(&line)) {
+            status(&state);
+        }
+    }
+}
+
+/// The configuration line, with the time and the randomness of this moment.
+fn configuration(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut config: GuestConfig = serde_json::from_str(&text).context("not a guest configuration")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    config.realtime_usec = u64::try_from(now.as_micros()).unwrap_or(0);
+    let mut seed = [0u8; 32];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    config.seed = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(serde_json::to_string(&config)? + "\n")
+}
+
+/// What a guest's status line means to systemd.
+fn translate(line: &str) -> Vec<String> {
+    let Some((key, value)) = line.trim_end().split_once('=') else { return vec![] };
+    let text: String = value.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect();
+    match (key, text.as_str()) {
+        ("READY", "1") => vec![format!("STATUS={}", Stage::Ready.as_str()), "READY=1".into()],
+        (key, _) if key == STAGE_KEY => vec![format!("STATUS={text}")],
+        (key, _) if key == FAILURE_KEY => vec![format!("STATUS=failed: {text}")],
+        ("STATUS", _) => vec![format!("STATUS={text}")],
+        _ => vec![],
+    }
+}
+
+/// Tells systemd. `READY=1` and `STATUS=` are all that is ever said.
+pub fn status(state: &str) {
+    let state = match state.strip_prefix("STATUS=") {
+        Some(text) => NotifyState::Status(text),
+        None => NotifyState::Ready,
+    };
+    if let Err(error) = sd_notify::notify(&[state]) {
+        eprintln!("cannot notify systemd: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_on_what_is_known() {
+        assert_eq!(translate("READY=1\n"), ["STATUS=ready", "READY=1"]);
+        assert_eq!(translate("X_BANGER_STAGE=agent\n"), ["STATUS=agent"]);
+        assert_eq!(translate("X_BANGER_FAILURE=no disk\n"), ["STATUS=failed: no disk"]);
+    }
+
+    #[test]
+    fn drops_the_rest() {
+        for line in ["", "\n", "MAINPID=1\n", "READY=0\n", "FDSTORE=1", "READY", "=", "STOPPING=1"] {
+            assert_eq!(translate(line), Vec::<String>::new(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_cannot_smuggle_lines() {
+        assert_eq!(translate("STATUS=a\rMAINPID=1\u{7}"), ["STATUS=aMAINPID=1"]);
+        assert_eq!(translate(&format!("STATUS={}", "x".repeat(5000)))[0].len(), MAX_TEXT + 7);
+    }
+}

@@ -1,0 +1,110 @@
+//! `run`: everything up to the moment at which this process becomes the VMM.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use banger_api::vm::{LaunchPlan, ManagerProxy};
+use banger_api::{SERVICES, vm};
+use banger_core::guest;
+use banger_core::name::VmName;
+use banger_core::vm::Stage;
+use nix::unistd::User;
+
+use crate::{acl, attend, block_on, system_bus};
+
+/// How long a helper may take to be ready.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
+    let (files, helpers, main, guest_config) = prepare(name)?;
+    // Before any socket is made in it.
+    acl::share(&runtime_dir, &service_users())
+        .with_context(|| format!("cannot share {} with the services", runtime_dir.display()))?;
+    write(&runtime_dir.join(attend::CONFIG), &guest_config)?;
+    for (file, content) in &files {
+        write(&runtime_dir.join(file), content)?;
+    }
+    for (command, ready) in &helpers {
+        start_helper(command, Path::new(ready))?;
+    }
+    start_attendant(name, &runtime_dir)?;
+    attend::status(&format!("STATUS={}", Stage::Kernel.as_str()));
+    let [program, arguments @ ..] = main.as_slice() else { bail!("the launch plan is empty") };
+    let error = Command::new(program)
+        .args(arguments)
+        // The VMM has no word with systemd: the attendant speaks for the guest.
+        .env_remove("NOTIFY_SOCKET")
+        .exec();
+    Err(error).with_context(|| format!("cannot execute {program}"))
+}
+
+fn prepare(name: &VmName) -> Result<LaunchPlan> {
+    block_on(async {
+        let bus = system_bus().await?;
+        let vmd = ManagerProxy::new(&bus).await?;
+        Ok(vmd.prepare_vm(name.as_str()).await.map_err(banger_api::Error::from)?)
+    })
+}
+
+/// The users of the services that talk to guests.
+fn service_users() -> Vec<u32> {
+    SERVICES
+        .iter()
+        .filter(|service| [banger_api::VMD.id, banger_api::SESSIOND.id].contains(&service.id))
+        .filter_map(|service| User::from_name(&format!("banger-{}", service.id)).ok().flatten())
+        .map(|user| user.uid.as_raw())
+        .collect()
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        use std::io::Write;
+        let options = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
+        options.open(path)?.write_all(content.as_bytes())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn start_helper(command: &[String], ready: &Path) -> Result<()> {
+    let [program, arguments @ ..] = command else { bail!("a helper of the launch plan is empty") };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot execute {program}"))?;
+    let deadline = Instant::now() + HELPER_TIMEOUT;
+    while !ready.exists() {
+        if let Some(status) = child.try_wait()? {
+            bail!("{program} ended before it was ready: {status}");
+        }
+        if Instant::now() > deadline {
+            bail!("{program} did not make {} in {} s", ready.display(), HELPER_TIMEOUT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Leaves a process behind that listens where the guest will call. It gets the socket as its
+/// standard input, bound before the VMM starts, so that the guest never calls too early.
+fn start_attendant(name: &VmName, runtime_dir: &Path) -> Result<()> {
+    let mut socket = vm::vsock_socket(runtime_dir).into_os_string();
+    socket.push(format!("_{}", guest::CONFIG_PORT));
+    let listener = UnixListener::bind(&socket)
+        .with_context(|| format!("cannot listen on {}", Path::new(&socket).display()))?;
+    let this = std::env::current_exe().context("cannot find this program")?;
+    Command::new(this)
+        .args(["attend", name.as_str()])
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .spawn()
+        .context("cannot start the attendant")?;
+    Ok(())
+}
