@@ -22,6 +22,12 @@ cgroup_mounts() {
     done
 }
 
+# Under sudo, the Rust of whoever called it serves.
+if ! command -v cargo >/dev/null && [ -n "${SUDO_USER:-}" ]; then
+    home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
+    export PATH=$PATH:$home/.cargo/bin RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup}
+fi
+
 TARGET_DIR=${CARGO_TARGET_DIR:-$REPO/target}
 
 step_started=
