@@ -1,0 +1,124 @@
+//! The end of the machine, in order where possible.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use banger_core::guest::PowerOff;
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::{Instant, sleep};
+
+use crate::boot::Context;
+use crate::process::Table;
+use crate::sys;
+
+/// How long processes may take to end before they are killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long the image's init may take before we do its work. systemd's own limit for one unit
+/// is 90 s.
+const INIT_GRACE: Duration = Duration::from_secs(120);
+
+/// Why the machine goes down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The host asked.
+    Request,
+    /// A signal to PID 1.
+    Signal,
+}
+
+/// Brings the machine down in order.
+pub async fn off(why: Why, context: &Context, table: &Table, power_off: PowerOff) -> ! {
+    sys::log!(sys::INFO, "powering off ({why:?})");
+    // Lets the reply to the call that asked for it get out.
+    sleep(Duration::from_millis(20)).await;
+    if !context.is_init {
+        ask_init(power_off);
+        sleep(INIT_GRACE).await;
+        sys::log!(sys::WARNING, "the image's init did not power off in {INIT_GRACE:?}");
+    }
+    end_processes(context.is_init, table).await;
+    cut(Some(&context.disk), power_off)
+}
+
+/// Asks the image's init for an orderly shutdown.
+///
+/// - systemd: `SIGRTMIN+4` starts poweroff.target, `SIGRTMIN+5` reboot.target; recognised as
+///   sd_booted(3) does. A signal needs neither D-Bus nor a binary.
+/// - any other: its own `poweroff` or `reboot` program, which every one of them has (sysvinit,
+///   busybox init, OpenRC, runit, s6). The signals of these inits contradict each other:
+///   `SIGUSR2` is power off to busybox, but "close your control FIFO" to sysvinit.
+/// - and without such a program: `SIGUSR2` (busybox; `SIGTERM`, its reboot, where the machine
+///   ends by reset) and `SIGPWR` (others, if their inittab says so).
+fn ask_init(power_off: PowerOff) {
+    let init = Pid::from_raw(1);
+    let reset = power_off == PowerOff::Reset;
+    if Path::new("/run/systemd/system").is_dir() {
+        let signal = libc::SIGRTMIN() + if reset { 5 } else { 4 };
+        // SAFETY: a plain system call; nix knows no real-time signals.
+        unsafe { libc::kill(1, signal) };
+        return;
+    }
+    let program = if reset { "reboot" } else { "poweroff" };
+    for directory in ["/sbin", "/usr/sbin", "/bin", "/usr/bin"] {
+        let spawned = Command::new(format!("{directory}/{program}"))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        if spawned.is_ok() {
+            return;
+        }
+    }
+    let _ = kill(init, if reset { Signal::SIGTERM } else { Signal::SIGUSR2 });
+    let _ = kill(init, Signal::SIGPWR);
+}
+
+async fn end_processes(is_init: bool, table: &Table) {
+    let everybody = Pid::from_raw(-1);
+    for (signal, grace) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, Duration::from_secs(2))] {
+        let _ = kill(everybody, signal);
+        if signal == Signal::SIGTERM {
+            // Shells ignore SIGTERM, stopped processes cannot act on it.
+            let _ = kill(everybody, Signal::SIGHUP);
+            let _ = kill(everybody, Signal::SIGCONT);
+        }
+        let deadline = Instant::now() + grace;
+        // Every process descends from PID 1: without children there are none.
+        while Instant::now() < deadline && (table.reap() || !is_init) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Writes everything to disk and ends the machine at once.
+pub fn cut(disk: Option<&File>, power_off: PowerOff) -> ! {
+    let read_only = |path: &str| {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        if let Err(error) = mount::<str, str, str, str>(None, path, None, flags, None) {
+            sys::log!(sys::INFO, "cannot make {path} read-only: {error}");
+        }
+    };
+    if let Some(disk) = disk {
+        nix::unistd::sync();
+        read_only("/");
+        // The disk lies below the old root, out of reach of any path but this.
+        read_only(&format!("/proc/self/fd/{}", disk.as_raw_fd()));
+    }
+    nix::unistd::sync();
+    let mode = match power_off {
+        PowerOff::Acpi => RebootMode::RB_POWER_OFF,
+        PowerOff::Reset => RebootMode::RB_AUTOBOOT,
+    };
+    let _ = reboot(mode);
+    // Not reached by root. The end of PID 1 is a kernel panic, and that a reset (panic=-1).
+    std::process::exit(1)
+}

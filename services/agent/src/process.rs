@@ -1,0 +1,424 @@
+//! The commands started for the host: how they are spawned, watched and remembered.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::guest::ProcessDefaults;
+use nix::libc;
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::{command, sys, users};
+
+/// Commands running at once.
+const MAX_RUNNING: usize = 512;
+/// Ended commands remembered, and for how long.
+const MAX_ENDED: usize = 1024;
+const MEMORY: Duration = Duration::from_secs(600);
+/// How long a client may take to connect the streams of a command it started.
+const CONNECT: Duration = Duration::from_secs(30);
+/// The biggest `/etc/passwd` or `/etc/group` we read.
+const MAX_USERS_FILE: u64 = 4 << 20;
+
+/// How a command ended: `(exit status, signal)`, one of them 0.
+pub type Exit = (i32, i32);
+
+/// What a client wants started.
+#[derive(Debug, Default)]
+pub struct Request {
+    pub argv: Vec<String>,
+    pub environment: BTreeMap<String, String>,
+    pub user: String,
+    pub directory: String,
+    /// Rows and columns.
+    pub terminal: Option<(u16, u16)>,
+}
+
+/// The guest's end of a stream, waiting for the host's.
+#[derive(Debug)]
+pub enum Stream {
+    /// We write to the command's standard input.
+    Input(OwnedFd),
+    /// We read its standard output or error.
+    Output(OwnedFd),
+    /// We do both on the master side of its terminal.
+    Terminal(OwnedFd),
+}
+
+#[derive(Debug)]
+struct Process {
+    argv: Vec<String>,
+    started_usec: u64,
+    pid: Pid,
+    /// For resizing; given up when the terminal is hung up.
+    terminal: Option<OwnedFd>,
+    exit: watch::Sender<Option<Exit>>,
+    ended: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    processes: BTreeMap<u64, Process>,
+    /// Streams nobody has connected yet, by token.
+    streams: HashMap<String, (u64, Stream)>,
+    stopping: bool,
+}
+
+/// All commands. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Table {
+    state: Arc<Mutex<State>>,
+    defaults: Arc<ProcessDefaults>,
+}
+
+impl Table {
+    pub fn new(defaults: ProcessDefaults) -> Self {
+        Self { state: Arc::default(), defaults: Arc::new(defaults) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between statements, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a command; returns its id and the tokens of its streams.
+    pub fn start(&self, request: Request) -> Result<(String, BTreeMap<String, String>)> {
+        let mut state = self.lock();
+        state.forget_old();
+        if state.stopping {
+            return Err(ErrorKind::VmNotRunning.error("the machine is shutting down"));
+        }
+        if state.processes.values().filter(|process| process.ended.is_none()).count() >= MAX_RUNNING {
+            return Err(ErrorKind::NotSupported
+                .error(format!("{MAX_RUNNING} commands run already; end one of them first")));
+        }
+        let spawned = spawn(&request, &self.defaults)?;
+        state.next += 1;
+        let id = state.next;
+        let mut tokens = BTreeMap::new();
+        for (name, stream) in spawned.streams {
+            let token = sys::to_hex(&sys::random::<16>()?);
+            state.streams.insert(token.clone(), (id, stream));
+            tokens.insert(name.to_owned(), token);
+        }
+        state.processes.insert(
+            id,
+            Process {
+                argv: spawned.argv,
+                started_usec: sys::realtime_usec(),
+                pid: spawned.pid,
+                terminal: spawned.terminal,
+                exit: watch::Sender::new(None),
+                ended: None,
+            },
+        );
+        drop(state);
+        let table = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(CONNECT).await;
+            table.give_up(id);
+        });
+        Ok((id.to_string(), tokens))
+    }
+
+    /// Kills a command whose streams were not all connected in time.
+    fn give_up(&self, id: u64) {
+        let mut state = self.lock();
+        let before = state.streams.len();
+        state.streams.retain(|_, (owner, _)| *owner != id);
+        if state.streams.len() == before {
+            return;
+        }
+        if let Some(process) = state.processes.get_mut(&id).filter(|process| process.ended.is_none()) {
+            sys::log!(sys::WARNING, "command {id} is killed: its streams were not connected");
+            let _ = killpg(process.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Hands out the stream with this token, once.
+    pub fn claim(&self, token: &str) -> Option<(u64, Stream)> {
+        self.lock().streams.remove(token)
+    }
+
+    /// Waits for a command's end.
+    pub async fn wait(&self, id: &str) -> Result<Exit> {
+        let mut exit = self.lock().get(id)?.exit.subscribe();
+        let exit = exit.wait_for(Option::is_some).await;
+        // The sender goes when the command is forgotten, which happens only after its end.
+        exit.ok().and_then(|exit| *exit).ok_or_else(|| no_such(id))
+    }
+
+    pub fn kill(&self, id: &str, signal: i32) -> Result<()> {
+        let valid = signal == 0 || (1..=libc::SIGRTMAX()).contains(&signal);
+        if !valid {
+            return Err(ErrorKind::InvalidArgs.error(format!("there is no signal {signal}")));
+        }
+        let state = self.lock();
+        let process = state.get(id)?;
+        if process.ended.is_some() {
+            // Its number may have been given to another process since.
+            return Err(ErrorKind::NoSuchProcess.error(format!("command {id} has ended")));
+        }
+        // nix knows no real-time signals.
+        // SAFETY: a plain system call.
+        match unsafe { libc::killpg(process.pid.as_raw(), signal) } {
+            0 => Ok(()),
+            _ => Err(match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ESRCH) => no_such(id),
+                error => error.into(),
+            }),
+        }
+    }
+
+    pub fn resize(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        let state = self.lock();
+        let process = state.get(id)?;
+        match &process.terminal {
+            Some(terminal) => Ok(set_size(terminal, rows, columns)?),
+            None if process.ended.is_some() => Ok(()),
+            None => Err(ErrorKind::InvalidArgs.error(format!("command {id} has no terminal"))),
+        }
+    }
+
+    /// Gives up our own handle of a terminal, so that closing the other one hangs it up.
+    pub fn release_terminal(&self, id: u64) {
+        if let Some(process) = self.lock().processes.get_mut(&id) {
+            process.terminal = None;
+        }
+    }
+
+    pub fn list(&self) -> Vec<(String, String, Vec<String>, u64)> {
+        let mut state = self.lock();
+        state.forget_old();
+        let describe = |(id, process): (&u64, &Process)| {
+            let state = if process.ended.is_some() { "exited" } else { "running" };
+            (id.to_string(), state.to_owned(), process.argv.clone(), process.started_usec)
+        };
+        state.processes.iter().map(describe).collect()
+    }
+
+    /// Starts nothing any more.
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+    }
+
+    /// Collects every child that has ended: our commands, and as PID 1 all orphans. Says whether
+    /// children are left.
+    pub fn reap(&self) -> bool {
+        loop {
+            let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, (status, 0)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, (0, signal as i32)),
+                Ok(WaitStatus::StillAlive) => return true,
+                Ok(_) => continue,
+                Err(nix::Error::EINTR) => continue,
+                Err(nix::Error::EINVAL) => continue,
+                Err(_) => return false,
+            };
+            self.lock().ended(pid, exit);
+        }
+    }
+}
+
+impl State {
+    fn get(&self, id: &str) -> Result<&Process> {
+        id.parse().ok().and_then(|id: u64| self.processes.get(&id)).ok_or_else(|| no_such(id))
+    }
+
+    fn ended(&mut self, pid: Pid, exit: Exit) {
+        let process =
+            self.processes.values_mut().find(|process| process.pid == pid && process.ended.is_none());
+        if let Some(process) = process {
+            process.ended = Some(Instant::now());
+            process.terminal = None;
+            process.exit.send_replace(Some(exit));
+        }
+        self.forget_old();
+    }
+
+    fn forget_old(&mut self) {
+        let now = Instant::now();
+        self.processes.retain(|_, process| process.ended.is_none_or(|ended| now - ended < MEMORY));
+        let ended = self.processes.values().filter(|process| process.ended.is_some()).count();
+        if ended > MAX_ENDED {
+            let oldest = self
+                .processes
+                .iter()
+                .filter_map(|(id, process)| Some((process.ended?, *id)))
+                .min()
+                .map(|(_, id)| id);
+            oldest.map(|id| self.processes.remove(&id));
+        }
+    }
+}
+
+fn no_such(id: &str) -> Error {
+    ErrorKind::NoSuchProcess.error(format!("no command {id:?}; it may have ended long ago"))
+}
+
+struct Spawned {
+    pid: Pid,
+    argv: Vec<String>,
+    streams: Vec<(&'static str, Stream)>,
+    terminal: Option<OwnedFd>,
+}
+
+fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
+    let user = if request.user.is_empty() { &defaults.user } else { &request.user };
+    let file = |path| sys::read_bounded(path, MAX_USERS_FILE).unwrap_or_default();
+    let user = users::resolve(user, &file("/etc/passwd"), &file("/etc/group")).map_err(|missing| {
+        ErrorKind::NoSuchUser.error(match missing {
+            users::Missing::User(user) => format!("no user {user:?} in the image's /etc/passwd"),
+            users::Missing::Group(group) => format!("no group {group:?} in the image's /etc/group"),
+        })
+    })?;
+    let environment = command::environment(
+        &user,
+        &defaults.env,
+        &request.environment,
+        request.terminal.is_some(),
+    );
+    let login = request.argv.is_empty();
+    let argv = if login { vec![user.shell.clone()] } else { request.argv.clone() };
+    command::check(&argv, &environment)?;
+
+    let home = if login { user.home.as_str() } else { "" };
+    let directory = [request.directory.as_str(), defaults.working_directory.as_str(), home, "/"]
+        .into_iter()
+        .find(|directory| !directory.is_empty())
+        .unwrap_or("/");
+    if !directory.starts_with('/') || directory.contains('\0') {
+        return Err(ErrorKind::InvalidArgs.error(format!("{directory:?} is not an absolute path")));
+    }
+    if !std::fs::metadata(directory).is_ok_and(|metadata| metadata.is_dir()) {
+        return Err(ErrorKind::NoSuchDirectory.error(format!("no directory {directory} in the guest")));
+    }
+    let binary = command::find(&argv[0], directory, &environment["PATH"])?;
+
+    let mut child = Command::new(&binary);
+    child.args(&argv[1..]).env_clear().envs(&environment);
+    if login {
+        let name = argv[0].rsplit('/').next().unwrap_or_default();
+        child.arg0(format!("-{name}"));
+    } else {
+        child.arg0(&argv[0]);
+    }
+
+    let mut streams = Vec::new();
+    let mut terminal = None;
+    if let Some((rows, columns)) = request.terminal {
+        let pty = openpty(None, None).map_err(io::Error::from)?;
+        set_size(&pty.master, rows, columns)?;
+        give_terminal(&pty.slave, user.uid);
+        terminal = Some(clone(&pty.master)?);
+        sys::set_nonblocking(&pty.master)?;
+        streams.push(("pty", Stream::Terminal(pty.master)));
+        child.stdin(clone(&pty.slave)?).stdout(clone(&pty.slave)?).stderr(pty.slave);
+    } else {
+        let (stdin, ours) = pipe()?;
+        child.stdin(stdin);
+        sys::set_nonblocking(&ours)?;
+        streams.push(("stdin", Stream::Input(ours)));
+        for name in ["stdout", "stderr"] {
+            let (ours, theirs) = pipe()?;
+            sys::set_nonblocking(&ours)?;
+            let theirs = Stdio::from(theirs);
+            if name == "stdout" { child.stdout(theirs) } else { child.stderr(theirs) };
+            streams.push((name, Stream::Output(ours)));
+        }
+    }
+    let cwd = std::ffi::CString::new(directory).expect("checked above");
+    let has_terminal = request.terminal.is_some();
+    let (uid, gid, groups) = (user.uid, user.gid, user.groups);
+    // SAFETY: the closure only makes system calls, on memory prepared before the fork.
+    unsafe {
+        child.pre_exec(move || become_command(has_terminal, uid, gid, &groups, &cwd));
+    }
+    let child = child.spawn().map_err(|error| match error.raw_os_error() {
+        Some(number) if number >= CHDIR_FAILED => ErrorKind::NoSuchDirectory.error(format!(
+            "cannot enter {directory} as {}: {}",
+            user.name,
+            nix::Error::from_raw(number - CHDIR_FAILED).desc()
+        )),
+        _ => command::exec_error(&argv[0], &error),
+    })?;
+    Ok(Spawned { pid: Pid::from_raw(child.id() as i32), argv, streams, terminal })
+}
+
+/// Added to the error number of chdir(2) on its way from the child, to tell it from exec's.
+const CHDIR_FAILED: i32 = 1 << 16;
+
+/// The child's part between fork and exec.
+fn become_command(
+    terminal: bool,
+    uid: u32,
+    gid: u32,
+    groups: &[u32],
+    cwd: &std::ffi::CStr,
+) -> io::Result<()> {
+    let check = |result: libc::c_int| match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: plain system calls on valid arguments; all are async-signal-safe.
+    unsafe {
+        check(libc::setsid())?;
+        if terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
+        // The agent itself is not to be killed for memory; its commands are.
+        let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if score >= 0 {
+            libc::write(score, c"0".as_ptr().cast(), 1);
+            libc::close(score);
+        }
+        libc::umask(0o022);
+        check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+        check(libc::setgid(gid))?;
+        check(libc::setuid(uid))?;
+        if libc::chdir(cwd.as_ptr()) == -1 {
+            let error = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            return Err(io::Error::from_raw_os_error(CHDIR_FAILED + error));
+        }
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+    Ok(())
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+fn clone(fd: &OwnedFd) -> Result<OwnedFd> {
+    Ok(fd.as_fd().try_clone_to_owned()?)
+}
+
+/// Like login(1): the terminal belongs to its user, and others may only write to it as group tty.
+fn give_terminal(slave: &OwnedFd, uid: u32) {
+    const TTY: u32 = 5;
+    let result = nix::unistd::fchown(slave, Some(uid.into()), Some(TTY.into()))
+        .and_then(|()| nix::sys::stat::fchmod(slave, nix::sys::stat::Mode::from_bits_truncate(0o620)));
+    if let Err(error) = result {
+        sys::log!(sys::WARNING, "cannot hand over a terminal: {error}");
+    }
+}
+
+fn set_size(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: `size` is what the request reads.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
