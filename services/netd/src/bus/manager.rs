@@ -1,0 +1,129 @@
+//! `org.banger.Network1.Manager`.
+
+use std::collections::HashMap;
+
+use banger_api::network::{AcquireOptions, Lease, LeaseRow};
+use banger_api::{Options, Result};
+use banger_daemon::Gate;
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
+
+use crate::leases::Leases;
+
+#[derive(Clone)]
+pub struct Manager {
+    leases: Leases,
+    gate: Gate,
+}
+
+impl Manager {
+    pub fn new(leases: Leases, gate: Gate) -> Self {
+        Self { leases, gate }
+    }
+}
+
+#[interface(name = "org.banger.Network1.Manager")]
+impl Manager {
+    /// Takes a lease: makes the TAP, attaches it to the bridge, lets the guest through.
+    ///
+    /// Options: `address s` (required; an address of `Range`), `uid u` (who may open the TAP),
+    /// `nat b` (whether the guest may leave the host). Asking again with the same address gives
+    /// the same lease, with the new `uid` and `nat`. The lease stays until it is released.
+    #[zbus(out_args("lease"))]
+    async fn acquire(
+        &self,
+        holder: String,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Lease> {
+        let call = self.gate.enter(&header, connection, &[]).await?;
+        let options = AcquireOptions::try_from(Options::from(options))?;
+        self.leases.acquire(holder, options, call).await
+    }
+
+    /// Gives a lease back: its TAP goes away.
+    async fn release(
+        &self,
+        holder: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.release(holder, call).await
+    }
+
+    /// The object path of a lease.
+    #[zbus(out_args("lease"))]
+    async fn get_lease(
+        &self,
+        holder: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.path(holder).await
+    }
+
+    /// All leases: holder, address, TAP, MAC, whether the guest may leave the host, object path.
+    #[zbus(out_args("leases"))]
+    async fn list_leases(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<LeaseRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.list().await
+    }
+
+    /// Removes the bridge, the firewall table and all TAPs, and sets forwarding back to what it
+    /// was. Refused while there are leases. The next `Acquire` makes everything again.
+    async fn tear_down(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.tear_down(call).await
+    }
+
+    #[zbus(signal)]
+    async fn lease_new(
+        emitter: &SignalEmitter<'_>,
+        holder: String,
+        lease: OwnedObjectPath,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn lease_removed(
+        emitter: &SignalEmitter<'_>,
+        holder: String,
+        lease: OwnedObjectPath,
+    ) -> zbus::Result<()>;
+
+    /// Name of the bridge.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn bridge(&self) -> String {
+        self.leases.config().bridge.clone()
+    }
+
+    /// The network of the guests. They may have any address of it but the network's own, the
+    /// gateway's and the broadcast address.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn range(&self) -> String {
+        self.leases.config().range.to_string()
+    }
+
+    /// The host's address on the bridge.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway(&self) -> String {
+        crate::plan::gateway(self.leases.config().range).to_string()
+    }
+
+    /// Name servers that new leases get.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn dns(&self) -> Vec<String> {
+        self.leases.dns()
+    }
+}

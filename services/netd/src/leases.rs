@@ -1,0 +1,592 @@
+//! Leases: what is written down, made true in the kernel.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use banger_api::network::{AcquireOptions, LEASE, Lease, LeaseRow, MANAGER, lease_path};
+use banger_api::{Error, ErrorKind, NETD, Result};
+use banger_daemon::{Call, Hub, Store};
+use ipnet::Ipv4Net;
+use tokio::sync::{Mutex, watch};
+use zbus::OwnedObjectPath;
+
+use crate::bus::lease::LeaseObject;
+use crate::config::{self, Config};
+use crate::effects::netlink::{Link, Netlink};
+use crate::effects::{nft, sysctl, tap};
+use crate::firewall::{self, Firewall};
+use crate::store::Row;
+use crate::{plan, resolvers, store};
+
+/// Marks the interfaces that we made, and may remove.
+const BRIDGE_ALIAS: &str = "banger: guests";
+const TAP_ALIAS: &str = "banger: ";
+
+/// Routes are looked at again after this long: uplinks come and go.
+const ROUTES_FRESH: Duration = Duration::from_secs(10);
+
+/// All leases. Cheap to clone.
+#[derive(Clone)]
+pub struct Leases(Arc<Inner>);
+
+struct Inner {
+    config: Arc<Config>,
+    store: Store,
+    hub: Hub,
+    netlink: Netlink,
+    /// Held while rows and kernel are changed together: local system calls and the disk, never the
+    /// network.
+    kernel: Mutex<Kernel>,
+    /// The lease objects on the bus.
+    objects: StdMutex<BTreeMap<String, watch::Sender<Row>>>,
+}
+
+#[derive(Default)]
+struct Kernel {
+    /// When the host's routes were last found to leave room for ours.
+    routes_checked: Option<Instant>,
+}
+
+impl Leases {
+    pub fn new(config: Config, store: Store, hub: Hub) -> Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            config: Arc::new(config),
+            store,
+            hub,
+            netlink: Netlink::open()?,
+            kernel: Mutex::default(),
+            objects: StdMutex::default(),
+        })))
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Name servers for guests.
+    pub fn dns(&self) -> Vec<String> {
+        let servers = self.config().dns.clone().unwrap_or_else(resolvers::of_host);
+        servers.iter().map(Ipv4Addr::to_string).collect()
+    }
+
+    /// Takes a lease, or the same once more.
+    pub async fn acquire(&self, holder: String, options: AcquireOptions, call: Call) -> Result<Lease> {
+        plan::check_holder(&holder)?;
+        let address: Ipv4Addr = options.address.parse().map_err(|_| {
+            ErrorKind::InvalidArgs.error(format!("{:?} is not an IPv4 address", options.address))
+        })?;
+        plan::check_address(self.config().range, address)?;
+        let nat = options.nat.unwrap_or(self.config().nat);
+        let row = Row { holder, address, uid: options.uid, nat };
+        let leases = self.clone();
+        detached(async move {
+            let _call = call;
+            leases.acquire_row(row).await
+        })
+        .await
+    }
+
+    async fn acquire_row(&self, row: Row) -> Result<Lease> {
+        let mut kernel = self.0.kernel.lock().await;
+        let claimed = row.clone();
+        let before = self.0.store.transact(move |t| store::claim(t, &claimed)).await?;
+        let bridge = match self.realise(&mut kernel, &row, before.as_ref()).await {
+            Ok(bridge) => bridge,
+            Err(error) => {
+                self.take_back(&row, before).await;
+                return Err(error);
+            }
+        };
+        self.publish(row.clone()).await;
+        Ok(Lease {
+            tap: plan::tap(row.address),
+            mac: plan::mac_text(row.address),
+            address: row.address.to_string(),
+            prefix: self.config().range.prefix_len(),
+            gateway: plan::gateway(self.config().range).to_string(),
+            dns: self.dns(),
+            mtu: bridge.mtu,
+        })
+    }
+
+    /// Bridge, TAP and rules for a lease that is written down.
+    async fn realise(&self, kernel: &mut Kernel, row: &Row, before: Option<&Row>) -> Result<Link> {
+        let bridge = self.ensure_bridge(kernel).await?;
+        self.ensure_tap(row, before, &bridge).await?;
+        self.apply_rules().await?;
+        Ok(bridge)
+    }
+
+    /// After a failed acquire: what was there before, or nothing.
+    async fn take_back(&self, row: &Row, before: Option<Row>) {
+        if before.is_none()
+            && let Err(error) = self.delete_tap(row.address).await
+        {
+            tracing::warn!("{error}");
+        }
+        let holder = row.holder.clone();
+        let undone = self.0.store.transact(move |t| match &before {
+            Some(before) => store::put(t, before),
+            None => store::delete(t, &holder),
+        });
+        if let Err(error) = undone.await {
+            tracing::error!("cannot take the lease of {} back: {error}", row.holder);
+        }
+    }
+
+    /// Gives a lease back.
+    pub async fn release(&self, holder: String, call: Call) -> Result<()> {
+        let leases = self.clone();
+        detached(async move {
+            let _call = call;
+            leases.release_row(holder).await
+        })
+        .await
+    }
+
+    async fn release_row(&self, holder: String) -> Result<()> {
+        let _kernel = self.0.kernel.lock().await;
+        let row = {
+            let holder = holder.clone();
+            self.0.store.transact(move |t| store::find(t, &holder)).await?
+        };
+        // The row goes last: until then the lease is there and can be released again.
+        self.delete_tap(row.address).await?;
+        let gone = holder.clone();
+        self.0.store.transact(move |t| store::delete(t, &gone)).await?;
+        self.unpublish(&holder).await;
+        // A rule too many about an address that nobody has does no harm, and goes with the next.
+        if let Err(error) = self.apply_rules().await {
+            tracing::warn!("after the release of {holder}: {error}");
+        }
+        Ok(())
+    }
+
+    pub async fn path(&self, holder: String) -> Result<OwnedObjectPath> {
+        let row = self.0.store.transact(move |t| store::find(t, &holder)).await?;
+        Ok(lease_path(&row.holder))
+    }
+
+    pub async fn list(&self) -> Result<Vec<LeaseRow>> {
+        let rows = self.0.store.transact(store::all).await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| {
+                let path = lease_path(&row.holder);
+                let (tap, mac) = (plan::tap(row.address), plan::mac_text(row.address));
+                (row.holder, row.address.to_string(), tap, mac, row.nat, path)
+            })
+            .collect())
+    }
+
+    /// Makes the kernel agree with what is written down: at start, when anything may have happened
+    /// to either. What cannot be made true is logged; the next `Acquire` says it to its caller.
+    pub async fn reconcile(&self) -> Result<()> {
+        let mut kernel = self.0.kernel.lock().await;
+        let rows = self.0.store.transact(store::all).await?;
+        for row in &rows {
+            self.publish(row.clone()).await;
+        }
+        if let Err(error) = self.remove_orphans(&rows).await {
+            tracing::error!("{error}");
+        }
+        let (usable, foreign): (Vec<_>, Vec<_>) =
+            rows.iter().partition(|row| self.config().range.contains(&row.address));
+        for row in foreign {
+            tracing::warn!(
+                "the lease of {} on {} is outside {} and has no network; delete the VM or set the range in {} back",
+                row.holder,
+                row.address,
+                self.config().range,
+                config::FILE
+            );
+        }
+        if usable.is_empty() {
+            return Ok(());
+        }
+        let restored = async {
+            let bridge = self.ensure_bridge(&mut kernel).await?;
+            for row in usable {
+                self.ensure_tap(row, Some(row), &bridge).await?;
+            }
+            self.apply_rules().await
+        };
+        if let Err(error) = restored.await {
+            tracing::error!("cannot restore the network: {error}");
+        }
+        Ok(())
+    }
+
+    /// Removes TAPs of ours that no lease owns.
+    async fn remove_orphans(&self, rows: &[Row]) -> Result<()> {
+        for link in self.our_taps().await? {
+            if rows.iter().any(|row| plan::tap(row.address) == link.name) {
+                continue;
+            }
+            tracing::info!("removing {}, which no lease owns", link.name);
+            self.0.netlink.delete(&link).await?;
+        }
+        Ok(())
+    }
+
+    /// TAPs with our names that also are ours by their alias or their bridge.
+    async fn our_taps(&self) -> Result<Vec<Link>> {
+        let links = self.0.netlink.links().await?;
+        let bridge = links.iter().find(|link| link.name == self.config().bridge).map(|link| link.index);
+        Ok(links
+            .into_iter()
+            .filter(|link| link.is_tun && link.name.starts_with(plan::TAP_PREFIX))
+            .filter(|link| {
+                let marked = link.alias.as_deref().is_some_and(|alias| alias.starts_with(TAP_ALIAS));
+                marked || (bridge.is_some() && link.controller == bridge)
+            })
+            .collect())
+    }
+
+    /// Removes everything of ours from the host.
+    pub async fn tear_down(&self, call: Call) -> Result<()> {
+        let leases = self.clone();
+        detached(async move {
+            let _call = call;
+            leases.tear_down_now().await
+        })
+        .await
+    }
+
+    async fn tear_down_now(&self) -> Result<()> {
+        let mut kernel = self.0.kernel.lock().await;
+        let rows = self.0.store.transact(store::all).await?;
+        if let Some(row) = rows.first() {
+            return Err(ErrorKind::VmBusy.error(format!(
+                "{} leases are held (the first by {}); delete the VMs first",
+                rows.len(),
+                row.holder
+            )));
+        }
+        kernel.routes_checked = None;
+        self.remove_orphans(&[]).await?;
+        if let Some(bridge) = self.0.netlink.link(&self.config().bridge).await?
+            && bridge.alias.as_deref() == Some(BRIDGE_ALIAS)
+        {
+            self.0.netlink.delete(&bridge).await?;
+        }
+        nft::apply(&firewall::removal()).await?;
+        for (path, value) in self.0.store.transact(store::take_sysctls).await? {
+            sysctl::write(path.as_ref(), &value)?;
+        }
+        Ok(())
+    }
+
+    /// The bridge: there, with its address, up, and routed.
+    async fn ensure_bridge(&self, kernel: &mut Kernel) -> Result<Link> {
+        let Config { bridge: name, range, .. } = self.config();
+        let address = Ipv4Net::new(plan::gateway(*range), range.prefix_len()).expect("a valid prefix");
+        let netlink = &self.0.netlink;
+
+        let found = netlink.link(name).await?;
+        if found.as_ref().is_some_and(|link| !link.is_bridge) {
+            return Err(ErrorKind::NetworkConflict.error(format!(
+                "the host has an interface {name} that is no bridge; set another bridge in {}",
+                config::FILE
+            )));
+        }
+        let addresses = match &found {
+            Some(link) => netlink.addresses(link.index).await?,
+            None => Vec::new(),
+        };
+        let complete = addresses.contains(&address) && found.as_ref().is_some_and(|link| link.is_up);
+        let fresh = kernel.routes_checked.is_some_and(|when| when.elapsed() < ROUTES_FRESH);
+        if complete && fresh {
+            return Ok(found.expect("it has an address"));
+        }
+
+        let routes = netlink.routes().await?;
+        let own = found.as_ref().map(|link| link.index);
+        // A bridge that is in use stays so, whatever routes have come since.
+        if !complete && let Some(route) = plan::conflict(*range, &routes, own) {
+            let links = netlink.links().await?;
+            let interface = links.iter().find(|link| Some(link.index) == route.interface);
+            return Err(ErrorKind::NetworkConflict.error(plan::conflict_message(
+                *range,
+                route,
+                interface.map(|link| link.name.as_str()),
+            )));
+        }
+        if found.is_none() {
+            netlink.add_bridge(name, plan::mac(address.addr()), BRIDGE_ALIAS).await?;
+        }
+        let vanished = || Error::internal(format!("the bridge {name} vanished while it was set up"));
+        let bridge = netlink.link(name).await?.ok_or_else(vanished)?;
+        if !complete {
+            sysctl::write(&sysctl::disable_ipv6(name), "1")?;
+            if bridge.alias.as_deref() == Some(BRIDGE_ALIAS) {
+                // Of an earlier configuration.
+                for old in addresses.into_iter().filter(|old| *old != address) {
+                    netlink.delete_address(&bridge, old).await?;
+                }
+            }
+            netlink.add_address(&bridge, address).await?;
+            netlink.up(&bridge).await?;
+        }
+        self.ensure_forwarding(&routes, &bridge).await?;
+        kernel.routes_checked = Some(Instant::now());
+        Ok(bridge)
+    }
+
+    /// Packets are routed on if the interface they come in by says so: from guests by the bridge,
+    /// and answers to them by the uplinks.
+    async fn ensure_forwarding(&self, routes: &[plan::Route], bridge: &Link) -> Result<()> {
+        sysctl::write(&sysctl::forwarding(&bridge.name), "1")?;
+        let uplinks = plan::uplinks(routes, Some(bridge.index));
+        let links = self.0.netlink.links().await?;
+        for link in links.iter().filter(|link| uplinks.contains(&link.index) && link.name != "lo") {
+            let path = sysctl::forwarding(&link.name);
+            match sysctl::read(&path)? {
+                Some(value) if value != "1" => {
+                    let remembered = path.display().to_string();
+                    self.0.store.transact(move |t| store::remember_sysctl(t, &remembered, &value)).await?;
+                    sysctl::write(&path, "1")?;
+                    tracing::info!("forwarding switched on for {}", link.name);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The TAP of a lease: there, its user's, on the bridge and up.
+    async fn ensure_tap(&self, row: &Row, before: Option<&Row>, bridge: &Link) -> Result<()> {
+        let name = plan::tap(row.address);
+        let found = self.0.netlink.link(&name).await?;
+        if let Some(link) = &found
+            && !link.is_tun
+        {
+            return Err(ErrorKind::NetworkConflict.error(format!(
+                "the host has an interface {name} that is not banger's; remove or rename it"
+            )));
+        }
+        let same_owner = before.is_some_and(|before| before.uid == row.uid);
+        let attached = |link: &Link| link.controller == Some(bridge.index) && link.is_up;
+        if same_owner && found.as_ref().is_some_and(attached) {
+            return Ok(());
+        }
+        // One that is there and open belongs to a running VM: only its owner cannot be changed.
+        match tap::create(&name, row.uid) {
+            Err(error) if error.kind() == ErrorKind::VmRunning && same_owner => {}
+            created => created?,
+        }
+        sysctl::write(&sysctl::disable_ipv6(&name), "1")?;
+        self.0.netlink.attach(&name, bridge, &format!("{TAP_ALIAS}{}", row.holder)).await
+    }
+
+    async fn delete_tap(&self, address: Ipv4Addr) -> Result<()> {
+        match self.0.netlink.link(&plan::tap(address)).await? {
+            Some(link) if link.is_tun => self.0.netlink.delete(&link).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn apply_rules(&self) -> Result<()> {
+        let rows = self.0.store.transact(store::all).await?;
+        let range = self.config().range;
+        let nat = rows.iter().filter(|row| row.nat && range.contains(&row.address));
+        let firewall =
+            Firewall { bridge: &self.config().bridge, range, nat: nat.map(|row| row.address).collect() };
+        nft::apply(&firewall::ruleset(&firewall)).await
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Row>>> {
+        self.0.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a lease on the bus, or what changed of it.
+    async fn publish(&self, row: Row) {
+        let path = lease_path(&row.holder);
+        let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
+        if let Some(before) = known {
+            let mut changed = Vec::new();
+            if before.uid != row.uid {
+                changed.push(("Uid", row.uid.into()));
+            }
+            if before.nat != row.nat {
+                changed.push(("Nat", row.nat.into()));
+            }
+            if !changed.is_empty() {
+                self.0.hub.changed(&path, LEASE, changed);
+            }
+            return;
+        }
+        let (sender, receiver) = watch::channel(row.clone());
+        self.objects().insert(row.holder.clone(), sender);
+        self.0.hub.add(&path, LeaseObject { config: self.0.config.clone(), row: receiver }).await;
+        self.0.hub.emit(NETD.path, MANAGER, "LeaseNew", (row.holder, path.clone()));
+    }
+
+    async fn unpublish(&self, holder: &str) {
+        let path = lease_path(holder);
+        self.objects().remove(holder);
+        self.0.hub.emit(NETD.path, MANAGER, "LeaseRemoved", (holder.to_owned(), path.clone()));
+        self.0.hub.remove(&path).await;
+    }
+}
+
+/// Runs to its end even if the caller goes away in the middle.
+async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error)))
+}
+
+/// These run in a network namespace of their own: `cargo test -p banger-netd -- --ignored`.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEEDS: &str = "root, /dev/net/tun and nft";
+
+    struct Host {
+        leases: Leases,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Host {
+        /// A namespace for this thread, and netd's insides in it.
+        fn new() -> Self {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect(NEEDS);
+            let dir = tempfile::tempdir().expect("tempdir");
+            Self { leases: open(dir.path()), _dir: dir }
+        }
+
+        /// As after `kill -9` and a start.
+        async fn restarted(self) -> Self {
+            let leases = open(self._dir.path());
+            leases.reconcile().await.expect("reconciles");
+            Self { leases, _dir: self._dir }
+        }
+
+        async fn link(&self, name: &str) -> Option<Link> {
+            self.leases.0.netlink.link(name).await.expect("asks")
+        }
+
+        async fn taps(&self) -> Vec<String> {
+            let mut taps: Vec<_> =
+                self.leases.our_taps().await.expect("asks").into_iter().map(|link| link.name).collect();
+            taps.sort();
+            taps
+        }
+    }
+
+    fn open(dir: &std::path::Path) -> Leases {
+        let store = Store::open(&dir.join("netd.db"), store::MIGRATIONS).expect("opens");
+        Leases::new(Config::built_in(), store, Hub::new()).expect(NEEDS)
+    }
+
+    fn row(holder: &str, last: u8) -> Row {
+        Row { holder: holder.into(), address: Ipv4Addr::new(10, 209, 0, last), uid: 12345, nat: true }
+    }
+
+    fn nft(arguments: &[&str]) -> String {
+        let output = std::process::Command::new("nft").args(arguments).output().expect(NEEDS);
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn a_lease_from_nothing_to_nothing() {
+        let host = Host::new();
+        host.leases.reconcile().await.expect("reconciles");
+        assert_eq!(host.link("banger0").await, None, "nothing is touched before the first lease");
+
+        let lease = host.leases.acquire_row(row("web", 2)).await.expect("acquires");
+        assert_eq!((lease.tap.as_str(), lease.gateway.as_str()), ("bg-0ad10002", "10.209.0.1"));
+        assert_eq!(host.leases.acquire_row(row("web", 2)).await.expect("again"), lease);
+        let bridge = host.link("banger0").await.expect("the bridge");
+        let tap = host.link("bg-0ad10002").await.expect("the TAP");
+        assert!(bridge.is_up && tap.is_up && tap.controller == Some(bridge.index));
+        assert!(nft(&["list", "set", "inet", "banger", "nat"]).contains("10.209.0.2"));
+
+        let error = host.leases.acquire_row(row("db", 2)).await.expect_err("a double");
+        assert_eq!(error.kind(), ErrorKind::AddressInUse);
+        let error = host.leases.acquire_row(row("web", 3)).await.expect_err("another address");
+        assert_eq!(error.kind(), ErrorKind::AddressInUse);
+        assert_eq!(host.taps().await, ["bg-0ad10002"]);
+
+        let closed = Row { nat: false, uid: 54321, ..row("web", 2) };
+        host.leases.acquire_row(closed).await.expect("changes");
+        assert!(!nft(&["list", "set", "inet", "banger", "nat"]).contains("10.209.0.2"));
+
+        let error = host.leases.tear_down_now().await.expect_err("in use");
+        assert_eq!(error.kind(), ErrorKind::VmBusy);
+        host.leases.release_row("web".into()).await.expect("releases");
+        let error = host.leases.release_row("web".into()).await.expect_err("gone");
+        assert_eq!(error.kind(), ErrorKind::NoSuchLease);
+        assert!(host.taps().await.is_empty());
+        host.leases.tear_down_now().await.expect("tears down");
+        assert_eq!(host.link("banger0").await, None);
+        assert_eq!(nft(&["list", "tables"]), "");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn a_restart_makes_what_vanished_and_removes_what_nobody_owns() {
+        let host = Host::new();
+        for (holder, last) in [("a", 2), ("b", 3)] {
+            host.leases.acquire_row(row(holder, last)).await.expect("acquires");
+        }
+        let vanished = host.link("bg-0ad10002").await.expect("the TAP");
+        host.leases.0.netlink.delete(&vanished).await.expect("deletes");
+        // As if killed between the row and the TAP of a release.
+        host.leases.0.store.transact(|t| store::delete(t, "b")).await.expect("deletes");
+        nft(&["flush", "ruleset"]);
+
+        let host = host.restarted().await;
+        assert_eq!(host.taps().await, ["bg-0ad10002"]);
+        assert!(nft(&["list", "set", "inet", "banger", "nat"]).contains("10.209.0.2"));
+
+        let bridge = host.link("banger0").await.expect("the bridge");
+        host.leases.0.netlink.delete(&bridge).await.expect("deletes");
+        let host = host.restarted().await;
+        let bridge = host.link("banger0").await.expect("the bridge");
+        assert_eq!(host.link("bg-0ad10002").await.and_then(|tap| tap.controller), Some(bridge.index));
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn a_route_in_the_way_is_named_and_nothing_stays() {
+        let host = Host::new();
+        let netlink = &host.leases.0.netlink;
+        netlink.add_bridge("lan0", [2, 0, 0, 0, 0, 1], "x").await.expect("adds");
+        let lan = host.link("lan0").await.expect("the bridge");
+        netlink.up(&lan).await.expect("up");
+        netlink.add_address(&lan, "10.209.7.1/24".parse().expect("network")).await.expect("adds");
+
+        let error = host.leases.acquire_row(row("web", 2)).await.expect_err("in the way");
+        assert_eq!(error.kind(), ErrorKind::NetworkConflict);
+        assert_eq!(
+            error.message(),
+            "banger's address range 10.209.0.0/16 overlaps the host's route to 10.209.7.0/24 of lan0; \
+             set another range in /etc/banger/netd.conf"
+        );
+        assert_eq!(host.link("banger0").await, None);
+        assert!(host.leases.list().await.expect("lists").is_empty());
+
+        netlink.delete(&lan).await.expect("deletes");
+        host.leases.acquire_row(row("web", 2)).await.expect("acquires");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn fifty_at_once() {
+        let host = Host::new();
+        let started = Instant::now();
+        let acquired = (2..52).map(|last| {
+            let leases = host.leases.clone();
+            async move { leases.acquire_row(row(&format!("vm{last}"), last)).await }
+        });
+        for lease in futures_util::future::join_all(acquired).await {
+            lease.expect("acquires");
+        }
+        println!("50 leases in {:?}", started.elapsed());
+        assert_eq!(host.taps().await.len(), 50);
+    }
+}

@@ -1,0 +1,163 @@
+//! What follows from the configuration and an address: names, and whether they can be used.
+
+use std::net::Ipv4Addr;
+
+use banger_api::{ErrorKind, Result};
+use ipnet::Ipv4Net;
+
+use crate::config;
+
+/// The TAPs of banger are named by this and their address, so that one address never has two.
+pub const TAP_PREFIX: &str = "bg-";
+
+/// A route of the host, as far as it can be in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub destination: Ipv4Net,
+    /// Index of the interface it leads through.
+    pub interface: Option<u32>,
+}
+
+/// The host's address on the bridge.
+pub fn gateway(range: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(range.network()) + 1)
+}
+
+/// Whether a guest may have this address.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn check_address(range: Ipv4Net, address: Ipv4Addr) -> Result<()> {
+    let reserved = [range.network(), gateway(range), range.broadcast()];
+    if range.contains(&address) && !reserved.contains(&address) {
+        return Ok(());
+    }
+    Err(ErrorKind::InvalidArgs.error(format!(
+        "a guest cannot have the address {address}: it must be in {range} and be neither the network's own, \
+         the gateway's nor the broadcast address"
+    )))
+}
+
+/// Whether somebody may hold a lease under this name.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn check_holder(holder: &str) -> Result<()> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=64).contains(&holder.len()) && holder.chars().all(valid) {
+        return Ok(());
+    }
+    Err(ErrorKind::InvalidArgs
+        .error(format!("holder {holder:?} must have 1 to 64 letters, digits, '-', '_' or '.'")))
+}
+
+/// Locally administered, and unique in the network because the address is.
+pub fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0xba, a, b, c, d]
+}
+
+pub fn mac_text(address: Ipv4Addr) -> String {
+    mac(address).map(|byte| format!("{byte:02x}")).join(":")
+}
+
+pub fn tap(address: Ipv4Addr) -> String {
+    format!("{TAP_PREFIX}{:08x}", u32::from(address))
+}
+
+/// The first route that shares addresses with the range and does not lead through our own bridge.
+/// Default routes do not count.
+pub fn conflict(range: Ipv4Net, routes: &[Route], bridge: Option<u32>) -> Option<&Route> {
+    routes.iter().find(|route| {
+        let overlaps = route.destination.contains(&range) || range.contains(&route.destination);
+        overlaps && route.destination.prefix_len() > 0 && (bridge.is_none() || route.interface != bridge)
+    })
+}
+
+/// The message for such a route.
+pub fn conflict_message(range: Ipv4Net, route: &Route, interface: Option<&str>) -> String {
+    let through = interface.map(|name| format!(" of {name}")).unwrap_or_default();
+    format!(
+        "banger's address range {range} overlaps the host's route to {}{through}; set another range in {}",
+        route.destination,
+        config::FILE
+    )
+}
+
+/// Indexes of the interfaces through which guests leave the host: those of default routes or,
+/// where there is none, of any route. Never our own bridge.
+pub fn uplinks(routes: &[Route], bridge: Option<u32>) -> Vec<u32> {
+    let through = |wanted: fn(&Route) -> bool| {
+        let mut indexes: Vec<u32> = routes
+            .iter()
+            .filter(|route| wanted(route))
+            .filter_map(|route| route.interface)
+            .filter(|index| Some(*index) != bridge)
+            .collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        indexes
+    };
+    let default = through(|route| route.destination.prefix_len() == 0);
+    if default.is_empty() { through(|_| true) } else { default }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().expect("network")
+    }
+
+    fn route(destination: &str, interface: u32) -> Route {
+        Route { destination: net(destination), interface: Some(interface) }
+    }
+
+    #[test]
+    fn names_follow_from_the_address() {
+        let address = "10.209.1.16".parse().expect("address");
+        assert_eq!(tap(address), "bg-0ad10110");
+        assert_eq!(mac_text(address), "02:ba:0a:d1:01:10");
+        assert!(tap(Ipv4Addr::BROADCAST).len() <= 15);
+    }
+
+    #[test]
+    fn reserved_and_foreign_addresses_are_refused() {
+        let range = net("10.209.0.0/30");
+        let check = |text: &str| check_address(range, text.parse().expect("address")).is_ok();
+        assert!(!check("10.209.0.0"));
+        assert!(!check("10.209.0.1"));
+        assert!(check("10.209.0.2"));
+        assert!(!check("10.209.0.3"));
+        assert!(!check("10.209.0.4"));
+    }
+
+    #[test]
+    fn holders_are_plain_names() {
+        assert!(check_holder("web-1.test_2").is_ok());
+        for bad in ["", "a b", "a/b", "ä", &"x".repeat(65)] {
+            assert!(check_holder(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn wider_and_narrower_routes_conflict_but_not_ours_or_the_default() {
+        let range = net("10.209.0.0/16");
+        assert_eq!(conflict(range, &[route("0.0.0.0/0", 2), route("10.208.0.0/16", 2)], Some(7)), None);
+        assert_eq!(conflict(range, &[route("10.209.0.0/16", 7)], Some(7)), None);
+        for destination in ["10.0.0.0/8", "10.209.3.0/24", "10.209.0.0/16"] {
+            let routes = [route(destination, 2)];
+            assert_eq!(conflict(range, &routes, Some(7)), Some(&routes[0]));
+        }
+        let blackhole = [Route { destination: net("10.209.0.0/16"), interface: None }];
+        assert!(conflict(range, &blackhole, None).is_some());
+    }
+
+    #[test]
+    fn uplinks_are_those_of_default_routes_else_all() {
+        let routes = [route("0.0.0.0/0", 2), route("192.168.1.0/24", 3), route("10.209.0.0/16", 7)];
+        assert_eq!(uplinks(&routes, Some(7)), [2]);
+        assert_eq!(uplinks(&routes[1..], Some(7)), [3]);
+    }
+}

@@ -1,0 +1,126 @@
+//! The database: who holds which address, and which sysctls we changed.
+
+use std::net::Ipv4Addr;
+
+use banger_api::{Error, ErrorKind, Result};
+use banger_daemon::store::db;
+use rusqlite::{OptionalExtension, Row as SqlRow, Transaction, params};
+
+pub const MIGRATIONS: &[&str] = &["
+    CREATE TABLE lease (
+        holder  TEXT PRIMARY KEY,
+        address TEXT NOT NULL UNIQUE,
+        uid     INTEGER NOT NULL,
+        nat     INTEGER NOT NULL
+    ) STRICT;
+    -- What a sysctl was before we changed it.
+    CREATE TABLE sysctl (
+        path  TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT;
+"];
+
+/// A lease as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub holder: String,
+    pub address: Ipv4Addr,
+    /// Who may open the TAP.
+    pub uid: u32,
+    pub nat: bool,
+}
+
+const COLUMNS: &str = "holder, address, uid, nat";
+
+fn read(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
+    let address: String = row.get(1)?;
+    let address = address.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(error))
+    })?;
+    Ok(Row { holder: row.get(0)?, address, uid: row.get(2)?, nat: row.get(3)? })
+}
+
+pub fn get(transaction: &Transaction<'_>, holder: &str) -> Result<Option<Row>> {
+    let query = format!("SELECT {COLUMNS} FROM lease WHERE holder = ?1");
+    transaction.query_row(&query, [holder], read).optional().map_err(db)
+}
+
+/// All leases, by holder.
+pub fn all(transaction: &Transaction<'_>) -> Result<Vec<Row>> {
+    let mut statement =
+        transaction.prepare(&format!("SELECT {COLUMNS} FROM lease ORDER BY holder")).map_err(db)?;
+    let rows = statement.query_map([], read).map_err(db)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(db)
+}
+
+/// Writes a lease down, or its new uid and nat. Returns what was there before.
+///
+/// # Errors
+/// `AddressInUse` if another holder has the address, or this one has another address.
+pub fn claim(transaction: &Transaction<'_>, wanted: &Row) -> Result<Option<Row>> {
+    let taken: Option<String> = transaction
+        .query_row(
+            "SELECT holder FROM lease WHERE address = ?1 AND holder <> ?2",
+            params![wanted.address.to_string(), wanted.holder],
+            |row| row.get(0),
+        )
+        .optional()
+        .map_err(db)?;
+    if let Some(other) = taken {
+        return Err(ErrorKind::AddressInUse
+            .error(format!("{} belongs to the lease of {other}; choose another address", wanted.address)));
+    }
+    let before = get(transaction, &wanted.holder)?;
+    if let Some(before) = &before
+        && before.address != wanted.address
+    {
+        return Err(ErrorKind::AddressInUse.error(format!(
+            "{} already has a lease on {}; release it before acquiring {}",
+            wanted.holder, before.address, wanted.address
+        )));
+    }
+    put(transaction, wanted)?;
+    Ok(before)
+}
+
+pub fn put(transaction: &Transaction<'_>, row: &Row) -> Result<()> {
+    transaction
+        .execute(
+            "INSERT INTO lease (holder, address, uid, nat) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (holder) DO UPDATE SET uid = excluded.uid, nat = excluded.nat",
+            params![row.holder, row.address.to_string(), row.uid, row.nat],
+        )
+        .map(drop)
+        .map_err(db)
+}
+
+pub fn delete(transaction: &Transaction<'_>, holder: &str) -> Result<()> {
+    transaction.execute("DELETE FROM lease WHERE holder = ?1", [holder]).map(drop).map_err(db)
+}
+
+/// Remembers what a sysctl was, unless that is remembered already.
+pub fn remember_sysctl(transaction: &Transaction<'_>, path: &str, value: &str) -> Result<()> {
+    transaction
+        .execute("INSERT OR IGNORE INTO sysctl (path, value) VALUES (?1, ?2)", [path, value])
+        .map(drop)
+        .map_err(db)
+}
+
+/// Takes out what was remembered: path and value.
+pub fn take_sysctls(transaction: &Transaction<'_>) -> Result<Vec<(String, String)>> {
+    let mut statement = transaction.prepare("DELETE FROM sysctl RETURNING path, value").map_err(db)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(db)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(db)
+}
+
+/// The lease of this holder.
+///
+/// # Errors
+/// `NoSuchLease`.
+pub fn find(transaction: &Transaction<'_>, holder: &str) -> Result<Row> {
+    get(transaction, holder)?.ok_or_else(|| no_such(holder))
+}
+
+pub fn no_such(holder: &str) -> Error {
+    ErrorKind::NoSuchLease.error(format!("{holder} has no lease"))
+}
