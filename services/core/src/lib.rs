@@ -4,6 +4,7 @@
 //! world enter as arguments, so that everything can be tested with plain values.
 #![forbid(unsafe_code)]
 
+pub mod acl;
 pub mod address;
 pub mod guest;
 pub mod name;

@@ -52,6 +52,11 @@ impl VmName {
         format!("{UNIT_PREFIX}{}{UNIT_SUFFIX}", self.0)
     }
 
+    /// The pattern that matches the units of all VMs.
+    pub fn unit_pattern() -> &'static str {
+        "banger-vm@*.service"
+    }
+
     /// The VM behind a unit's name.
     pub fn from_unit(unit: &str) -> Option<Self> {
         Self::new(unit.strip_prefix(UNIT_PREFIX)?.strip_suffix(UNIT_SUFFIX)?).ok()

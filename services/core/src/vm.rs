@@ -171,7 +171,8 @@ impl State {
     }
 }
 
-/// The stages of creating and starting a VM, in their order.
+/// The host's stages of creating and starting a VM, in their order. Between [`Stage::Kernel`] and
+/// [`Stage::Ready`] come the guest's own, [`crate::guest::STAGES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Find the image and the kernel.
@@ -188,8 +189,6 @@ pub enum Stage {
     Network,
     /// The VMM runs and the guest's kernel boots.
     Kernel,
-    /// The agent runs: root filesystem, network.
-    Agent,
     /// The guest is ready.
     Ready,
 }
@@ -204,7 +203,6 @@ impl Stage {
             Stage::Start => "start",
             Stage::Network => "network",
             Stage::Kernel => "kernel",
-            Stage::Agent => "agent",
             Stage::Ready => "ready",
         }
     }

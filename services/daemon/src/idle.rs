@@ -66,7 +66,8 @@ impl Idle {
         *self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn busy(&self) -> bool {
+    /// Whether anything is under way.
+    pub fn is_busy(&self) -> bool {
         self.0.calls.load(Ordering::SeqCst) > 0 || self.0.holds.load(Ordering::SeqCst) > 0
     }
 
@@ -74,7 +75,7 @@ impl Idle {
     pub async fn expired(&self, timeout: Duration) {
         loop {
             let due = self.last() + timeout;
-            if !self.busy() && Instant::now() >= due {
+            if !self.is_busy() && Instant::now() >= due {
                 return;
             }
             tokio::time::sleep_until(due.max(Instant::now() + timeout / 30).into()).await;
@@ -121,7 +122,7 @@ mod tests {
         assert!(early.is_err());
         drop(hold);
         expired.await;
-        assert!(!idle.busy());
+        assert!(!idle.is_busy());
     }
 
     #[tokio::test]

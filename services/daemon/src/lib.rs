@@ -59,7 +59,13 @@ pub struct Context {
     pub state_dir: PathBuf,
     /// `$RUNTIME_DIRECTORY`, or the place systemd would give.
     pub runtime_dir: PathBuf,
+    /// The last instance since boot left because it was idle. If not, it may have been cut off in
+    /// the middle of something: look for what it left behind.
+    pub clean: bool,
 }
+
+/// Left in the runtime directory by an instance that had nothing under way.
+const CLEAN_MARK: &str = "clean";
 
 #[derive(Debug, clap::Parser)]
 #[command(version, disable_help_subcommand = true)]
@@ -116,15 +122,18 @@ where
     let idle = Idle::new();
     let hub = Hub::new();
     let gate = Gate::new(spec.access, idle.clone());
+    let runtime_dir = directory("RUNTIME_DIRECTORY", "/run/banger", service.id);
+    let clean_mark = runtime_dir.join(CLEAN_MARK);
     let context = Context {
         service,
+        clean: std::fs::remove_file(&clean_mark).is_ok(),
         bus: bus.clone(),
         jobs: Jobs::new(service, hub.clone(), gate.clone(), idle.clone()),
         hub: hub.clone(),
         gate: gate.clone(),
         idle: idle.clone(),
         state_dir: directory("STATE_DIRECTORY", "/var/lib/banger", service.id),
-        runtime_dir: directory("RUNTIME_DIRECTORY", "/run/banger", service.id),
+        runtime_dir,
     };
     hub.add(service.path, zbus::fdo::ObjectManager).await;
     hub.add("/org/freedesktop/LogControl1", log::LogControl::new(service.id, level, gate)).await;
@@ -141,6 +150,10 @@ where
     let outcome = until_done(&bus, &idle, arguments.idle_timeout).await;
     notify(&[NotifyState::Stopping]);
     leave(&bus, &idle, service).await;
+    if outcome.is_ok() && !idle.is_busy() {
+        // Without the mark the next instance only looks around in vain.
+        let _ = std::fs::write(&clean_mark, "");
+    }
     outcome
 }
 

@@ -39,7 +39,6 @@ pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
 }
 
 fn converse(mut stream: UnixStream, config: &Path) -> Result<()> {
-    status(&format!("STATUS={}", Stage::Agent.as_str()));
     stream.write_all(configuration(config)?.as_bytes())?;
     let mut lines = BufReader::new(stream);
     loop {

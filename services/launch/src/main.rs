@@ -10,7 +10,6 @@
 //! All of it runs as the VM's own user without any privilege. Nobody needs vmd, or any other
 //! service of banger, while the VM runs.
 
-mod acl;
 mod attend;
 mod run;
 mod stop;

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use banger_api::vm::{LaunchPlan, ManagerProxy};
 use banger_api::{SERVICES, vm};
-use banger_core::guest;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
+use banger_core::{acl, guest};
 use nix::unistd::User;
+use rustix::fs::{XattrFlags, setxattr};
 
-use crate::{acl, attend, block_on, system_bus};
+use crate::{attend, block_on, system_bus};
 
 /// How long a helper may take to be ready.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,7 +26,7 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let (files, helpers, main, guest_config) = prepare(name)?;
     // Before any socket is made in it.
-    acl::share(&runtime_dir, &service_users())
+    share(&runtime_dir, &service_users())
         .with_context(|| format!("cannot share {} with the services", runtime_dir.display()))?;
     write(&runtime_dir.join(attend::CONFIG), &guest_config)?;
     for (file, content) in &files {
@@ -51,6 +52,15 @@ fn prepare(name: &VmName) -> Result<LaunchPlan> {
         let vmd = ManagerProxy::new(&bus).await?;
         Ok(vmd.prepare_vm(name.as_str()).await.map_err(banger_api::Error::from)?)
     })
+}
+
+/// Lets `users` reach the VM's sockets: enter the directory, which belongs to the VM's own user and
+/// is closed to everybody else, and use what is made in it from now on.
+fn share(directory: &Path, users: &[u32]) -> std::io::Result<()> {
+    for list in [acl::ACCESS, acl::DEFAULT] {
+        setxattr(directory, list, &acl::only(acl::ALL, users), XattrFlags::empty())?;
+    }
+    Ok(())
 }
 
 /// The users of the services that talk to guests.

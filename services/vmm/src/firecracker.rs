@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use banger_core::guest::PowerOff;
+
 use crate::{COMMAND_LINE, Machine, Plan, Vmm, command_line, text};
 
 /// Firecracker on this host.
@@ -21,6 +23,10 @@ const CONFIG: &str = "firecracker.json";
 impl Vmm for Firecracker {
     fn name(&self) -> &'static str {
         "firecracker"
+    }
+
+    fn power_off(&self) -> PowerOff {
+        PowerOff::Reset
     }
 
     fn plan(&self, machine: &Machine) -> Plan {

@@ -10,6 +10,7 @@ mod qemu;
 
 use std::path::{Path, PathBuf};
 
+use banger_core::guest::PowerOff;
 use banger_core::vm::VmmChoice;
 
 pub use firecracker::Firecracker;
@@ -83,6 +84,9 @@ pub struct Helper {
 pub trait Vmm {
     /// `firecracker` or `qemu`.
     fn name(&self) -> &'static str;
+
+    /// How a guest ends its machine.
+    fn power_off(&self) -> PowerOff;
 
     /// What to execute for `machine`.
     fn plan(&self, machine: &Machine) -> Plan;

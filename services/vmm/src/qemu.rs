@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use banger_core::guest::PowerOff;
+
 use crate::{COMMAND_LINE, Helper, Machine, Plan, Vmm, command_line, text};
 
 /// QEMU on this host.
@@ -18,6 +20,10 @@ pub struct Qemu {
 impl Vmm for Qemu {
     fn name(&self) -> &'static str {
         "qemu"
+    }
+
+    fn power_off(&self) -> PowerOff {
+        PowerOff::Acpi
     }
 
     fn plan(&self, machine: &Machine) -> Plan {

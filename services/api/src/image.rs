@@ -1,0 +1,180 @@
+//! `org.banger.Image1`: images and kernels.
+
+use std::collections::HashMap;
+
+use zbus::{DeserializeDict, OwnedFd, OwnedObjectPath, SerializeDict, Type, Variant, proxy};
+
+use crate::access::{Access, Entry, IMAGE_MANAGE};
+
+pub const MANAGER: &str = "org.banger.Image1.Manager";
+pub const IMAGE: &str = "org.banger.Image1.Image";
+pub const KERNEL: &str = "org.banger.Image1.Kernel";
+
+pub const IMAGE_PREFIX: &str = "/org/banger/Image1/image";
+pub const KERNEL_PREFIX: &str = "/org/banger/Image1/kernel";
+
+pub const ACCESS: &[Entry] = &[
+    (MANAGER, "Pull", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "Import", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "ImportFd", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "ListImages", Access::Read),
+    (MANAGER, "GetImage", Access::Read),
+    (MANAGER, "RemoveImage", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "ImportKernel", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "ImportKernelFd", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "ListKernels", Access::Read),
+    (MANAGER, "GetKernel", Access::Read),
+    (MANAGER, "RemoveKernel", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "SetDefaultKernel", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "AcquireLease", Access::Internal),
+    (MANAGER, "ReleaseLease", Access::Internal),
+    (MANAGER, "ListLeases", Access::Read),
+    (IMAGE, "Remove", Access::Action(IMAGE_MANAGE)),
+    (IMAGE, "Describe", Access::Read),
+    (KERNEL, "Remove", Access::Action(IMAGE_MANAGE)),
+    (KERNEL, "Describe", Access::Read),
+    (crate::job::INTERFACE, "Cancel", Access::Action(IMAGE_MANAGE)),
+];
+
+/// One image as `ListImages` returns it: name, id, size in bytes, created (microseconds since
+/// 1970), number of leases, path.
+pub type ImageRow = (String, String, u64, u64, u32, OwnedObjectPath);
+
+/// One kernel as `ListKernels` returns it: name, version, architecture, whether it is the
+/// default, number of leases, path.
+pub type KernelRow = (String, String, String, bool, u32, OwnedObjectPath);
+
+/// Everything a VM is booted from; the reply of `AcquireLease`.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct BootSet {
+    pub image_id: String,
+    pub image_name: String,
+    /// Path of the root filesystem.
+    pub rootfs: String,
+    /// Its type, such as `squashfs`.
+    pub rootfs_type: String,
+    /// Of the image's configuration: `KEY=value`.
+    pub env: Vec<String>,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub user: String,
+    pub working_directory: String,
+    pub kernel: String,
+    pub kernel_version: String,
+    /// Paths: the compressed kernel, the ELF kernel, the initramfs.
+    pub vmlinuz: String,
+    pub vmlinux: String,
+    pub initramfs: String,
+}
+
+#[proxy(
+    interface = "org.banger.Image1.Manager",
+    default_service = "org.banger.Image1",
+    default_path = "/org/banger/Image1"
+)]
+pub trait Images {
+    /// Pulls `HOST[:PORT]/REPO[:TAG|@DIGEST]`, or a short name of docker.io. The job's outcome is
+    /// the image's name. Options: `name s`, `platform s`, `insecure b`.
+    fn pull(
+        &self,
+        reference: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Imports a root filesystem archive or an OCI layout.
+    fn import(
+        &self,
+        path: &str,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    fn import_fd(
+        &self,
+        file: OwnedFd,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    fn list_images(&self) -> zbus::Result<Vec<ImageRow>>;
+
+    /// By name, reference (`debian:12` for `docker.io/library/debian:12`), or unique prefix of
+    /// the id.
+    fn get_image(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+
+    fn remove_image(&self, name: &str) -> zbus::Result<()>;
+
+    /// Imports a kernel: `host`, the path of a linux-image .deb, or the path of a vmlinuz (then
+    /// with the option `modules s`, a modules directory). An empty name stands for the version.
+    fn import_kernel(
+        &self,
+        source: &str,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    fn import_kernel_fd(
+        &self,
+        file: OwnedFd,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    fn list_kernels(&self) -> zbus::Result<Vec<KernelRow>>;
+
+    /// By name; the empty name is the default kernel.
+    fn get_kernel(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+
+    fn remove_kernel(&self, name: &str) -> zbus::Result<()>;
+
+    fn set_default_kernel(&self, name: &str) -> zbus::Result<()>;
+
+    /// Keeps an image (by id) and a kernel (by name) for `holder` and tells where they are.
+    fn acquire_lease(&self, holder: &str, image: &str, kernel: &str) -> zbus::Result<BootSet>;
+
+    /// Gives them back; nothing happens if the holder has none.
+    fn release_lease(&self, holder: &str) -> zbus::Result<()>;
+
+    /// Holder, image id, kernel name.
+    fn list_leases(&self) -> zbus::Result<Vec<(String, String, String)>>;
+
+    #[zbus(signal)]
+    fn image_new(&self, id: String, image: OwnedObjectPath) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn image_removed(&self, id: String, image: OwnedObjectPath) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn kernel_new(&self, name: String, kernel: OwnedObjectPath) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn kernel_removed(&self, name: String, kernel: OwnedObjectPath) -> zbus::Result<()>;
+}
+
+#[proxy(
+    interface = "org.banger.Image1.Image",
+    default_service = "org.banger.Image1",
+    assume_defaults = false
+)]
+pub trait Image {
+    fn remove(&self) -> zbus::Result<()>;
+    /// Everything about the image as JSON.
+    fn describe(&self) -> zbus::Result<String>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn name(&self) -> zbus::Result<String>;
+}
+
+#[proxy(
+    interface = "org.banger.Image1.Kernel",
+    default_service = "org.banger.Image1",
+    assume_defaults = false
+)]
+pub trait Kernel {
+    fn remove(&self) -> zbus::Result<()>;
+    /// Everything about the kernel as JSON.
+    fn describe(&self) -> zbus::Result<String>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> zbus::Result<String>;
+}

@@ -1,0 +1,5 @@
+//! What vmd does outside itself: systemd's units, disks, the other services.
+
+pub mod disks;
+pub mod peers;
+pub mod units;

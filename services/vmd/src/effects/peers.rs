@@ -1,0 +1,137 @@
+//! The other services, through their D-Bus interfaces.
+
+use std::net::Ipv4Addr;
+
+use banger_api::image::{ImageProxy, ImagesProxy, KernelProxy};
+use banger_api::job::JobProxy;
+use banger_api::network::{AcquireOptions, NetworkProxy};
+use banger_api::{Error, ErrorKind, IMAGED, Result};
+use banger_daemon::Progress;
+use futures_util::StreamExt;
+use ipnet::Ipv4Net;
+use std::collections::HashMap;
+use zbus::{Connection, OwnedObjectPath};
+
+pub use banger_api::image::BootSet;
+pub use banger_api::network::Lease as NetLease;
+
+/// imaged and netd as vmd uses them.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    bus: Connection,
+}
+
+/// An image that is there.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub id: String,
+    pub name: String,
+}
+
+impl Peers {
+    pub fn new(bus: Connection) -> Self {
+        Self { bus }
+    }
+
+    async fn images(&self) -> Result<ImagesProxy<'static>> {
+        Ok(ImagesProxy::new(&self.bus).await?)
+    }
+
+    async fn network(&self) -> Result<NetworkProxy<'static>> {
+        Ok(NetworkProxy::new(&self.bus).await?)
+    }
+
+    /// The image a reference means, or `None` if it has to be pulled.
+    pub async fn resolve_image(&self, reference: &str) -> Result<Option<Image>> {
+        match self.images().await?.get_image(reference).await.map_err(Error::from) {
+            Ok(path) => self.image(path).await.map(Some),
+            Err(error) if error.kind() == ErrorKind::NoSuchImage => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn image(&self, path: OwnedObjectPath) -> Result<Image> {
+        let image = ImageProxy::builder(&self.bus).path(path).build().await?;
+        Ok(Image { id: image.id().await?, name: image.name().await? })
+    }
+
+    /// Pulls an image, passing the progress on, and the cancellation.
+    pub async fn pull(&self, reference: &str, progress: &Progress) -> Result<Image> {
+        let images = self.images().await?;
+        let (_, job) = images.pull(reference, HashMap::new()).await?;
+        let job = JobProxy::builder(&self.bus).destination(IMAGED.bus_name).path(job).build().await?;
+        let mut changes = job.receive_progress_changed().await;
+        let ended = job.wait();
+        tokio::pin!(ended);
+        let mut asked = false;
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut ended => break outcome.map_err(Error::from),
+                () = progress.canceled(), if !asked => {
+                    asked = true;
+                    job.cancel().await?;
+                }
+                Some(change) = changes.next() => {
+                    if let Ok((completed, total, unit)) = change.get().await {
+                        progress.set(completed, total, if unit == "bytes" { "bytes" } else { "steps" });
+                    }
+                }
+            }
+        };
+        let name = outcome?;
+        let path = images.get_image(&name).await?;
+        self.image(path).await
+    }
+
+    /// The name of a kernel; the empty one is the default's.
+    pub async fn resolve_kernel(&self, name: &str) -> Result<String> {
+        let path = self.images().await?.get_kernel(name).await?;
+        let kernel = KernelProxy::builder(&self.bus).path(path).build().await?;
+        Ok(kernel.name().await?)
+    }
+
+    pub async fn lease_image(&self, holder: &str, image_id: &str, kernel: &str) -> Result<BootSet> {
+        Ok(self.images().await?.acquire_lease(holder, image_id, kernel).await?)
+    }
+
+    pub async fn release_image(&self, holder: &str) -> Result<()> {
+        Ok(self.images().await?.release_lease(holder).await?)
+    }
+
+    /// Who holds images.
+    pub async fn image_leases(&self) -> Result<Vec<String>> {
+        let leases = self.images().await?.list_leases().await?;
+        Ok(leases.into_iter().map(|(holder, ..)| holder).collect())
+    }
+
+    /// The range that guests' addresses come from.
+    pub async fn range(&self) -> Result<Ipv4Net> {
+        let range = self.network().await?.range().await?;
+        range.parse().map_err(|_| Error::internal(format!("netd gave {range:?} for a range")))
+    }
+
+    pub async fn acquire_network(
+        &self,
+        holder: &str,
+        address: Ipv4Addr,
+        uid: u32,
+        nat: bool,
+    ) -> Result<NetLease> {
+        let options = AcquireOptions { address: address.to_string(), uid, nat: Some(nat) };
+        Ok(self.network().await?.acquire(holder, options.to_dict()).await?)
+    }
+
+    /// Nothing happens if the holder has no lease.
+    pub async fn release_network(&self, holder: &str) -> Result<()> {
+        match self.network().await?.release(holder).await.map_err(Error::from) {
+            Err(error) if error.kind() != ErrorKind::NoSuchLease => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who holds TAPs.
+    pub async fn net_leases(&self) -> Result<Vec<String>> {
+        let leases = self.network().await?.list_leases().await?;
+        Ok(leases.into_iter().map(|(holder, ..)| holder).collect())
+    }
+}

@@ -1,0 +1,202 @@
+//! The units that are the VMs, through systemd's own D-Bus interface.
+//!
+//! [`Units`] follows the state of all of them from systemd's signals, so that properties of VMs
+//! are always at hand and change when systemd says so.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::name::VmName;
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use zbus::fdo::PropertiesChanged;
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, proxy};
+
+/// How many signals may wait for us before we slow the connection down.
+const SIGNAL_QUEUE: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+const UNIT_PREFIX: &str = "/org/freedesktop/systemd1/unit";
+
+type ListedUnit =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Systemd {
+    fn subscribe(&self) -> zbus::Result<()>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
+    fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
+    #[zbus(name = "GetUnitByPID")]
+    fn get_unit_by_pid(&self, pid: u32) -> zbus::Result<OwnedObjectPath>;
+    fn list_units_by_patterns(&self, states: &[&str], patterns: &[&str]) -> zbus::Result<Vec<ListedUnit>>;
+    #[zbus(signal)]
+    fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: String, result: String) -> zbus::Result<()>;
+}
+
+/// What systemd says of a VM's unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitView {
+    /// `active`, `inactive`, `activating`, `deactivating`, `failed`.
+    pub active_state: String,
+    /// The last `STATUS=` of the unit: a stage, or `failed: reason`.
+    pub status: String,
+}
+
+impl Default for UnitView {
+    fn default() -> Self {
+        Self { active_state: "inactive".into(), status: String::new() }
+    }
+}
+
+/// All units of VMs. Cheap to clone.
+#[derive(Clone)]
+pub struct Units(Arc<Inner>);
+
+struct Inner {
+    systemd: SystemdProxy<'static>,
+    views: Mutex<HashMap<VmName, watch::Sender<UnitView>>>,
+}
+
+impl Units {
+    /// Takes stock and follows the units from then on. `changed` is told of every VM whose active
+    /// state changes.
+    pub async fn follow<F>(bus: &Connection, changed: F) -> Result<Self>
+    where
+        F: Fn(&VmName, &str) + Send + 'static,
+    {
+        let systemd = SystemdProxy::new(bus).await?;
+        let rule = MatchRule::builder()
+            .msg_type(zbus::message::Type::Signal)
+            .sender("org.freedesktop.systemd1")
+            .interface("org.freedesktop.DBus.Properties")
+            .member("PropertiesChanged")
+            .path_namespace(UNIT_PREFIX)
+            .build()?;
+        let signals = MessageStream::for_match_rule(rule, bus, Some(SIGNAL_QUEUE)).await?;
+        systemd.subscribe().await?;
+        let units = Self(Arc::new(Inner { systemd, views: Mutex::default() }));
+        let pattern = VmName::unit_pattern();
+        for (unit, _, _, active_state, ..) in units.0.systemd.list_units_by_patterns(&[], &[pattern]).await? {
+            if let Some(name) = VmName::from_unit(&unit) {
+                units.sender(&name).send_replace(UnitView { active_state, ..UnitView::default() });
+            }
+        }
+        let followed = units.clone();
+        tokio::spawn(async move { followed.keep_up(signals, changed).await });
+        Ok(units)
+    }
+
+    async fn keep_up(&self, mut signals: MessageStream, changed: impl Fn(&VmName, &str)) {
+        while let Some(message) = signals.next().await {
+            let Ok(message) = message else { continue };
+            let Some(name) = message.header().path().and_then(|path| vm_of(path)) else { continue };
+            let Some(signal) = PropertiesChanged::from_message(message) else { continue };
+            let Ok(arguments) = signal.args() else { continue };
+            let text = |property: &str| -> Option<String> {
+                let value = arguments.changed_properties.get(property)?;
+                OwnedVariant::try_from(value).ok().and_then(|value| String::try_from(value).ok())
+            };
+            let (active_state, status) = (text("ActiveState"), text("StatusText"));
+            let sender = self.sender(&name);
+            let was = sender.borrow().active_state.clone();
+            sender.send_if_modified(|view| {
+                let old = view.clone();
+                view.active_state = active_state.unwrap_or_else(|| old.active_state.clone());
+                view.status = status.unwrap_or_else(|| old.status.clone());
+                *view != old
+            });
+            let is = sender.borrow().active_state.clone();
+            if is != was {
+                changed(&name, &is);
+            }
+        }
+        tracing::warn!("systemd's signals ended; states of VMs are no longer followed");
+    }
+
+    fn sender(&self, name: &VmName) -> watch::Sender<UnitView> {
+        let mut views = self.0.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.entry(name.clone()).or_insert_with(|| watch::Sender::new(UnitView::default())).clone()
+    }
+
+    pub fn view(&self, name: &VmName) -> UnitView {
+        let views = self.0.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.get(name).map(|view| view.borrow().clone()).unwrap_or_default()
+    }
+
+    /// Forgets a VM that is deleted.
+    pub fn forget(&self, name: &VmName) {
+        self.0.views.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Starts the unit and returns when systemd is done with it: once the guest is ready, or with
+    /// the result of the job (`failed`, `timeout`, `canceled`, …). `status` hears what the unit
+    /// says of itself meanwhile.
+    pub async fn start(&self, name: &VmName, status: impl Fn(&str)) -> Result<String> {
+        let mut views = self.sender(name).subscribe();
+        let mut removed = self.0.systemd.receive_job_removed().await?;
+        let job = self.0.systemd.start_unit(&name.unit(), "replace").await.map_err(refused)?;
+        loop {
+            tokio::select! {
+                signal = removed.next() => {
+                    let signal = signal.ok_or_else(lost)?;
+                    let arguments = signal.args()?;
+                    if *arguments.job() == job {
+                        return Ok(arguments.result().clone());
+                    }
+                }
+                Ok(()) = views.changed() => status(&views.borrow_and_update().status),
+            }
+        }
+    }
+
+    /// Stops the unit and returns when it is down.
+    pub async fn stop(&self, name: &VmName) -> Result<()> {
+        let mut removed = self.0.systemd.receive_job_removed().await?;
+        let job = self.0.systemd.stop_unit(&name.unit(), "replace").await.map_err(refused)?;
+        loop {
+            let signal = removed.next().await.ok_or_else(lost)?;
+            if *signal.args()?.job() == job {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Kills everything in the unit.
+    pub async fn kill(&self, name: &VmName) -> Result<()> {
+        const SIGKILL: i32 = 9;
+        self.0.systemd.kill_unit(&name.unit(), "all", SIGKILL).await.map_err(refused)
+    }
+
+    /// Lets systemd forget that the unit failed.
+    pub async fn reset_failed(&self, name: &VmName) {
+        if let Err(error) = self.0.systemd.reset_failed_unit(&name.unit()).await {
+            tracing::debug!("{name}: {error}");
+        }
+    }
+
+    /// Whether a process belongs to the VM's unit.
+    pub async fn contains(&self, name: &VmName, pid: u32) -> Result<bool> {
+        let path = self.0.systemd.get_unit_by_pid(pid).await?;
+        Ok(vm_of(&path).as_ref() == Some(name))
+    }
+}
+
+fn vm_of(path: &str) -> Option<VmName> {
+    VmName::from_unit(&banger_api::path::decode(UNIT_PREFIX, path)?)
+}
+
+fn refused(error: zbus::Error) -> Error {
+    let error = Error::from(error);
+    ErrorKind::UnitFailed.error(format!("systemd: {}", error.message()))
+}
+
+fn lost() -> Error {
+    ErrorKind::ServiceUnavailable.error("the connection to systemd is lost")
+}
