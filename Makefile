@@ -148,7 +148,7 @@ check-unit:
 	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
 
 check-units:
-	tests/lab/sh sh -c 'systemd-analyze verify $$(ls /lib/systemd/system/*banger* | grep -v @) banger-vm@verify.service'
+	tests/lab/sh sh -c 'systemd-analyze verify --man=no $$(ls /lib/systemd/system/*banger* | grep -v @) banger-vm@verify.service'
 
 # The tests are built here and run in the lab, which sees this directory.
 check-system:
