@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use zbus::{OwnedObjectPath, Variant, proxy};
+use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, Variant, proxy};
 
 use crate::access::{Access, Entry, VM_MANAGE};
 
@@ -44,10 +44,20 @@ pub const ACCESS: &[Entry] = &[
 /// One VM as `ListVms` returns it: name, state, image, address (empty without network), path.
 pub type VmRow = (String, String, String, String, OwnedObjectPath);
 
-/// What a VM's unit executes: the files to write into its runtime directory (name, content), the
-/// helper processes (command line, socket that shows that it is ready), the command line of the
-/// VMM, and the guest's configuration as JSON.
-pub type LaunchPlan = (HashMap<String, String>, Vec<(Vec<String>, String)>, Vec<String>, String);
+/// What a VM's unit executes; the reply of `PrepareVm`.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct LaunchPlan {
+    /// Files to write into the runtime directory first: name, content.
+    pub files: HashMap<String, String>,
+    /// Processes to start beside the VMM: command line, and the socket that is there once the
+    /// process is ready.
+    pub helpers: Vec<(Vec<String>, String)>,
+    /// Command line of the VMM.
+    pub command: Vec<String>,
+    /// The guest's configuration as JSON, see `banger_core::guest`.
+    pub guest_config: String,
+}
 
 #[proxy(
     interface = "org.banger.Vm1.Manager",

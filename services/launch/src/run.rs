@@ -24,20 +24,20 @@ use crate::{attend, block_on, system_bus};
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
-    let (files, helpers, main, guest_config) = prepare(name)?;
+    let plan = prepare(name)?;
     // Before any socket is made in it.
     share(&runtime_dir, &service_users())
         .with_context(|| format!("cannot share {} with the services", runtime_dir.display()))?;
-    write(&runtime_dir.join(attend::CONFIG), &guest_config)?;
-    for (file, content) in &files {
+    write(&runtime_dir.join(attend::CONFIG), &plan.guest_config)?;
+    for (file, content) in &plan.files {
         write(&runtime_dir.join(file), content)?;
     }
-    for (command, ready) in &helpers {
+    for (command, ready) in &plan.helpers {
         start_helper(command, Path::new(ready))?;
     }
     start_attendant(name, &runtime_dir)?;
     attend::status(&format!("STATUS={}", Stage::Kernel.as_str()));
-    let [program, arguments @ ..] = main.as_slice() else { bail!("the launch plan is empty") };
+    let [program, arguments @ ..] = plan.command.as_slice() else { bail!("the launch plan is empty") };
     let error = Command::new(program)
         .args(arguments)
         // The VMM has no word with systemd: the attendant speaks for the guest.

@@ -494,8 +494,12 @@ impl Supervisor {
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let helpers = plan.helpers.into_iter().map(|helper| (helper.command, text(&helper.ready))).collect();
-        let config = serde_json::to_string(&config).map_err(Error::internal)?;
-        Ok((plan.files.into_iter().collect(), helpers, plan.main, config))
+        Ok(LaunchPlan {
+            files: plan.files.into_iter().collect(),
+            helpers,
+            command: plan.main,
+            guest_config: serde_json::to_string(&config).map_err(Error::internal)?,
+        })
     }
 
     /// For the VM's unit, after the end of its VMM: gives back what only a running VM needs.

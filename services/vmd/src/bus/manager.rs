@@ -130,7 +130,7 @@ impl Manager {
     }
 
     /// For the VM's unit alone: gets everything ready and returns what to execute.
-    #[zbus(out_args("files", "helpers", "command", "guest_configuration"))]
+    #[zbus(out_args("plan"))]
     async fn prepare_vm(
         &self,
         name: &str,
