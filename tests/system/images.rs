@@ -1,0 +1,218 @@
+//! Images and kernels: pulls, imports, publication, references.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use banger_api::IMAGED;
+use banger_tests::{BUSYBOX, DEBIAN, Vm, Way, banger, json, oci, run, sh, start};
+
+const LAYERS: &str = "localhost:5000/layers:latest";
+
+/// How often the registry has been asked for blobs of a repository since a time.
+fn blob_requests(repository: &str, since: &str) -> usize {
+    let log = run("journalctl", &["-u", "docker-registry", "--since", since, "-o", "cat", "--no-pager"]).ok();
+    let request = format!("GET /v2/{repository}/blobs/");
+    log.lines().filter(|line| line.contains(&request) && line.contains("HTTP/1.1\" 200")).count()
+}
+
+fn now() -> String {
+    format!("@{}", sh("date +%s.%N").ok().trim())
+}
+
+#[test]
+fn a_pull_is_listed_shown_and_removed() {
+    let crafted = oci::push("t-simple", &oci::tar(&[("hello", b"hello\n")]));
+    banger(&["pull", &crafted.reference]).ok();
+    let listed = json(&["image", "ls"]);
+    let names: Vec<_> = listed.as_array().expect("a list").iter().map(|image| &image["name"]).collect();
+    assert!(names.contains(&&serde_json::Value::from(crafted.reference.as_str())), "{listed}");
+    let shown = json(&["image", "show", &crafted.reference]);
+    assert!(shown.to_string().contains("linux") || shown.to_string().contains("amd64"), "{shown}");
+    banger(&["image", "rm", &crafted.reference]).ok();
+    banger(&["image", "show", &crafted.reference]).refused(&["t-simple"]);
+}
+
+#[test]
+fn two_pulls_of_one_image_download_its_blobs_once() {
+    let content = vec![b'x'; 3 << 20];
+    let crafted = oci::push("t-once", &oci::tar(&[("data", &content)]));
+    let _ = banger(&["image", "rm", &crafted.reference]);
+    let since = now();
+    let pulls: Vec<_> = (0..4).map(|_| start("banger", &["pull", &crafted.reference])).collect();
+    for pull in pulls {
+        pull.join().expect("joins").ok();
+    }
+    // One layer and one configuration.
+    assert_eq!(blob_requests("t-once", &since), 2);
+}
+
+#[test]
+fn pulls_of_different_images_overlap() {
+    // Each is slow: the registry is stopped in the middle of both, so that neither can end before
+    // the other has begun.
+    let content = vec![b'y'; 1 << 20];
+    let images: Vec<_> = (0..2)
+        .map(|index| {
+            oci::push(
+                &format!("t-overlap-{index}"),
+                &oci::tar(&[("data", &content), ("id", &[b'0' + index])]),
+            )
+        })
+        .collect();
+    for image in &images {
+        let _ = banger(&["image", "rm", &image.reference]);
+    }
+    let jobs: Vec<_> = images
+        .iter()
+        .map(|image| Way::Bus.call(IMAGED, "Pull", &["sa{sv}", &image.reference, "0"]).ok())
+        .collect();
+    let stages = |job: &str| {
+        let path = job.split('"').nth(1).expect("a job").to_owned();
+        Way::Bus.call_at(IMAGED, &path, banger_api::job::INTERFACE, "Wait", &[]).ok();
+        let get = ["ss", banger_api::job::INTERFACE, "Stages"];
+        let text = Way::Bus.call_at(IMAGED, &path, "org.freedesktop.DBus.Properties", "Get", &get).ok();
+        let times: Vec<u64> =
+            text.split_whitespace().filter_map(|word| word.parse().ok()).filter(|n| *n > 1_000_000).collect();
+        (times[0], times[times.len() - 1])
+    };
+    let (first, second) = (stages(&jobs[0]), stages(&jobs[1]));
+    assert!(second.0 < first.1, "the second began {} before the first published {}", second.0, first.1);
+}
+
+#[test]
+fn a_name_is_published_once() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let files: Vec<_> = (0..4u8)
+        .map(|index| {
+            let path = dir.path().join(format!("{index}.tar"));
+            std::fs::write(&path, oci::tar(&[("which", &[b'0' + index])])).expect("writes");
+            path.display().to_string()
+        })
+        .collect();
+    let _ = banger(&["image", "rm", "t-published"]);
+    let imports: Vec<_> = files
+        .iter()
+        .map(|file| start("banger", &["image", "import", "--name", "t-published", file]))
+        .collect();
+    let outcomes: Vec<_> = imports.into_iter().map(|import| import.join().expect("joins")).collect();
+    assert_eq!(outcomes.iter().filter(|done| done.status == 0).count(), 1, "{outcomes:#?}");
+    for loser in outcomes.into_iter().filter(|done| done.status != 0) {
+        loser.refused(&["t-published"]);
+    }
+    let staging = std::fs::read_dir("/var/lib/banger/imaged/staging").expect("reads");
+    assert_eq!(staging.count(), 0, "the losers leave nothing behind");
+    banger(&["image", "rm", "t-published"]).ok();
+}
+
+#[test]
+fn an_image_in_use_stays() {
+    let crafted = oci::push("t-used", &oci::tar(&[("hello", b"hello\n")]));
+    banger(&["pull", &crafted.reference]).ok();
+    let vm = Vm::named("t-user-of-image");
+    banger(&["vm", "create", "--name", vm.name(), &crafted.reference]).ok();
+    banger(&["image", "rm", &crafted.reference]).refused(&["t-user-of-image"]);
+    let name = banger_tests::error_name(IMAGED, "RemoveImage", &[&format!("string:{}", crafted.reference)]);
+    assert_eq!(name, "org.banger.Error.ImageInUse");
+    banger(&["rm", vm.name()]).ok();
+    banger(&["image", "rm", &crafted.reference]).ok();
+}
+
+/// The same image unpacked by umoci and as the guest's root filesystem, entry by entry.
+#[test]
+fn layers_merge_as_umoci_merges_them() {
+    for tag in ["latest", "zstd"] {
+        let reference = format!("localhost:5000/layers:{tag}");
+        banger(&["pull", &reference]).ok();
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        let rootfs = json(&["image", "show", &reference])["rootfs"].as_str().expect("a path").to_owned();
+        sh(&format!("unsquashfs -q -n -d {} {rootfs}", ours.display())).ok();
+        // umoci 0.4 knows no zstd: both tags have the same content.
+        let copy = format!(
+            "skopeo copy -q --src-tls-verify=false docker://{LAYERS} oci:{}:x",
+            dir.path().join("oci").display()
+        );
+        sh(&copy).ok();
+        sh(&format!("umoci unpack --image {}:x {}", dir.path().join("oci").display(), theirs.display())).ok();
+        let (ours, theirs) = (entries(&ours), entries(&theirs.join("rootfs")));
+        let difference: Vec<_> = ours.symmetric_difference(&theirs).collect();
+        assert!(difference.is_empty(), "{tag}: {difference:#?}");
+    }
+}
+
+/// Every entry below a directory with its type, mode, owners, size, time, link target, device
+/// numbers, number of links, content and extended attributes.
+fn entries(root: &Path) -> BTreeSet<String> {
+    let script = r#"cd "$1" && find . -mindepth 1 -printf '%P|%y|%m|%U:%G|%T@|%l|%n\n' | sed 's/\.0000000000|/|/' | sort > /tmp/e.$$
+        find . -type f -print0 | xargs -0 sha256sum >> /tmp/e.$$
+        find . \( -type b -o -type c \) -exec stat -c '%n %t:%T' {} + >> /tmp/e.$$
+        find . -type f -exec getfattr -d -m - -- {} + 2>/dev/null >> /tmp/e.$$
+        cat /tmp/e.$$; rm /tmp/e.$$"#;
+    let listing = run("sh", &["-c", script, "sh", &root.display().to_string()]).ok();
+    // A directory's time and number of links say how it was made, not what it is.
+    let line = |line: &str| {
+        let fields: Vec<_> = line.split('|').collect();
+        match fields.as_slice() {
+            [path, "d", mode, owner, ..] => format!("{path}|d|{mode}|{owner}"),
+            _ => line.to_owned(),
+        }
+    };
+    listing.lines().map(line).collect()
+}
+
+#[test]
+fn a_manifest_list_gives_this_machines_platform() {
+    banger(&["pull", "localhost:5000/multi:latest"]).ok();
+    let shown = json(&["image", "show", "localhost:5000/multi:latest"]).to_string();
+    assert!(shown.contains("amd64") || shown.contains("x86_64"), "{shown}");
+}
+
+#[test]
+fn imports_make_bootable_images() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let tar = dir.path().join("root.tar");
+    // busybox's own root filesystem, by way of umoci.
+    let script = format!(
+        "cd {} && skopeo copy -q --src-tls-verify=false docker://{BUSYBOX} oci:oci:x && umoci unpack --image oci:x b && tar -C b/rootfs -cf {} .",
+        dir.path().display(),
+        tar.display()
+    );
+    sh(&script).ok();
+    for (name, source) in [("t-import-tar", tar), ("t-import-oci", dir.path().join("oci"))] {
+        let _ = banger(&["image", "rm", name]);
+        banger(&["image", "import", "--name", name, &source.display().to_string()]).ok();
+        let done = banger(&["run", "--rm", "--name", name, name, "--", "echo", "imported"]);
+        assert_eq!(done.ok(), "imported\n");
+        banger(&["image", "rm", name]).ok();
+    }
+}
+
+#[test]
+fn kernels_are_imported_listed_and_kept_while_used() {
+    let kernels = json(&["kernel", "ls"]);
+    let kernels = kernels.as_array().expect("a list");
+    assert!(kernels.iter().any(|kernel| kernel["default"] == true), "{kernels:?}");
+    let name = "t-kernel";
+    let _ = banger(&["kernel", "rm", name]);
+    banger(&["kernel", "import", "--name", name, "host"]).ok();
+    let vm = Vm::named("t-kernel-user");
+    banger(&["vm", "create", "--name", vm.name(), "--kernel", name, BUSYBOX]).ok();
+    banger(&["kernel", "rm", name]).refused(&["t-kernel-user"]);
+    banger(&["rm", vm.name()]).ok();
+    banger(&["kernel", "rm", name]).ok();
+    banger(&["kernel", "show", name]).refused(&[name]);
+}
+
+#[test]
+fn debian_is_reproducible() {
+    banger(&["pull", DEBIAN]).ok();
+    let rootfs = |reference: &str| {
+        let shown = json(&["image", "show", reference]);
+        let path = shown["rootfs"].as_str().expect("a path").to_owned();
+        sh(&format!("sha256sum < {path}")).ok()
+    };
+    let first = rootfs(DEBIAN);
+    banger(&["image", "rm", DEBIAN]).ok();
+    banger(&["pull", DEBIAN]).ok();
+    assert_eq!(rootfs(DEBIAN), first);
+}
