@@ -53,8 +53,7 @@ make_rootfs() { # FILE: busybox, and users to try
     printf 'root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/home/web:/bin/sh\n' >"$tree/etc/passwd"
     printf 'root:x:0:\nweb:x:33:\nextra:x:44:web\ntty:x:5:\n' >"$tree/etc/group"
     mkdir "$tree/root/closed" && chmod 700 "$tree/root/closed"
-    echo text >"$tree/root/text" && chmod 755 "$tree/root/text" && printf '\177ELF' >"$tree/root/elf"
-    chmod 755 "$tree/root/elf"
+    printf '#!/no/such\n' >"$tree/root/script" && chmod 755 "$tree/root/script"
     chown 33:33 "$tree/home/web"
     rm -f "$1"
     mksquashfs "$tree" "$1" -quiet -no-progress -noappend -comp zstd

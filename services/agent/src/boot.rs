@@ -87,17 +87,31 @@ fn load_modules() {
         Ok(list) => list,
         Err(error) => return sys::log!(sys::INFO, "no {MODULES}: {error}"),
     };
-    for path in modules(&list) {
-        let loaded = File::open(path).and_then(|module| {
-            match finit_module(&module, c"", ModuleInitFlags::empty()) {
-                // Built in, or loaded by the kernel itself.
-                Err(nix::Error::EEXIST) => Ok(()),
-                result => Ok(result?),
+    // What fails may only have come before a module it needs: it gets another chance as long as
+    // others come in.
+    let mut missing = modules(&list);
+    loop {
+        let mut failed = Vec::new();
+        for &path in &missing {
+            if let Err(error) = load_module(path) {
+                failed.push((path, error));
             }
-        });
-        if let Err(error) = loaded {
-            sys::log!(sys::WARNING, "cannot load {path}: {error}");
         }
+        if failed.is_empty() || failed.len() == missing.len() {
+            for (path, error) in failed {
+                sys::log!(sys::WARNING, "cannot load {path}: {error}");
+            }
+            return;
+        }
+        missing = failed.into_iter().map(|(path, _)| path).collect();
+    }
+}
+
+fn load_module(path: &str) -> io::Result<()> {
+    match finit_module(&File::open(path)?, c"", ModuleInitFlags::empty()) {
+        // Built in, or loaded by the kernel itself.
+        Err(nix::Error::EEXIST) => Ok(()),
+        result => Ok(result?),
     }
 }
 

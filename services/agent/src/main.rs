@@ -12,7 +12,8 @@
 //! Nothing that comes from the image or from the host's clients may end the agent: it would take
 //! the machine down. What the host's own configuration asks for and cannot be had does end it, on
 //! purpose, with the reason told to the host.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, allow(dead_code, unused_imports))]
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +40,7 @@ const ARGV0: &CStr = c"@banger-agent";
 ///
 /// # Safety
 /// Called once, by libc.
+#[cfg(not(test))]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // SAFETY: libc passes `argc` strings.

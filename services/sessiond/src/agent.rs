@@ -1,0 +1,464 @@
+//! The way from the host into a guest: its agent's D-Bus interface, and byte streams.
+//!
+//! Every VM has a Unix socket that stands for its vsock ports: write `CONNECT port`, read
+//! `OK port`, and the connection is the guest's. The guest is not trusted: whatever is read here
+//! is bounded in size and in time, and what a guest says about itself is made printable before
+//! anybody sees it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use banger_api::agent::AgentProxy;
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::guest::{AGENT_PORT, PROTOCOL, STREAM_PORT};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+use zbus::connection::Builder;
+use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
+use zbus::export::async_trait::async_trait;
+use zbus::proxy::CacheProperties;
+
+/// How long a guest may take to answer, except where waiting is the point. A guest without
+/// hardware virtualisation on a busy host is slow.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The biggest D-Bus message taken from a guest.
+const MAX_MESSAGE: usize = 1 << 20;
+/// The longest line in a handshake.
+const MAX_LINE: usize = 256;
+/// The longest message of an error that is passed on.
+const MAX_ERROR: usize = 500;
+
+/// A connection to the agent of one guest.
+#[derive(Debug)]
+pub struct Agent<'a> {
+    vsock: &'a Path,
+    proxy: AgentProxy<'static>,
+}
+
+/// A started command.
+#[derive(Debug)]
+pub struct Started {
+    /// What the agent calls it.
+    pub id: String,
+    /// The connected streams by name.
+    pub streams: BTreeMap<String, OwnedFd>,
+}
+
+/// What to start; see [`AgentProxy::start`].
+#[derive(Debug, Default)]
+pub struct Command<'a> {
+    pub argv: &'a [&'a str],
+    pub environment: BTreeMap<String, String>,
+    pub user: &'a str,
+    pub directory: &'a str,
+    /// Rows and columns.
+    pub terminal: Option<(u16, u16)>,
+}
+
+impl<'a> Agent<'a> {
+    /// Connects to the agent of the VM with this vsock socket.
+    ///
+    /// # Errors
+    /// `AgentUnreachable`, or `AgentProtocol` if what answers is none of ours.
+    pub async fn connect(vsock: &'a Path) -> Result<Self> {
+        let mut stream = dial(vsock, AGENT_PORT).await?;
+        let connection = in_time(async {
+            let guid = authenticate(&mut stream).await?;
+            Builder::authenticated_socket(Bounded(stream), guid.as_str())
+                .p2p()
+                .build()
+                .await
+                .map_err(from_guest)
+        })
+        .await?;
+        let proxy = AgentProxy::builder(&connection).cache_properties(CacheProperties::No).build();
+        let proxy = in_time(async { proxy.await.map_err(from_guest) }).await?;
+        let agent = Self { vsock, proxy };
+        let protocol = in_time(async { agent.proxy.protocol().await.map_err(from_guest) }).await?;
+        if protocol != PROTOCOL {
+            return Err(protocol_error(format!(
+                "the guest's agent speaks protocol {protocol}, this host {PROTOCOL}; restart the VM"
+            )));
+        }
+        Ok(agent)
+    }
+
+    /// Starts a command and connects its streams.
+    pub async fn start(&self, command: &Command<'_>) -> Result<Started> {
+        let (rows, columns) = command.terminal.unwrap_or_default();
+        let (id, tokens) = in_time(async {
+            self.proxy
+                .start(
+                    command.argv,
+                    &command.environment,
+                    command.user,
+                    command.directory,
+                    command.terminal.is_some(),
+                    rows,
+                    columns,
+                )
+                .await
+                .map_err(from_guest)
+        })
+        .await?;
+        check_id(&id)?;
+        let expected: &[&str] =
+            if command.terminal.is_some() { &["pty"] } else { &["stdin", "stdout", "stderr"] };
+        let mut streams = BTreeMap::new();
+        for name in expected {
+            let token = tokens
+                .get(*name)
+                .ok_or_else(|| protocol_error(format!("the guest's agent names no stream {name}")))?;
+            streams.insert((*name).to_owned(), self.stream(token).await?);
+        }
+        Ok(Started { id, streams })
+    }
+
+    /// Waits for the end of a command, however long it takes.
+    pub async fn wait(&self, id: &str) -> Result<(i32, i32)> {
+        self.proxy.wait(id).await.map_err(from_guest)
+    }
+
+    pub async fn kill(&self, id: &str, signal: i32) -> Result<()> {
+        in_time(async { self.proxy.kill(id, signal).await.map_err(from_guest) }).await
+    }
+
+    pub async fn resize(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        in_time(async { self.proxy.resize(id, rows, columns).await.map_err(from_guest) }).await
+    }
+
+    /// The commands the agent knows of: id, state, command line, start time.
+    pub async fn list(&self) -> Result<Vec<(String, String, Vec<String>, u64)>> {
+        let mut list = in_time(async { self.proxy.list().await.map_err(from_guest) }).await?;
+        list.retain(|(id, ..)| check_id(id).is_ok());
+        Ok(list)
+    }
+
+    pub async fn power_off(&self) -> Result<()> {
+        in_time(async { self.proxy.power_off().await.map_err(from_guest) }).await
+    }
+
+    /// Connects one stream: the descriptor is the connection into the guest itself.
+    async fn stream(&self, token: &str) -> Result<OwnedFd> {
+        if token.is_empty() || token.len() > 64 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(protocol_error("the guest's agent names a stream in no known form"));
+        }
+        let mut stream = dial(self.vsock, STREAM_PORT).await?;
+        in_time(async {
+            stream.write_all(format!("{token}\n").as_bytes()).await.map_err(lost)?;
+            match read_line(&mut stream).await?.as_str() {
+                "OK" => Ok(()),
+                other => Err(protocol_error(format!("the guest refuses a stream: {}", printable(other)))),
+            }
+        })
+        .await?;
+        let stream = stream.into_std()?;
+        // Whoever gets it expects an ordinary, blocking descriptor.
+        stream.set_nonblocking(false)?;
+        Ok(stream.into())
+    }
+}
+
+/// Connects to a port of the guest.
+async fn dial(vsock: &Path, port: u32) -> Result<UnixStream> {
+    let unreachable = |what: &str| {
+        ErrorKind::AgentUnreachable.error(format!("the VM does not answer ({what}); is it running?"))
+    };
+    let mut stream = UnixStream::connect(vsock)
+        .await
+        .map_err(|error| unreachable(&format!("{}: {error}", vsock.display())))?;
+    // In a task of its own, because vhost-device-vsock 0.3.0 panics if the guest accepts a
+    // connection whose host end has been closed meanwhile: a caller that gives up must not close.
+    let answer = tokio::spawn(async move {
+        let answer = timeout(PATIENCE * 6, async {
+            stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(lost)?;
+            read_line(&mut stream).await
+        });
+        match answer.await {
+            Ok(Ok(line)) if line.starts_with("OK ") => Ok(stream),
+            Ok(Ok(_)) => Err(protocol_error("the VM's vsock socket answers in no known form")),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(ErrorKind::AgentUnreachable.error("timeout")),
+        }
+    });
+    match timeout(PATIENCE, answer).await {
+        Ok(Ok(Ok(stream))) => Ok(stream),
+        Ok(Ok(Err(error))) if error.kind() == ErrorKind::AgentUnreachable => {
+            Err(unreachable(error.message()))
+        }
+        Ok(Ok(Err(error))) => Err(error),
+        Ok(Err(error)) => Err(Error::internal(error)),
+        Err(_) => Err(unreachable("timeout")),
+    }
+}
+
+/// The client's side of D-Bus authentication, as anonymous; returns the server's id.
+///
+/// zbus has the same, but reads without a bound until a line ends.
+async fn authenticate(stream: &mut UnixStream) -> Result<String> {
+    stream.write_all(b"\0AUTH ANONYMOUS 62616e676572\r\n").await.map_err(lost)?;
+    let line = read_line(stream).await?;
+    let guid = line
+        .strip_prefix("OK ")
+        .map(str::trim_end)
+        .filter(|guid| guid.len() == 32 && guid.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .ok_or_else(|| protocol_error("what answers in the guest is no agent of banger"))?;
+    stream.write_all(b"BEGIN\r\n").await.map_err(lost)?;
+    Ok(guid.to_owned())
+}
+
+/// Reads up to a newline and not a byte further: what follows may be a stream's first.
+async fn read_line(stream: &mut UnixStream) -> Result<String> {
+    let mut line = Vec::new();
+    loop {
+        let byte = stream.read_u8().await.map_err(lost)?;
+        if byte == b'\n' {
+            return String::from_utf8(line).map_err(|_| protocol_error("the guest answers in no text"));
+        }
+        if line.len() == MAX_LINE {
+            return Err(protocol_error("the guest answers without end"));
+        }
+        line.push(byte);
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(PATIENCE, work).await.unwrap_or_else(|_| {
+        Err(ErrorKind::AgentUnreachable
+            .error(format!("the guest's agent did not answer within {} s", PATIENCE.as_secs())))
+    })
+}
+
+fn lost(error: io::Error) -> Error {
+    ErrorKind::AgentUnreachable.error(format!("the connection into the guest broke: {error}"))
+}
+
+fn protocol_error(message: impl Into<String>) -> Error {
+    ErrorKind::AgentProtocol.error(message)
+}
+
+/// Ids become parts of object paths and command lines.
+fn check_id(id: &str) -> Result<()> {
+    let valid = (1..=20).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if valid { Ok(()) } else { Err(protocol_error("the guest's agent names a command in no known form")) }
+}
+
+/// An error as the agent means it. Those that a guest has no business to raise become
+/// `AgentProtocol`, so that no guest can make a client believe something about the host.
+fn from_guest(error: zbus::Error) -> Error {
+    let is_reply = matches!(error, zbus::Error::MethodError(..) | zbus::Error::FDO(_));
+    let error = Error::from(error);
+    let message = printable(error.message());
+    match error.kind() {
+        kind @ (ErrorKind::InvalidArgs
+        | ErrorKind::NotSupported
+        | ErrorKind::VmNotRunning
+        | ErrorKind::NoSuchProcess
+        | ErrorKind::NoSuchUser
+        | ErrorKind::NoSuchDirectory
+        | ErrorKind::CommandNotFound
+        | ErrorKind::NotExecutable)
+            if is_reply =>
+        {
+            kind.error(message)
+        }
+        ErrorKind::ServiceUnavailable => {
+            ErrorKind::AgentUnreachable.error(format!("the connection into the guest broke: {message}"))
+        }
+        _ => protocol_error(format!("the guest's agent: {message}")),
+    }
+}
+
+/// Text from a guest, fit for a terminal and a log.
+fn printable(text: &str) -> String {
+    text.chars().take(MAX_ERROR).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A stream that refuses D-Bus messages above [`MAX_MESSAGE`] before memory is set aside for
+/// them; D-Bus itself allows 128 MiB.
+#[derive(Debug)]
+struct Bounded(UnixStream);
+
+#[derive(Debug)]
+struct BoundedReader {
+    stream: OwnedReadHalf,
+    frames: Frames,
+}
+
+#[derive(Debug)]
+struct Writer(OwnedWriteHalf);
+
+impl Socket for Bounded {
+    type ReadHalf = BoundedReader;
+    type WriteHalf = Writer;
+
+    fn split(self) -> Split<BoundedReader, Writer> {
+        let (read, write) = self.0.into_split();
+        Split::new(BoundedReader { stream: read, frames: Frames::default() }, Writer(write))
+    }
+}
+
+#[async_trait]
+impl ReadHalf for BoundedReader {
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let n = self.stream.read(buffer).await?;
+        self.frames.pass(&buffer[..n])?;
+        Ok((n, Vec::new()))
+    }
+}
+
+#[async_trait]
+impl WriteHalf for Writer {
+    async fn sendmsg(&mut self, buffer: &[u8], _fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.0.write(buffer).await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+}
+
+/// Follows where one message ends and the next begins.
+#[derive(Debug, Default)]
+struct Frames {
+    header: [u8; 16],
+    have: usize,
+    /// Bytes of the message left after its header.
+    rest: usize,
+}
+
+impl Frames {
+    fn pass(&mut self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            if self.rest > 0 {
+                let n = self.rest.min(data.len());
+                self.rest -= n;
+                data = &data[n..];
+                continue;
+            }
+            let n = (16 - self.have).min(data.len());
+            self.header[self.have..self.have + n].copy_from_slice(&data[..n]);
+            self.have += n;
+            data = &data[n..];
+            if self.have == 16 {
+                self.have = 0;
+                self.rest = length_after_header(&self.header)
+                    .filter(|&length| length <= MAX_MESSAGE)
+                    .ok_or_else(|| {
+                        io::Error::new(io::ErrorKind::InvalidData, "a message from the guest is too big")
+                    })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Of a D-Bus message, by the fixed part of its header: body length at 4, length of the header
+/// fields at 12, padded to 8.
+fn length_after_header(header: &[u8; 16]) -> Option<usize> {
+    let number = |at: usize| {
+        let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+        match header[0] {
+            b'l' => Some(u32::from_le_bytes(bytes)),
+            b'B' => Some(u32::from_be_bytes(bytes)),
+            _ => None,
+        }
+    };
+    let fields = (number(12)? as usize).checked_next_multiple_of(8)?;
+    fields.checked_add(number(4)? as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(body: u32, fields: u32) -> [u8; 16] {
+        let mut header = [0; 16];
+        header[0] = b'l';
+        header[4..8].copy_from_slice(&body.to_le_bytes());
+        header[12..].copy_from_slice(&fields.to_le_bytes());
+        header
+    }
+
+    #[test]
+    fn frames_are_followed_in_any_pieces() {
+        let mut bytes = Vec::new();
+        for (body, fields) in [(3, 9), (0, 0), (100, 8)] {
+            bytes.extend(header(body, fields));
+            bytes.extend(vec![0xff; fields.next_multiple_of(8) as usize + body as usize]);
+        }
+        for piece in 1..=bytes.len() {
+            let mut frames = Frames::default();
+            for chunk in bytes.chunks(piece) {
+                frames.pass(chunk).unwrap();
+            }
+            assert_eq!((frames.have, frames.rest), (0, 0), "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn big_messages_are_refused() {
+        assert!(Frames::default().pass(&header(MAX_MESSAGE as u32, 0)).is_ok());
+        assert!(Frames::default().pass(&header(MAX_MESSAGE as u32, 1)).is_err());
+        assert!(Frames::default().pass(&header(u32::MAX, u32::MAX)).is_err());
+        assert!(Frames::default().pass(&[0; 16]).is_err());
+    }
+
+    #[test]
+    fn guests_cannot_raise_errors_of_the_host() {
+        let reply = |name: &str| {
+            let message = zbus::Message::method_call("/", "M").unwrap().build(&()).unwrap();
+            let name = zbus::names::OwnedErrorName::try_from(name).unwrap();
+            from_guest(zbus::Error::MethodError(name, Some("a\x1b[2J".into()), message)).kind()
+        };
+        assert_eq!(reply("org.banger.Error.NoSuchUser"), ErrorKind::NoSuchUser);
+        assert_eq!(reply("org.banger.Error.NoSuchVm"), ErrorKind::AgentProtocol);
+        assert_eq!(reply("org.freedesktop.DBus.Error.AccessDenied"), ErrorKind::AgentProtocol);
+        assert_eq!(printable("a\x1b[2J\n"), "a\u{fffd}[2J\u{fffd}");
+    }
+
+    async fn against(script: &'static [(&'static str, &'static str)]) -> Error {
+        let directory = std::env::temp_dir().join(format!("banger-{}-{:p}", std::process::id(), script));
+        let _ = std::fs::remove_file(&directory);
+        let listener = tokio::net::UnixListener::bind(&directory).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for (expect, answer) in script {
+                let mut got = vec![0; expect.len()];
+                stream.read_exact(&mut got).await.unwrap();
+                assert_eq!(got, expect.as_bytes());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let error = Agent::connect(&directory).await.unwrap_err();
+        std::fs::remove_file(&directory).unwrap();
+        error
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hostile_agents() {
+        let silent = against(&[("CONNECT 1024\n", "")]).await;
+        assert_eq!(silent.kind(), ErrorKind::AgentUnreachable, "{silent}");
+        let nonsense = against(&[("CONNECT 1024\n", "NO\n")]).await;
+        assert_eq!(nonsense.kind(), ErrorKind::AgentProtocol, "{nonsense}");
+        let ssh = against(&[("CONNECT 1024\n", "OK 1024\n"), ("\0AUTH", "SSH-2.0-OpenSSH\r\n")]).await;
+        assert_eq!(ssh.kind(), ErrorKind::AgentProtocol, "{ssh}");
+        let mute = against(&[
+            ("CONNECT 1024\n", "OK 1024\n"),
+            ("\0AUTH ANONYMOUS 62616e676572\r\n", "OK 0123456789abcdef0123456789abcdef\r\n"),
+        ])
+        .await;
+        assert_eq!(mute.kind(), ErrorKind::AgentUnreachable, "{mute}");
+    }
+}
