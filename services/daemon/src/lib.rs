@@ -17,6 +17,8 @@ pub mod jobs;
 pub mod log;
 mod peer;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::os::unix::net::UnixListener;

@@ -5,7 +5,7 @@
 //! as if the service were alone on a small bus with that client.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use banger_api::Service;
 use libsystemd::activation::{IsType, receive_descriptors_with_names};
@@ -62,10 +62,7 @@ pub(crate) async fn accept(socket: UnixListener, service: Service, hub: Hub, idl
                 continue;
             }
         };
-        let builder = Builder::unix_stream(stream)
-            .server(zbus::Guid::generate())
-            .p2p()
-            .serve_at("/org/freedesktop/DBus", Shim { service });
+        let builder = server(stream, service);
         let (hub, hold) = (hub.clone(), idle.hold());
         tokio::spawn(async move {
             let (_hold, _place) = (hold, place);
@@ -74,6 +71,14 @@ pub(crate) async fn accept(socket: UnixListener, service: Service, hub: Hub, idl
             }
         });
     }
+}
+
+/// Our end of a peer connection, without the service's objects yet.
+pub(crate) fn server(stream: UnixStream, service: Service) -> Builder<'static> {
+    Builder::unix_stream(stream)
+        .server(zbus::Guid::generate())
+        .p2p()
+        .serve_at("/org/freedesktop/DBus", Shim { service })
 }
 
 /// `org.freedesktop.DBus` for an audience of one.

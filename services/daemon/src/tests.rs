@@ -1,0 +1,168 @@
+//! The whole of a service over a peer connection: no bus, no systemd.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use banger_api::access::Entry;
+use banger_api::job::JobProxy;
+use banger_api::{Access, Error, ErrorKind, Result, VMD};
+use futures_util::StreamExt;
+use zbus::connection::Builder;
+use zbus::message::Header;
+use zbus::{Connection, MessageStream, interface};
+
+use crate::{Gate, Hub, Idle, Jobs, Progress, peer};
+
+const MANAGER: &str = "org.banger.Vm1.Manager";
+const ACCESS: &[Entry] = &[
+    (MANAGER, "Allowed", Access::Read),
+    (MANAGER, "Work", Access::Read),
+    (banger_api::job::INTERFACE, "Cancel", Access::Read),
+];
+
+#[derive(Clone)]
+struct Manager {
+    gate: Gate,
+    jobs: Jobs,
+}
+
+#[interface(name = "org.banger.Vm1.Manager")]
+impl Manager {
+    async fn allowed(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u32> {
+        self.gate.enter(&header, connection, &[]).await.map(|call| call.caller.uid)
+    }
+
+    async fn forgotten(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        self.gate.enter(&header, connection, &[]).await.map(drop)
+    }
+
+    /// A job that goes through some stages and then waits for its end, or fails.
+    async fn work(
+        &self,
+        fail: bool,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, zbus::OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let work = move |progress: Progress| async move {
+            progress.stage("one");
+            progress.stage("two");
+            if fail {
+                return Err(ErrorKind::NameTaken.error("taken"));
+            }
+            progress.cancelable(std::future::pending()).await
+        };
+        Ok(self.jobs.start("work", "subject", work).await)
+    }
+}
+
+async fn service() -> (Hub, Idle) {
+    let (hub, idle) = (Hub::new(), Idle::new());
+    let gate = Gate::new(ACCESS, idle.clone());
+    let jobs = Jobs::new(VMD, hub.clone(), gate.clone(), idle.clone());
+    hub.add(VMD.path, zbus::fdo::ObjectManager).await;
+    hub.add(VMD.path, Manager { gate, jobs }).await;
+    (hub, idle)
+}
+
+async fn client(hub: &Hub) -> Connection {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let hub = hub.clone();
+    tokio::spawn(async move { hub.serve_peer(peer::server(ours, VMD)).await });
+    Builder::unix_stream(theirs).p2p().build().await.expect("connects")
+}
+
+async fn call<R>(client: &Connection, method: &str, fail: Option<bool>) -> Result<R>
+where
+    R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+{
+    let reply = match fail {
+        Some(fail) => client.call_method(None::<&str>, VMD.path, Some(MANAGER), method, &fail).await?,
+        None => client.call_method(None::<&str>, VMD.path, Some(MANAGER), method, &()).await?,
+    };
+    Ok(reply.body().deserialize()?)
+}
+
+#[tokio::test]
+async fn peers_are_identified_and_the_unclassed_is_refused() {
+    let (hub, _idle) = service().await;
+    let client = client(&hub).await;
+    let uid: u32 = call(&client, "Allowed", None).await.expect("allowed");
+    assert_eq!(uid, nix::unistd::getuid().as_raw());
+    let error = call::<()>(&client, "Forgotten", None).await.expect_err("in no table");
+    assert_eq!(error.kind(), ErrorKind::AccessDenied);
+}
+
+#[tokio::test]
+async fn the_shim_answers_what_bus_clients_ask_first() {
+    let (hub, _idle) = service().await;
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let serving = hub.clone();
+    tokio::spawn(async move { serving.serve_peer(peer::server(ours, VMD)).await });
+    // Not peer to peer: this client says Hello, as on a bus.
+    let client = Builder::unix_stream(theirs).build().await.expect("connects");
+    assert!(client.unique_name().is_some());
+    let bus = zbus::fdo::DBusProxy::new(&client).await.expect("a proxy");
+    let name = VMD.bus_name.try_into().expect("valid");
+    assert!(bus.name_has_owner(name).await.expect("answers"));
+    let other = "org.example.Other".try_into().expect("valid");
+    assert!(!bus.name_has_owner(other).await.expect("answers"));
+}
+
+#[tokio::test]
+async fn jobs_end_with_their_error_and_hold_the_service() {
+    let (hub, idle) = service().await;
+    let client = client(&hub).await;
+    let (_, path): (u32, zbus::OwnedObjectPath) = call(&client, "Work", Some(true)).await.expect("starts");
+    let job = JobProxy::builder(&client).destination(VMD.bus_name).path(path).build().await.expect("a proxy");
+    let error = Error::from(job.wait().await.expect_err("fails"));
+    assert_eq!((error.kind(), error.message()), (ErrorKind::NameTaken, "taken"));
+    // Readable after its end.
+    assert_eq!(job.state().await.expect("reads"), "failed");
+    let stages: Vec<_> = job.stages().await.expect("reads").into_iter().map(|(stage, _)| stage).collect();
+    assert_eq!(stages, ["one", "two"]);
+
+    let (_, path): (u32, zbus::OwnedObjectPath) = call(&client, "Work", Some(false)).await.expect("starts");
+    assert!(idle.is_busy());
+    let job = JobProxy::builder(&client).destination(VMD.bus_name).path(path).build().await.expect("a proxy");
+    job.cancel().await.expect("cancels");
+    let error = Error::from(job.wait().await.expect_err("canceled"));
+    assert_eq!(error.kind(), ErrorKind::JobCanceled);
+    assert_eq!(job.state().await.expect("reads"), "canceled");
+}
+
+#[tokio::test]
+async fn every_client_hears_everything_in_order() {
+    let (hub, _idle) = service().await;
+    let (caller, listener) = (client(&hub).await, client(&hub).await);
+    let mut heard = MessageStream::from(&listener);
+    let _: (u32, zbus::OwnedObjectPath) = call(&caller, "Work", Some(true)).await.expect("starts");
+    let mut members = Vec::new();
+    while members.last().map(String::as_str) != Some("JobRemoved") {
+        let message = tokio::time::timeout(Duration::from_secs(5), heard.next()).await;
+        let message = message.expect("in time").expect("more").expect("whole");
+        members.push(message.header().member().expect("a signal").to_string());
+    }
+    assert_eq!(members[..2], ["InterfacesAdded", "JobNew"]);
+    // Two stages and the end.
+    assert_eq!(members.iter().filter(|member| *member == "PropertiesChanged").count(), 3);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_forgotten() {
+    let (hub, _idle) = service().await;
+    drop(client(&hub).await);
+    let other = client(&hub).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Nobody waits for the one that is gone.
+    let started = call::<(u32, zbus::OwnedObjectPath)>(&other, "Work", Some(true));
+    tokio::time::timeout(Duration::from_secs(2), started).await.expect("in time").expect("starts");
+}
