@@ -1,1 +1,55 @@
-fn main() {}
+//! `banger`: the command line. Everything it does is a call to a service that `busctl` could make
+//! as well.
+//!
+//! - `args`: what can be typed, as clap has it
+//! - `cmd/`: one file per noun, and `run`
+//! - [`bus`]: the system bus, or the services' own sockets
+//! - [`job`]: progress of long work, and Ctrl-C
+//! - [`stream`], [`terminal`]: the bytes of commands in guests
+//! - [`exit`]: exit codes
+
+mod args;
+mod bus;
+mod cmd;
+mod exit;
+mod job;
+mod output;
+mod session_api;
+mod stream;
+mod terminal;
+
+use std::process::ExitCode;
+
+use banger_api::Error;
+use clap::Parser;
+
+use crate::args::Arguments;
+use crate::bus::Bus;
+use crate::output::Output;
+
+/// What every command gets.
+pub struct Context {
+    pub bus: Bus,
+    pub output: Output,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let context = Context {
+        bus: Bus::new(arguments.global.peer),
+        output: Output::new(arguments.global.json, arguments.global.quiet),
+    };
+    let runs_guest_command = arguments.command.runs_guest_command();
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::from)
+        .and_then(|runtime| runtime.block_on(cmd::dispatch(&context, arguments.command)));
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            exit::complain(&error);
+            ExitCode::from(exit::code(&error, runs_guest_command))
+        }
+    }
+}

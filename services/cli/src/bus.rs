@@ -1,0 +1,94 @@
+//! The way to the services: the system bus, or the socket of each.
+
+use std::os::unix::net::UnixStream;
+
+use banger_api::image::ImagesProxy;
+use banger_api::network::NetworkProxy;
+
+use banger_api::vm::ManagerProxy;
+use banger_api::{Error, ErrorKind, IMAGED, NETD, Result, SESSIOND, Service, VMD};
+use tokio::sync::OnceCell;
+use zbus::Connection;
+use zbus::connection::Builder;
+use zbus::proxy::{CacheProperties, Defaults, ProxyImpl};
+
+use crate::session_api::SessionsProxy;
+
+/// Connections, made when they are needed.
+pub struct Bus {
+    peer: bool,
+    system: OnceCell<Connection>,
+    vmd: OnceCell<Connection>,
+    imaged: OnceCell<Connection>,
+}
+
+impl Bus {
+    pub fn new(peer: bool) -> Self {
+        Self { peer, system: OnceCell::new(), vmd: OnceCell::new(), imaged: OnceCell::new() }
+    }
+
+    /// A connection on which the service's objects are. The bus starts it if need be.
+    pub async fn connect(&self, service: Service) -> Result<Connection> {
+        if !self.peer {
+            return self.system.get_or_try_init(system).await.cloned();
+        }
+        // Jobs live as long as their service's connection is held: where there are jobs, keep it.
+        match service {
+            VMD => self.vmd.get_or_try_init(|| peer(service)).await.cloned(),
+            IMAGED => self.imaged.get_or_try_init(|| peer(service)).await.cloned(),
+            _ => peer(service).await,
+        }
+    }
+
+    pub async fn vms(&self) -> Result<ManagerProxy<'static>> {
+        Ok(ManagerProxy::new(&self.connect(VMD).await?).await?)
+    }
+
+    pub async fn images(&self) -> Result<ImagesProxy<'static>> {
+        Ok(ImagesProxy::new(&self.connect(IMAGED).await?).await?)
+    }
+
+    pub async fn network(&self) -> Result<NetworkProxy<'static>> {
+        Ok(NetworkProxy::new(&self.connect(NETD).await?).await?)
+    }
+
+    pub async fn sessions(&self) -> Result<SessionsProxy<'static>> {
+        Ok(SessionsProxy::new(&self.connect(SESSIOND).await?).await?)
+    }
+
+    /// The proxy of an object that a service told us about.
+    pub async fn object<P>(&self, service: Service, path: &str) -> Result<P>
+    where
+        P: ProxyImpl<'static> + From<zbus::Proxy<'static>> + Defaults,
+    {
+        let connection = self.connect(service).await?;
+        Ok(P::builder(&connection)
+            .destination(service.bus_name)
+            .path(path.to_owned())
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?)
+    }
+}
+
+async fn system() -> Result<Connection> {
+    zbus::connection::Builder::system().build().await.map_err(|error| {
+        ErrorKind::ServiceUnavailable.error(format!(
+            "cannot connect to the system bus: {}; without a bus, use --peer",
+            Error::from(error)
+        ))
+    })
+}
+
+async fn peer(service: Service) -> Result<Connection> {
+    let socket = service.socket;
+    let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => ErrorKind::AccessDenied
+            .error(format!("not allowed to open {socket}: join the group banger, or leave out --peer")),
+        _ => ErrorKind::ServiceUnavailable.error(format!(
+            "cannot connect to {socket}: {error}; try systemctl start banger-{}.socket",
+            service.id
+        )),
+    })?;
+    Ok(Builder::unix_stream(stream).p2p().build().await?)
+}

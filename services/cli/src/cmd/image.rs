@@ -1,0 +1,117 @@
+//! `banger image`, and its short forms.
+
+use std::fs::File;
+use std::io::stdin;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use banger_api::image::ImageProxy;
+use banger_api::options::OptionsBuilder;
+use banger_api::{Error, ErrorKind, IMAGED, Result};
+use serde::Serialize;
+use zbus::{OwnedFd, OwnedObjectPath};
+
+use crate::Context;
+use crate::args::{Image, Pull};
+use crate::exit::SUCCESS;
+use crate::job;
+use crate::output::{ago, or_dash, size};
+
+pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
+    match command {
+        Image::Pull(arguments) => pull(context, arguments).await?,
+        Image::Import { path, name } => import(context, &path, &name).await?,
+        Image::Ls => list(context).await?,
+        Image::Show { image } => show(context, &image).await?,
+        Image::Rm { images } => {
+            return super::each(images, async |name| {
+                Ok(context.bus.images().await?.remove_image(&name).await?)
+            })
+            .await;
+        }
+    }
+    Ok(SUCCESS)
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    id: String,
+    size_bytes: u64,
+    created_usec: u64,
+    vms: u32,
+}
+
+pub async fn list(context: &Context) -> Result<()> {
+    let rows: Vec<Row> = context
+        .bus
+        .images()
+        .await?
+        .list_images()
+        .await?
+        .into_iter()
+        .map(|(name, id, size_bytes, created_usec, vms, _)| Row { name, id, size_bytes, created_usec, vms })
+        .collect();
+    context.output.rows(&rows, &["NAME", "ID", "SIZE", "CREATED", "VMS"], |row| {
+        let id = row.id.strip_prefix("sha256:").unwrap_or(&row.id);
+        let id = id.chars().take(12).collect();
+        vec![or_dash(&row.name), id, size(row.size_bytes), ago(row.created_usec), row.vms.to_string()]
+    })
+}
+
+async fn show(context: &Context, name: &str) -> Result<()> {
+    let path = context.bus.images().await?.get_image(name).await?;
+    let image: ImageProxy<'static> = context.bus.object(IMAGED, &path).await?;
+    context.output.description(&image.describe().await?)
+}
+
+pub async fn pull(context: &Context, arguments: Pull) -> Result<()> {
+    let options = OptionsBuilder::new()
+        .set("name", arguments.name.as_deref())
+        .set("platform", arguments.platform.as_deref())
+        .set("insecure", arguments.insecure.then_some(true))
+        .build();
+    let pulling = context.bus.images().await?.pull(&arguments.reference, options).await?;
+    finish(context, pulling, &format!("pull {}", arguments.reference)).await
+}
+
+/// Follows a job whose outcome is the name of an image or a kernel, and prints that.
+pub async fn finish(context: &Context, job: (u32, OwnedObjectPath), title: &str) -> Result<()> {
+    let ended = job::follow(context, IMAGED, job, title).await?;
+    if context.output.json {
+        return context.output.value(&serde_json::json!({"name": ended.outcome}));
+    }
+    context.output.line(&ended.outcome);
+    Ok(())
+}
+
+/// The service gets an open file, so that it can read what only the caller may; a directory it
+/// has to open itself.
+async fn import(context: &Context, path: &Path, name: &str) -> Result<()> {
+    let images = context.bus.images().await?;
+    let importing = if path.is_dir() {
+        images.import(&absolute(path)?, name, OptionsBuilder::new().build()).await?
+    } else {
+        let file =
+            if path == Path::new("-") { stdin().as_fd().try_clone_to_owned()?.into() } else { open(path)? };
+        images.import_fd(file, name, OptionsBuilder::new().build()).await?
+    };
+    finish(context, importing, &format!("import {name}")).await
+}
+
+pub fn open(path: &Path) -> Result<OwnedFd> {
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    Ok(std::os::fd::OwnedFd::from(file).into())
+}
+
+/// As text, for a service that has another working directory.
+pub fn absolute(path: &Path) -> Result<String> {
+    let path = path.canonicalize().map_err(|error| unreadable(path, &error))?;
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| ErrorKind::InvalidArgs.error(format!("{} is not UTF-8", path.display())))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    ErrorKind::InvalidArgs.error(format!("cannot read {}: {error}", path.display()))
+}

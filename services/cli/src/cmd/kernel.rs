@@ -1,0 +1,100 @@
+//! `banger kernel`.
+
+use std::path::{Path, PathBuf};
+
+use banger_api::image::KernelProxy;
+use banger_api::options::OptionsBuilder;
+use banger_api::{IMAGED, Result};
+use serde::Serialize;
+
+use super::image::{absolute, open};
+use crate::Context;
+use crate::args::Kernel;
+use crate::exit::SUCCESS;
+use crate::job;
+use crate::output::yes;
+
+/// The kernel that runs here, to the service.
+pub const HOST: &str = "host";
+
+pub async fn dispatch(context: &Context, command: Kernel) -> Result<u8> {
+    match command {
+        Kernel::Import { source, name, modules, default } => {
+            let name = import(context, &source, &name.unwrap_or_default(), modules).await?;
+            if default {
+                context.bus.images().await?.set_default_kernel(&name).await?;
+            }
+            if context.output.json {
+                context.output.value(&serde_json::json!({"name": name}))?;
+            } else {
+                context.output.line(&name);
+            }
+        }
+        Kernel::Ls => list(context).await?,
+        Kernel::Show { kernel } => show(context, &kernel.unwrap_or_default()).await?,
+        Kernel::Rm { kernels } => {
+            return super::each(kernels, async |name| {
+                Ok(context.bus.images().await?.remove_kernel(&name).await?)
+            })
+            .await;
+        }
+        Kernel::Default { kernel } => context.bus.images().await?.set_default_kernel(&kernel).await?,
+    }
+    Ok(SUCCESS)
+}
+
+/// Imports a kernel and returns its name.
+pub async fn import(context: &Context, source: &str, name: &str, modules: Option<PathBuf>) -> Result<String> {
+    let images = context.bus.images().await?;
+    let modules = modules.map(|path| absolute(&path)).transpose()?;
+    let options = OptionsBuilder::new().set("modules", modules.as_deref()).build();
+    let (job, title) = if source == HOST {
+        (images.import_kernel(source, name, options).await?, "import the host's kernel".to_owned())
+    } else {
+        let file = open(Path::new(source))?;
+        (images.import_kernel_fd(file, name, options).await?, format!("import {source}"))
+    };
+    Ok(job::follow(context, IMAGED, job, &title).await?.outcome)
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    version: String,
+    architecture: String,
+    default: bool,
+    vms: u32,
+}
+
+async fn list(context: &Context) -> Result<()> {
+    let rows: Vec<Row> = context
+        .bus
+        .images()
+        .await?
+        .list_kernels()
+        .await?
+        .into_iter()
+        .map(|(name, version, architecture, default, vms, _)| Row {
+            name,
+            version,
+            architecture,
+            default,
+            vms,
+        })
+        .collect();
+    context.output.rows(&rows, &["NAME", "VERSION", "ARCHITECTURE", "DEFAULT", "VMS"], |row| {
+        vec![
+            row.name.clone(),
+            row.version.clone(),
+            row.architecture.clone(),
+            yes(row.default),
+            row.vms.to_string(),
+        ]
+    })
+}
+
+async fn show(context: &Context, name: &str) -> Result<()> {
+    let path = context.bus.images().await?.get_kernel(name).await?;
+    let kernel: KernelProxy<'static> = context.bus.object(IMAGED, &path).await?;
+    context.output.description(&kernel.describe().await?)
+}

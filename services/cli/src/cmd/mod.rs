@@ -1,0 +1,63 @@
+//! The commands, one file per noun.
+
+mod image;
+mod kernel;
+mod network;
+mod run;
+mod session;
+mod vm;
+
+use banger_api::{Error, Result};
+use clap::CommandFactory;
+
+use crate::Context;
+use crate::args::{Arguments, Command};
+use crate::exit::SUCCESS;
+
+/// Does what was asked for, and says the exit code.
+pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
+    match command {
+        Command::Run(arguments) => return run::run(context, arguments).await,
+        Command::Exec(arguments) => return session::exec(context, arguments).await,
+        Command::Shell(arguments) => return session::shell(context, arguments).await,
+        Command::Ps(arguments) => vm::list(context, arguments.all).await?,
+        Command::Start(arguments) => return vm::start(context, arguments).await,
+        Command::Stop(arguments) => return vm::stop(context, arguments).await,
+        Command::Rm(arguments) => return vm::remove(context, arguments).await,
+        Command::Pull(arguments) => image::pull(context, arguments).await?,
+        Command::Images => image::list(context).await?,
+        Command::Vm(command) => return vm::dispatch(context, command).await,
+        Command::Image(command) => return image::dispatch(context, command).await,
+        Command::Kernel(command) => return kernel::dispatch(context, command).await,
+        Command::Net(command) => network::dispatch(context, command).await?,
+        Command::Session(command) => session::dispatch(context, command).await?,
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "banger", &mut script);
+            crate::output::print(&String::from_utf8(script).map_err(Error::internal)?);
+        }
+        Command::Man { directory } => {
+            std::fs::create_dir_all(&directory)?;
+            clap_mangen::generate_to(Arguments::command(), directory)?;
+        }
+    }
+    Ok(SUCCESS)
+}
+
+/// Does the same to several things at once. Says which failed and why; the exit code is that of
+/// the first failure.
+async fn each<F, Fut>(names: Vec<String>, work: F) -> Result<u8>
+where
+    F: Fn(String) -> Fut,
+    Fut: Future<Output = Result<()>>,
+{
+    let outcomes = futures_util::future::join_all(names.into_iter().map(work)).await;
+    let mut code = SUCCESS;
+    for error in outcomes.into_iter().filter_map(Result::err) {
+        crate::exit::complain(&error);
+        if code == SUCCESS {
+            code = crate::exit::code(&error, false);
+        }
+    }
+    Ok(code)
+}

@@ -1,0 +1,189 @@
+//! `banger run`: from an image's name to a command's exit code.
+
+use std::time::{Duration, Instant};
+
+use banger_api::image::ImageProxy;
+use banger_api::options::OptionsBuilder;
+use banger_api::{ErrorKind, IMAGED, Result};
+
+use super::{kernel, session, vm};
+use crate::Context;
+use crate::args::Run;
+use crate::exit::{self, SUCCESS};
+use crate::job::{self, Ended};
+use crate::output::table;
+use crate::terminal;
+
+pub async fn run(context: &Context, arguments: Run) -> Result<u8> {
+    let begun = Instant::now();
+    let mut timings = Timings::default();
+    for ended in provide(context, &arguments.image, arguments.machine.kernel.is_none()).await? {
+        timings.stages(&ended);
+    }
+
+    // In two steps, so that there is a name to clean up by, whatever happens from here on.
+    let name = arguments.name.as_deref().unwrap_or_default();
+    let created = vm::create(context, name, &arguments.image, &arguments.machine, false).await?;
+    timings.stages(&created);
+    let name = created.outcome;
+    match vm::start_one(context, &name).await {
+        Ok(started) => timings.stages(&started),
+        Err(error) => {
+            if arguments.rm {
+                give_up(context, &name).await;
+            } else {
+                context.output.note(&format!("{name} is kept; banger rm -f {name} deletes it"));
+            }
+            return Err(error);
+        }
+    }
+
+    let code = inside(context, &arguments, &name, &mut timings).await;
+    if arguments.timings {
+        timings.total(begun.elapsed());
+        eprint!("{}", timings.table());
+    }
+    code
+}
+
+/// Deletes a VM that nobody wants any more.
+async fn give_up(context: &Context, name: &str) {
+    match vm::remove_one(context, name, true).await {
+        Err(error) if error.kind() != ErrorKind::NoSuchVm => {
+            exit::complain(&error.context(format!("{name} is not deleted")));
+        }
+        _ => {}
+    }
+}
+
+/// What happens to a VM that runs.
+async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Timings) -> Result<u8> {
+    let mut process_tty = arguments.process.tty;
+    let mut command = arguments.command.clone();
+    if command.is_empty() && !arguments.detach {
+        if process_tty || terminal::is_interactive() {
+            process_tty = true;
+        } else {
+            command = command_of_image(context, &arguments.image).await.unwrap_or_default();
+        }
+    }
+    let detached = arguments.detach || (command.is_empty() && !process_tty);
+    if detached {
+        if context.output.json {
+            context.output.value(&serde_json::json!({"name": name}))?;
+        } else {
+            context.output.line(name);
+        }
+        return Ok(SUCCESS);
+    }
+
+    let started = Instant::now();
+    let status = if process_tty {
+        session::on_terminal(context, name, &command, &arguments.process.settings).await
+    } else {
+        session::command_in(context, name, &command, &arguments.process).await
+    };
+    timings.add("command", started.elapsed());
+    let code = session::outcome(status);
+
+    let started = Instant::now();
+    let (stage, ended) = if arguments.rm {
+        ("delete", vm::remove_one(context, name, true).await)
+    } else {
+        ("stop", vm::stop_one(context, name, None).await)
+    };
+    timings.add(stage, started.elapsed());
+    match ended {
+        Ok(()) if !arguments.rm => context.output.note(&format!(
+            "{name} is stopped; banger start {name} starts it again, banger rm {name} deletes it"
+        )),
+        Ok(()) => {}
+        // It may have powered itself off, or been deleted from elsewhere.
+        Err(error) if matches!(error.kind(), ErrorKind::VmNotRunning | ErrorKind::NoSuchVm) => {}
+        // The command has run, and its exit code is what was asked for.
+        Err(error) => exit::complain(&error.context(format!("{name} is left running"))),
+    }
+    Ok(code)
+}
+
+/// Gets the image and a kernel if they are not there, and says so.
+pub async fn provide(context: &Context, image: &str, default_kernel: bool) -> Result<Vec<Ended>> {
+    let images = context.bus.images().await?;
+    let mut work = Vec::new();
+    if default_kernel && images.list_kernels().await?.is_empty() {
+        context.output.note("there is no kernel yet: importing the host's own");
+        let started = Instant::now();
+        kernel::import(context, kernel::HOST, "", None).await?;
+        work.push(Ended {
+            outcome: String::new(),
+            stages: vec![("import kernel".to_owned(), started.elapsed())],
+        });
+    }
+    match images.get_image(image).await.map_err(banger_api::Error::from) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NoSuchImage => {
+            context.output.note(&format!("there is no image {image} yet: pulling it"));
+            let pulling = images.pull(image, OptionsBuilder::new().build()).await?;
+            let mut pulled = job::follow(context, IMAGED, pulling, &format!("pull {image}")).await?;
+            for (stage, _) in &mut pulled.stages {
+                stage.insert_str(0, "pull: ");
+            }
+            work.push(pulled);
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(work)
+}
+
+/// Entrypoint and arguments that the image itself names, if any.
+async fn command_of_image(context: &Context, image: &str) -> Result<Vec<String>> {
+    let path = context.bus.images().await?.get_image(image).await?;
+    let image: ImageProxy<'static> = context.bus.object(IMAGED, &path).await?;
+    let description: serde_json::Value =
+        serde_json::from_str(&image.describe().await?).map_err(banger_api::Error::internal)?;
+    let words = |key: &str| {
+        let value = description.get(key).or_else(|| description.get("config")?.get(key));
+        value.and_then(|value| serde_json::from_value::<Vec<String>>(value.clone()).ok()).unwrap_or_default()
+    };
+    Ok([words("entrypoint"), words("cmd")].concat())
+}
+
+/// Stages and how long they took.
+#[derive(Default)]
+struct Timings(Vec<(String, Duration)>);
+
+impl Timings {
+    fn add(&mut self, stage: &str, took: Duration) {
+        self.0.push((stage.to_owned(), took));
+    }
+
+    fn stages(&mut self, ended: &Ended) {
+        self.0.extend(ended.stages.iter().cloned());
+    }
+
+    fn total(&mut self, took: Duration) {
+        self.add("total", took);
+    }
+
+    fn table(&self) -> String {
+        let rows: Vec<Vec<String>> = self
+            .0
+            .iter()
+            .map(|(stage, took)| vec![stage.clone(), format!("{:>9.1}", took.as_secs_f64() * 1000.0)])
+            .collect();
+        table(&["STAGE", "       MS"], &rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timings_line_up() {
+        let mut timings = Timings::default();
+        timings.add("boot", Duration::from_micros(1_234_560));
+        timings.total(Duration::from_millis(2));
+        assert_eq!(timings.table(), "STAGE          MS\nboot       1234.6\ntotal         2.0\n");
+    }
+}

@@ -1,0 +1,253 @@
+//! `banger exec`, `banger shell` and `banger session`.
+
+use std::collections::BTreeMap;
+use std::io::{stderr, stdout};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use banger_api::options::OptionsBuilder;
+use banger_api::{Error, ErrorKind, Result};
+use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::Context;
+use crate::args::{Exec, Process, Session, Settings, Shell};
+use crate::exit::Status;
+use crate::output::{ago, or_dash};
+use crate::terminal::{self, RawMode};
+use crate::{exit, stream};
+
+/// How long a session service that was restarted may take to answer again.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub async fn exec(context: &Context, arguments: Exec) -> Result<u8> {
+    let Exec { process, vm, command } = arguments;
+    Ok(command_in(context, &vm, &command, &process).await?.code())
+}
+
+pub async fn shell(context: &Context, arguments: Shell) -> Result<u8> {
+    let Shell { settings, vm, command } = arguments;
+    Ok(on_terminal(context, &vm, &command, &settings).await?.code())
+}
+
+/// Runs a command in a VM as `exec` does; with no command at all, a shell.
+pub async fn command_in(
+    context: &Context,
+    vm: &str,
+    command: &[String],
+    process: &Process,
+) -> Result<Status> {
+    if process.tty {
+        return on_terminal(context, vm, command, &process.settings).await;
+    }
+    let sessions = context.bus.sessions().await?;
+    let argv: Vec<&str> = command.iter().map(String::as_str).collect();
+    let environment = environment(&process.settings, false)?;
+    let settings = OptionsBuilder::new()
+        .set("user", process.settings.user.as_deref())
+        .set("directory", process.settings.workdir.as_deref())
+        .build();
+    let mut signals = Signals::new()?;
+    let (id, _, stdin, out, err) = sessions.exec(vm, &argv, &environment, settings).await?;
+    let (stdin, out, err) = (OwnedFd::from(stdin), OwnedFd::from(out), OwnedFd::from(err));
+    if process.no_stdin {
+        stream::close_write(&stdin);
+    } else {
+        stream::feed(stdin);
+    }
+    let streams = async {
+        let (out, err) = tokio::join!(
+            stream::drain(out, stdout().as_fd().try_clone_to_owned()?),
+            stream::drain(err, stderr().as_fd().try_clone_to_owned()?),
+        );
+        out.and(err)
+    };
+    conduct(context, vm, &id, streams, &mut signals).await
+}
+
+/// Runs a command, or the user's shell, on a terminal of its own in the VM.
+pub async fn on_terminal(
+    context: &Context,
+    vm: &str,
+    command: &[String],
+    settings: &Settings,
+) -> Result<Status> {
+    let sessions = context.bus.sessions().await?;
+    let argv: Vec<&str> = command.iter().map(String::as_str).collect();
+    let environment = environment(settings, true)?;
+    let (rows, columns) = terminal::size().unwrap_or((24, 80));
+    let options = OptionsBuilder::new()
+        .set("user", settings.user.as_deref())
+        .set("directory", settings.workdir.as_deref())
+        .set("rows", Some(rows))
+        .set("columns", Some(columns))
+        .build();
+    let mut signals = Signals::new()?;
+    let (id, _, pty) = sessions.open_shell(vm, &argv, &environment, options).await?;
+    let pty = OwnedFd::from(pty);
+    let raw = RawMode::enter()?;
+    stream::feed(pty.try_clone()?);
+    let streams = async { stream::drain(pty, stdout().as_fd().try_clone_to_owned()?).await };
+    let status = conduct(context, vm, &id, streams, &mut signals).await;
+    drop(raw);
+    status
+}
+
+/// Waits for the end of a session, passing signals on meanwhile. Everything that the command
+/// wrote has been copied when this returns.
+async fn conduct(
+    context: &Context,
+    vm: &str,
+    id: &str,
+    streams: impl Future<Output = std::io::Result<()>>,
+    signals: &mut Signals,
+) -> Result<Status> {
+    let ended = async {
+        let (copied, status) = tokio::join!(streams, wait(context, vm, id));
+        let status = status?;
+        copied.map_err(|error| Error::from(error).context("the output of the command"))?;
+        Ok(status)
+    };
+    tokio::pin!(ended);
+    loop {
+        let event = tokio::select! {
+            status = &mut ended => return status,
+            event = signals.next() => event,
+        };
+        let Ok(sessions) = context.bus.sessions().await else { continue };
+        let passed_on = match event {
+            Event::Signal(number) => sessions.kill_session(vm, id, number).await,
+            Event::Resized => match terminal::size() {
+                Some((rows, columns)) => sessions.resize_session(vm, id, rows, columns).await,
+                None => Ok(()),
+            },
+        };
+        // It may just have ended; how shows in a moment.
+        let _ = passed_on;
+    }
+}
+
+/// How a session ended. The guest remembers it, so a session service that was restarted in
+/// between can be asked again.
+async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
+    let mut lost: Option<Instant> = None;
+    loop {
+        let answer = async { Ok::<_, Error>(context.bus.sessions().await?.wait_session(vm, id).await?) };
+        let error = match answer.await {
+            Ok((status, signal)) => return Ok(Status { status, signal }),
+            Err(error) => error,
+        };
+        let since = *lost.get_or_insert_with(Instant::now);
+        if error.kind() != ErrorKind::ServiceUnavailable || since.elapsed() > PATIENCE {
+            return Err(error.context(format!("lost the command in {vm}")));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// `-e NAME=VALUE` and `-e NAME`.
+fn environment(settings: &Settings, terminal: bool) -> Result<BTreeMap<String, String>> {
+    let mut environment = BTreeMap::new();
+    if terminal {
+        environment.insert("TERM".into(), std::env::var("TERM").unwrap_or_else(|_| "linux".into()));
+    }
+    for setting in &settings.env {
+        let (name, value) = match setting.split_once('=') {
+            Some((name, value)) => (name, value.to_owned()),
+            None => match std::env::var(setting) {
+                Ok(value) => (setting.as_str(), value),
+                // As other tools do: what is not set here is not set there.
+                Err(_) => continue,
+            },
+        };
+        if name.is_empty() {
+            return Err(ErrorKind::InvalidArgs.error(format!("-e {setting:?} names no variable")));
+        }
+        environment.insert(name.to_owned(), value);
+    }
+    Ok(environment)
+}
+
+enum Event {
+    Signal(i32),
+    Resized,
+}
+
+/// What the caller sends us while a command runs.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+    resized: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+            resized: signal(SignalKind::window_change())?,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        let number = |kind: SignalKind| Event::Signal(kind.as_raw_value());
+        tokio::select! {
+            _ = self.interrupt.recv() => number(SignalKind::interrupt()),
+            _ = self.terminate.recv() => number(SignalKind::terminate()),
+            _ = self.hangup.recv() => number(SignalKind::hangup()),
+            _ = self.quit.recv() => number(SignalKind::quit()),
+            _ = self.resized.recv() => Event::Resized,
+        }
+    }
+}
+
+pub async fn dispatch(context: &Context, command: Session) -> Result<()> {
+    match command {
+        Session::Ls => list(context).await,
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    vm: String,
+    id: String,
+    state: String,
+    command: Vec<String>,
+    started_usec: u64,
+}
+
+async fn list(context: &Context) -> Result<()> {
+    let rows: Vec<Row> = context
+        .bus
+        .sessions()
+        .await?
+        .list_sessions()
+        .await?
+        .into_iter()
+        .map(|(vm, id, state, command, started_usec, _)| Row { vm, id, state, command, started_usec })
+        .collect();
+    context.output.rows(&rows, &["VM", "SESSION", "STATE", "STARTED", "COMMAND"], |row| {
+        vec![
+            row.vm.clone(),
+            row.id.clone(),
+            row.state.clone(),
+            ago(row.started_usec),
+            or_dash(&row.command.join(" ")),
+        ]
+    })
+}
+
+/// The exit code of a command, or of its failure; also said aloud.
+pub fn outcome(status: Result<Status>) -> u8 {
+    match status {
+        Ok(status) => status.code(),
+        Err(error) => {
+            exit::complain(&error);
+            exit::code(&error, true)
+        }
+    }
+}

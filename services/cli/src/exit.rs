@@ -1,0 +1,111 @@
+//! Exit codes, all of them.
+
+use banger_api::{Error, ErrorKind};
+
+/// For `--help` and the manual.
+pub const HELP: &str = "\
+Exit status:
+  0    success
+  1    failure
+  2    wrong usage, or a value that was refused
+  3    there is no such VM, image, kernel, …
+  4    not allowed
+  5    a service of banger cannot be reached
+  130  interrupted: the work was canceled
+
+run, exec and shell exit as the command in the guest did, with 128 + N if signal N ended it. What
+goes wrong before that:
+  125  banger failed (any of the above)
+  126  the command cannot be executed
+  127  there is no such command in the guest
+
+Environment:
+  BANGER_PEER=1  as --peer";
+
+pub const SUCCESS: u8 = 0;
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+const NOT_FOUND: u8 = 3;
+const DENIED: u8 = 4;
+const UNAVAILABLE: u8 = 5;
+const BEFORE_COMMAND: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const COMMAND_NOT_FOUND: u8 = 127;
+const INTERRUPTED: u8 = 130;
+
+/// The exit code for a failure. `guest_command` if the command's own code would have been it.
+pub fn code(error: &Error, guest_command: bool) -> u8 {
+    match error.kind() {
+        ErrorKind::JobCanceled => INTERRUPTED,
+        ErrorKind::CommandNotFound => COMMAND_NOT_FOUND,
+        ErrorKind::NotExecutable => NOT_EXECUTABLE,
+        _ if guest_command => BEFORE_COMMAND,
+        ErrorKind::InvalidArgs => USAGE,
+        ErrorKind::NoSuchJob
+        | ErrorKind::NoSuchVm
+        | ErrorKind::NoSuchImage
+        | ErrorKind::NoSuchKernel
+        | ErrorKind::NoSuchLease
+        | ErrorKind::NoSuchSession
+        | ErrorKind::NoSuchProcess
+        | ErrorKind::NoSuchUser
+        | ErrorKind::NoSuchDirectory => NOT_FOUND,
+        ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired => DENIED,
+        ErrorKind::ServiceUnavailable => UNAVAILABLE,
+        _ => FAILURE,
+    }
+}
+
+/// How a command in a guest ended: its exit status, or the signal that ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    pub status: i32,
+    pub signal: i32,
+}
+
+impl Status {
+    pub fn code(self) -> u8 {
+        let code = if self.signal > 0 { 128 + self.signal } else { self.status };
+        u8::try_from(code).unwrap_or(u8::MAX)
+    }
+}
+
+/// Says what went wrong: one line, whatever is in it.
+pub fn complain(error: &Error) {
+    eprintln!("banger: {}", line(error.message()));
+}
+
+fn line(message: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let message: String = message.chars().map(printable).collect();
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_a_code() {
+        for kind in ErrorKind::ALL {
+            let error = kind.error("x");
+            assert_ne!(code(&error, false), SUCCESS);
+            let before = code(&error, true);
+            assert!(before >= BEFORE_COMMAND, "{kind:?} would look like the command's own {before}");
+        }
+        assert_eq!(code(&ErrorKind::NoSuchVm.error("x"), false), 3);
+        assert_eq!(code(&ErrorKind::NoSuchVm.error("x"), true), 125);
+    }
+
+    #[test]
+    fn signals_are_128_and_more() {
+        assert_eq!(Status { status: 7, signal: 0 }.code(), 7);
+        assert_eq!(Status { status: 0, signal: 9 }.code(), 137);
+        assert_eq!(Status { status: -1, signal: 0 }.code(), 255);
+    }
+
+    #[test]
+    fn messages_are_one_line_without_escapes() {
+        assert_eq!(line("a\nb\t\x1b[31mc "), "a b [31mc");
+    }
+}

@@ -1,0 +1,118 @@
+//! Bytes between the caller's descriptors and a session's.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{read, write};
+
+const BUFFER: usize = 256 * 1024;
+
+/// Copies until the end of `from`, or until nobody reads `to`, which is no error: that is how
+/// `banger exec … | head` ends.
+///
+/// # Errors
+/// What reading or writing fails with otherwise.
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = match retry(from, PollFlags::POLLIN, || read(from, &mut buffer)) {
+            Ok(0) => return Ok(()),
+            Ok(length) => length,
+            // What a pseudo-terminal says when its other end closes, and a vsock when its guest
+            // is gone; how the command ended tells which.
+            Err(Errno::EIO | Errno::ECONNRESET) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match write_all(to, &buffer[..length]) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+    }
+}
+
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = retry(to, PollFlags::POLLOUT, || write(to, bytes))?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}
+
+/// A descriptor that came from somewhere else may be non-blocking, and changing that would change
+/// it for others.
+fn retry(
+    fd: BorrowedFd<'_>,
+    ready: PollFlags,
+    mut operation: impl FnMut() -> nix::Result<usize>,
+) -> nix::Result<usize> {
+    loop {
+        match operation() {
+            Err(Errno::EAGAIN) => {
+                let _ = poll(&mut [PollFd::new(fd, ready)], PollTimeout::NONE);
+            }
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Copies standard input to `to` in the background, for ever if need be: a read of a terminal
+/// cannot be called off. At its end `to` is told so.
+pub fn feed(to: OwnedFd) {
+    std::thread::spawn(move || {
+        // A command that does not read its input is none of our business.
+        let _ = copy(io::stdin().as_fd(), to.as_fd());
+        close_write(&to);
+    });
+}
+
+/// Tells the other end that nothing more comes. Others may hold the same socket: closing it here
+/// would not.
+pub fn close_write(fd: &OwnedFd) {
+    let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
+}
+
+/// Copies `from` to one of our own descriptors on a thread; resolves at its end.
+pub async fn drain(from: OwnedFd, to: impl AsFd + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(move || copy(from.as_fd(), to.as_fd()))
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn every_byte_arrives_through_non_blocking_ends() {
+        let (mut source, from) = UnixStream::pair().expect("pair");
+        let (to, mut sink) = UnixStream::pair().expect("pair");
+        from.set_nonblocking(true).expect("sets");
+        to.set_nonblocking(true).expect("sets");
+        let sent: Vec<u8> = (0..5_000_000u32).map(|n| (n % 251) as u8).collect();
+        let writer = std::thread::spawn({
+            let sent = sent.clone();
+            move || source.write_all(&sent).expect("writes")
+        });
+        let copier = std::thread::spawn(move || copy(from.as_fd(), to.as_fd()).expect("copies"));
+        let mut received = Vec::new();
+        sink.read_to_end(&mut received).expect("reads");
+        writer.join().expect("joins");
+        copier.join().expect("joins");
+        assert!(received == sent);
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_error() {
+        let (mut source, from) = UnixStream::pair().expect("pair");
+        let (to, sink) = UnixStream::pair().expect("pair");
+        drop(sink);
+        source.write_all(b"x").expect("writes");
+        copy(from.as_fd(), to.as_fd()).expect("no error");
+    }
+}

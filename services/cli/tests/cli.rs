@@ -1,0 +1,467 @@
+//! The real binary against pretended services on a bus of our own.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use banger_api::{Error, ErrorKind, Result};
+use tokio::sync::watch;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, connection, interface};
+
+/// A private dbus-daemon, and what the services were asked.
+struct World {
+    bus: Child,
+    address: String,
+    calls: Arc<Mutex<Vec<String>>>,
+    runtime: tokio::runtime::Runtime,
+    _services: Connection,
+}
+
+const BUS: &str = r#"<busconfig><listen>unix:tmpdir=/tmp</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy>
+</busconfig>"#;
+
+impl World {
+    fn new() -> Self {
+        let mut config = tempfile::NamedTempFile::new().expect("a file");
+        config.write_all(BUS.as_bytes()).expect("writes");
+        let mut bus = Command::new("dbus-daemon")
+            .arg("--nofork")
+            .arg("--print-address")
+            .arg("--config-file")
+            .arg(config.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("these tests need dbus-daemon");
+        let mut address = String::new();
+        BufReader::new(bus.stdout.take().expect("piped")).read_line(&mut address).expect("an address");
+        let address = address.trim().to_owned();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runs");
+        let calls: Arc<Mutex<Vec<String>>> = Arc::default();
+        let services = runtime.block_on(serve(&address, &calls)).expect("serves");
+        Self { bus, address, calls, runtime, _services: services }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+        command
+            .args(arguments)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn banger(&self, line: &str) -> Run {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        Run::new(&self.command(&arguments).output().expect("runs"))
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().expect("lock"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.bus.kill();
+        let _ = self.bus.wait();
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    fn new(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+type Options = HashMap<String, OwnedVariant>;
+type Job = (u32, OwnedObjectPath);
+
+fn path(text: &str) -> OwnedObjectPath {
+    OwnedObjectPath::try_from(text.to_owned()).expect("a path")
+}
+
+fn keys(options: &Options) -> String {
+    let mut keys: Vec<_> = options.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys.join(",")
+}
+
+#[derive(Clone)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn call(&self, text: String) {
+        self.0.lock().expect("lock").push(text);
+    }
+}
+
+/// `org.banger.Vm1.Manager`: jobs are objects that are there already.
+struct Vms(Log);
+
+#[interface(name = "org.banger.Vm1.Manager")]
+impl Vms {
+    fn create_vm(&self, name: &str, image: &str, options: Options) -> Result<Job> {
+        self.0.call(format!("create {name} {image} {}", keys(&options)));
+        match name {
+            "taken" => Err(ErrorKind::NameTaken.error("there is a VM taken; choose another name")),
+            "endless" => Ok((2, path("/org/banger/Vm1/job/2"))),
+            _ => Ok((1, path("/org/banger/Vm1/job/1"))),
+        }
+    }
+
+    fn start_vm(&self, name: &str) -> Result<Job> {
+        self.0.call(format!("start {name}"));
+        match name {
+            "missing" => Err(ErrorKind::NoSuchVm.error("there is no VM missing")),
+            _ => Ok((1, path("/org/banger/Vm1/job/1"))),
+        }
+    }
+
+    fn stop_vm(&self, name: &str, options: Options) -> Job {
+        self.0.call(format!("stop {name} {}", keys(&options)));
+        (1, path("/org/banger/Vm1/job/1"))
+    }
+
+    fn delete_vm(&self, name: &str, options: Options) -> Result<()> {
+        self.0.call(format!("delete {name} {}", keys(&options)));
+        match name {
+            "missing" => Err(ErrorKind::NoSuchVm.error("there is no VM missing")),
+            "locked" => Err(ErrorKind::AccessDenied.error("not allowed")),
+            _ => Ok(()),
+        }
+    }
+
+    fn list_vms(&self) -> Vec<(String, String, String, String, OwnedObjectPath)> {
+        let row = |name: &str, state: &str, address: &str| {
+            (name.into(), state.into(), "debian:12".into(), address.into(), path("/x"))
+        };
+        vec![row("web", "running", "10.209.0.2"), row("old", "stopped", "")]
+    }
+}
+
+/// A job that has ended, or one that only ends when it is canceled.
+struct PretendedJob {
+    canceled: watch::Sender<bool>,
+    endless: bool,
+}
+
+#[interface(name = "org.banger.Job1")]
+impl PretendedJob {
+    fn cancel(&self) {
+        self.canceled.send_replace(true);
+    }
+
+    async fn wait(&self) -> Result<String> {
+        if self.endless {
+            let mut canceled = self.canceled.subscribe();
+            let _ = canceled.wait_for(|canceled| *canceled).await;
+            return Err(ErrorKind::JobCanceled.error("the job was canceled"));
+        }
+        Ok("web".into())
+    }
+
+    #[zbus(property)]
+    fn stage(&self) -> &str {
+        "boot"
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn stages(&self) -> Vec<(String, u64)> {
+        vec![("reserve".into(), 1_000_000), ("boot".into(), 1_002_500)]
+    }
+}
+
+struct Images(Log);
+
+#[interface(name = "org.banger.Image1.Manager")]
+impl Images {
+    fn list_kernels(&self) -> Vec<(String, String, String, bool, u32, OwnedObjectPath)> {
+        if self.0.0.lock().expect("lock").iter().any(|call| call.starts_with("import kernel")) {
+            vec![("6.1".into(), "6.1".into(), "x86_64".into(), true, 0, path("/x"))]
+        } else {
+            vec![]
+        }
+    }
+
+    fn import_kernel(&self, source: &str, _name: &str, _options: Options) -> Job {
+        self.0.call(format!("import kernel {source}"));
+        (1, path("/org/banger/Image1/job/1"))
+    }
+
+    fn get_image(&self, name: &str) -> Result<OwnedObjectPath> {
+        match name {
+            "debian:12" => Ok(path("/org/banger/Image1/image/a")),
+            _ => Err(ErrorKind::NoSuchImage.error(format!("there is no image {name}; pull it"))),
+        }
+    }
+
+    fn pull(&self, reference: &str, options: Options) -> Job {
+        self.0.call(format!("pull {reference} {}", keys(&options)));
+        (1, path("/org/banger/Image1/job/1"))
+    }
+}
+
+/// Sessions that do what their command says, without any guest.
+struct Sessions {
+    log: Log,
+    signal: watch::Sender<i32>,
+    waits: Mutex<u32>,
+}
+
+fn streams() -> (Vec<zbus::OwnedFd>, Vec<UnixStream>) {
+    let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().expect("pair")).collect();
+    pairs
+        .into_iter()
+        .map(|(theirs, ours)| {
+            theirs.set_nonblocking(true).expect("sets");
+            (zbus::OwnedFd::from(OwnedFd::from(theirs)), ours)
+        })
+        .unzip()
+}
+
+#[interface(name = "org.banger.Session1.Manager")]
+impl Sessions {
+    fn exec(
+        &self,
+        vm: &str,
+        argv: Vec<String>,
+        environment: HashMap<String, String>,
+        options: Options,
+    ) -> Result<(String, OwnedObjectPath, zbus::OwnedFd, zbus::OwnedFd, zbus::OwnedFd)> {
+        self.log.call(format!("exec {vm} {} {environment:?} {}", argv.join(" "), keys(&options)));
+        if argv[0] == "nothing" {
+            return Err(ErrorKind::CommandNotFound.error("there is no command nothing in the guest"));
+        }
+        let (theirs, mut ours) = streams();
+        let mut signal = self.signal.subscribe();
+        let handle = tokio::runtime::Handle::current();
+        let id = argv.join("-");
+        std::thread::spawn(move || {
+            let (mut err, mut out, mut stdin) =
+                (ours.pop().expect("3"), ours.pop().expect("3"), ours.pop().expect("3"));
+            match argv[0].as_str() {
+                "big" => (0..100).for_each(|n| out.write_all(&vec![n; 1 << 20]).expect("writes")),
+                "cat" => drop(std::io::copy(&mut stdin, &mut out)),
+                "sleep" => {
+                    out.write_all(b"asleep\n").expect("writes");
+                    handle.block_on(async { drop(signal.wait_for(|signal| *signal != 0).await) });
+                }
+                _ => {
+                    out.write_all(b"to stdout\n").expect("writes");
+                    err.write_all(b"to stderr\n").expect("writes");
+                }
+            }
+        });
+        let mut theirs = theirs.into_iter();
+        let mut next = || theirs.next().expect("3");
+        Ok((id, path("/org/banger/Session1/session/1"), next(), next(), next()))
+    }
+
+    async fn wait_session(&self, _vm: &str, id: &str) -> Result<(i32, i32)> {
+        if id == "restarted" {
+            let mut waits = self.waits.lock().expect("lock");
+            *waits += 1;
+            if *waits < 3 {
+                // What the bus says when a service is killed during a call.
+                return Err(Error::from_reply("org.freedesktop.DBus.Error.NoReply", "it was killed"));
+            }
+        }
+        if id == "sleep" {
+            let mut signal = self.signal.subscribe();
+            let signal = *signal.wait_for(|signal| *signal != 0).await.expect("there");
+            return Ok((0, signal));
+        }
+        Ok((7, 0))
+    }
+
+    fn kill_session(&self, _vm: &str, _id: &str, signal: i32) {
+        self.signal.send_replace(signal);
+    }
+}
+
+async fn serve(address: &str, calls: &Arc<Mutex<Vec<String>>>) -> zbus::Result<Connection> {
+    let log = Log(calls.clone());
+    let job = |endless| PretendedJob { canceled: watch::Sender::new(false), endless };
+    connection::Builder::address(address)
+        .serve_at("/org/banger/Vm1", Vms(log.clone()))
+        .serve_at("/org/banger/Vm1/job/1", job(false))
+        .serve_at("/org/banger/Vm1/job/2", job(true))
+        .serve_at("/org/banger/Image1", Images(log.clone()))
+        .serve_at("/org/banger/Image1/job/1", job(false))
+        .serve_at(
+            "/org/banger/Session1",
+            Sessions { log, signal: watch::Sender::new(0), waits: Mutex::new(0) },
+        )
+        .name("org.banger.Vm1")
+        .name("org.banger.Image1")
+        .name("org.banger.Session1")
+        .build()
+        .await
+}
+
+#[test]
+fn run_gets_what_it_needs_and_passes_the_exit_code_on() {
+    let world = World::new();
+    let run = world.banger("run --rm --timings --name x -e A=1 -u me busybox -- true");
+    assert_eq!((run.code, run.out.as_str()), (Some(7), "to stdout\n"), "{run:?}");
+    for said in
+        ["importing the host's own", "pulling it", "to stderr\n", "STAGE", "boot ", "command ", "total "]
+    {
+        assert!(run.err.contains(said), "{said:?} in {}", run.err);
+    }
+    assert_eq!(
+        world.calls(),
+        [
+            "import kernel host",
+            "pull busybox ",
+            "create x busybox ",
+            "start web",
+            "exec web true {\"A\": \"1\"} user",
+            "delete web force",
+        ]
+    );
+}
+
+#[test]
+fn run_without_rm_stops_and_with_d_leaves_alone() {
+    let world = World::new();
+    world.banger("kernel import");
+    world.calls();
+    let run = world.banger("run debian:12 true");
+    assert_eq!(run.code, Some(7));
+    assert!(world.calls().last().expect("calls").starts_with("stop web"));
+    let run = world.banger("run -q -d --cpus 2 --memory 1G --no-network --vmm qemu debian:12");
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (Some(0), "web\n", ""));
+    assert_eq!(
+        world.calls(),
+        ["import kernel host", "create  debian:12 cpus,memory,network,vmm", "start web"]
+    );
+}
+
+#[test]
+fn errors_are_one_line_and_have_codes() {
+    let world = World::new();
+    for (line, code, message) in [
+        ("start missing", 3, "banger: there is no VM missing\n"),
+        ("rm locked", 4, "banger: not allowed\n"),
+        ("rm -f missing", 0, ""),
+        ("vm create --name taken debian:12", 1, "banger: there is a VM taken; choose another name\n"),
+        ("exec web nothing", 127, "banger: there is no command nothing in the guest\n"),
+        ("run --name taken debian:12 -- true", 125, "banger: there is a VM taken; choose another name\n"),
+        (
+            "image import /nonexistent x",
+            2,
+            "banger: cannot read /nonexistent: No such file or directory (os error 2)\n",
+        ),
+        ("net status", 5, "banger: "),
+    ] {
+        let run = world.banger(line);
+        assert_eq!(run.code, Some(code), "{line}: {run:?}");
+        assert!(run.err.ends_with('\n') || run.err.is_empty());
+        let last = run.err.lines().last().map(|line| format!("{line}\n")).unwrap_or_default();
+        assert!(last.starts_with(message), "{line}: {run:?}");
+    }
+    let mut command = world.command(&["ps"]);
+    let run =
+        Run::new(&command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent").output().expect("runs"));
+    assert_eq!(run.code, Some(5));
+    assert!(run.err.contains("without a bus, use --peer"), "{run:?}");
+    assert_eq!(run.err.lines().count(), 1);
+}
+
+#[test]
+fn tables_are_for_people_and_json_for_programs() {
+    let world = World::new();
+    assert_eq!(
+        world.banger("ps").out,
+        "NAME   STATE     IMAGE       ADDRESS\nweb    running   debian:12   10.209.0.2\n"
+    );
+    assert_eq!(world.banger("ps -a -q").out, "web\nold\n");
+    assert!(world.banger("ps --json").out.contains("\"address\": \"10.209.0.2\""));
+}
+
+#[test]
+fn every_byte_of_the_output_arrives() {
+    let world = World::new();
+    let output = world.command(&["exec", "web", "big"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(output.stdout.len(), 100 << 20);
+    assert!(
+        output.stdout.chunks(1 << 20).enumerate().all(|(n, chunk)| chunk.iter().all(|byte| *byte == n as u8))
+    );
+}
+
+#[test]
+fn input_is_passed_on_to_its_end() {
+    let world = World::new();
+    let mut child = world.command(&["exec", "-i", "web", "cat"]).stdin(Stdio::piped()).spawn().expect("runs");
+    child.stdin.take().expect("piped").write_all(b"hello").expect("writes");
+    let run = Run::new(&child.wait_with_output().expect("ends"));
+    assert_eq!((run.code, run.out.as_str()), (Some(7), "hello"));
+}
+
+#[test]
+fn a_reader_that_leaves_does_not_hang_it() {
+    let world = World::new();
+    let mut child = world.command(&["exec", "web", "big"]).spawn().expect("runs");
+    let mut some = [0; 10];
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut some).expect("reads");
+    drop(stdout);
+    assert_eq!(child.wait().expect("ends").code(), Some(7));
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let world = World::new();
+    let mut child = world.command(&["exec", "web", "sleep"]).spawn().expect("runs");
+    let mut first = [0; 7];
+    child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("reads");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
+        .expect("kills");
+    assert_eq!(child.wait().expect("ends").code(), Some(128 + 15));
+}
+
+#[test]
+fn a_session_service_that_restarts_is_asked_again() {
+    let world = World::new();
+    let run = world.banger("exec web restarted");
+    assert_eq!((run.code, run.out.as_str()), (Some(7), "to stdout\n"), "{run:?}");
+}
+
+#[test]
+fn an_interrupt_cancels_the_job() {
+    let world = World::new();
+    world.banger("kernel import");
+    let child = world.command(&["run", "--name", "endless", "debian:12", "true"]).spawn().expect("runs");
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    while !world.calls.lock().expect("lock").iter().any(|call| call.starts_with("create endless")) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // It listens to signals soon after the call has returned.
+    std::thread::sleep(Duration::from_millis(300));
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).expect("kills");
+    let run = Run::new(&child.wait_with_output().expect("ends"));
+    assert_eq!(run.code, Some(130), "{run:?}");
+    assert!(run.err.contains("canceling"), "{run:?}");
+    world.runtime.block_on(async {});
+}
