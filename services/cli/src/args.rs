@@ -100,7 +100,8 @@ impl Command {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without COMMAND: a shell on a terminal, else as with -d.
+Without COMMAND: a shell if this is a terminal; else the image's own command, if it names one; else as
+with -d.
 The image is pulled if it is not there, and the host's own kernel imported if there is none.
 When COMMAND has ended the VM is stopped, or deleted with --rm.")]
 pub struct Run {
@@ -304,10 +305,11 @@ pub enum Image {
     Pull(Pull),
     /// Import the archive of a root filesystem, or an OCI layout
     Import {
+        /// Name of the image; that of the file without it
+        #[arg(long)]
+        name: Option<String>,
         /// File, directory, or - for standard input
         path: PathBuf,
-        /// Name of the image
-        name: String,
     },
     /// List images
     Ls,

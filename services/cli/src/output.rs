@@ -22,14 +22,14 @@ impl Output {
         Self { json, quiet, bars }
     }
 
-    /// A remark that nobody has to read.
+    /// A remark that nobody has to read. Only errors begin with the program's name.
     pub fn note(&self, text: &str) {
         if self.quiet {
             return;
         }
         match &self.bars {
-            Some(bars) => bars.suspend(|| eprintln!("banger: {text}")),
-            None => eprintln!("banger: {text}"),
+            Some(bars) => bars.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
         }
     }
 

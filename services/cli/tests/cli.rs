@@ -368,7 +368,7 @@ fn errors_are_one_line_and_have_codes() {
         ("exec web nothing", 127, "banger: there is no command nothing in the guest\n"),
         ("run --name taken debian:12 -- true", 125, "banger: there is a VM taken; choose another name\n"),
         (
-            "image import /nonexistent x",
+            "image import --name x /nonexistent",
             2,
             "banger: cannot read /nonexistent: No such file or directory (os error 2)\n",
         ),

@@ -20,7 +20,7 @@ use crate::output::{ago, or_dash, size};
 pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
     match command {
         Image::Pull(arguments) => pull(context, arguments).await?,
-        Image::Import { path, name } => import(context, &path, &name).await?,
+        Image::Import { path, name } => import(context, &path, name).await?,
         Image::Ls => list(context).await?,
         Image::Show { image } => show(context, &image).await?,
         Image::Rm { images } => {
@@ -87,7 +87,11 @@ pub async fn finish(context: &Context, job: (u32, OwnedObjectPath), title: &str)
 
 /// The service gets an open file, so that it can read what only the caller may; a directory it
 /// has to open itself.
-async fn import(context: &Context, path: &Path, name: &str) -> Result<()> {
+async fn import(context: &Context, path: &Path, name: Option<String>) -> Result<()> {
+    let name = name.or_else(|| name_of(path)).ok_or_else(|| {
+        ErrorKind::InvalidArgs.error(format!("{} gives the image no name; use --name", path.display()))
+    })?;
+    let name = name.as_str();
     let images = context.bus.images().await?;
     let importing = if path.is_dir() {
         images.import(&absolute(path)?, name, OptionsBuilder::new().build()).await?
@@ -97,6 +101,14 @@ async fn import(context: &Context, path: &Path, name: &str) -> Result<()> {
         images.import_fd(file, name, OptionsBuilder::new().build()).await?
     };
     finish(context, importing, &format!("import {name}")).await
+}
+
+/// `debian` of `/srv/debian.tar.gz`.
+fn name_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let archive = [".tar", ".tar.gz", ".tar.zst", ".tgz", ".oci"];
+    let name = archive.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+    (name != "-" && !name.is_empty()).then(|| name.to_owned())
 }
 
 pub fn open(path: &Path) -> Result<OwnedFd> {

@@ -128,9 +128,9 @@ pub async fn stop_one(context: &Context, name: &str, timeout: Option<u32>) -> Re
 pub async fn remove(context: &Context, arguments: Rm) -> Result<u8> {
     super::each(arguments.vms, async |name| match remove_one(context, &name, arguments.force).await {
         Err(error) if arguments.force && error.kind() == ErrorKind::NoSuchVm => Ok(()),
-        Err(error) if error.kind() == ErrorKind::VmRunning => {
-            Err(error.kind().error(format!("{name} runs; stop it first (banger stop {name}), or use -f")))
-        }
+        Err(error) if error.kind() == ErrorKind::VmRunning => Err(error
+            .kind()
+            .error(format!("{name} is running; stop it first (banger stop {name}), or use -f"))),
         outcome => outcome,
     })
     .await
