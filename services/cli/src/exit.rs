@@ -72,7 +72,17 @@ impl Status {
 
 /// Says what went wrong: one line, whatever is in it.
 pub fn complain(error: &Error) {
-    eprintln!("banger: {}", line(error.message()));
+    eprintln!("banger: {}", line(&advise(error)));
+}
+
+/// The bus, whose own words these may be, does not know what to do about a service that is not
+/// there.
+fn advise(error: &Error) -> String {
+    let message = error.message();
+    if error.kind() == ErrorKind::ServiceUnavailable && !message.contains(';') {
+        return format!("{message}; look at systemctl status 'banger-*'");
+    }
+    message.to_owned()
 }
 
 fn line(message: &str) -> String {

@@ -276,6 +276,30 @@ impl Sessions {
         Ok((id, path("/org/banger/Session1/session/1"), next(), next(), next()))
     }
 
+    /// A terminal that echoes until it reads a `q`.
+    fn open_shell(
+        &self,
+        vm: &str,
+        argv: Vec<String>,
+        environment: HashMap<String, String>,
+        options: Options,
+    ) -> (String, OwnedObjectPath, zbus::OwnedFd) {
+        let term = environment.get("TERM").cloned().unwrap_or_default();
+        self.log.call(format!("shell {vm} {} TERM={term} {}", argv.join(" "), keys(&options)));
+        let (theirs, mut ours) = UnixStream::pair().expect("pair");
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while ours.read_exact(&mut byte).is_ok() && byte != *b"q" {
+                ours.write_all(&byte).expect("writes");
+            }
+        });
+        ("shell".into(), path("/org/banger/Session1/session/2"), OwnedFd::from(theirs).into())
+    }
+
+    fn resize_session(&self, _vm: &str, _id: &str, rows: u16, columns: u16) {
+        self.log.call(format!("resize {rows} {columns}"));
+    }
+
     async fn wait_session(&self, _vm: &str, id: &str) -> Result<(i32, i32)> {
         if id == "restarted" {
             let mut waits = self.waits.lock().expect("lock");
@@ -446,6 +470,40 @@ fn a_session_service_that_restarts_is_asked_again() {
     let world = World::new();
     let run = world.banger("exec web restarted");
     assert_eq!((run.code, run.out.as_str()), (Some(7), "to stdout\n"), "{run:?}");
+}
+
+#[test]
+fn a_shell_has_the_terminal_and_gives_it_back_as_it_was() {
+    let world = World::new();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (before, after) = (dir.path().join("before"), dir.path().join("after"));
+    let line = format!(
+        "stty rows 40 cols 120; stty -a > {}; {} shell web; code=$?; stty -a > {}; exit $code",
+        before.display(),
+        env!("CARGO_BIN_EXE_banger"),
+        after.display()
+    );
+    let mut child = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("DBUS_SYSTEM_BUS_ADDRESS", &world.address)
+        .env("TERM", "vt220")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    while !world.calls.lock().expect("lock").iter().any(|call| call.starts_with("shell")) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    // In raw mode Ctrl-C is a byte like others.
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(b"ab\x03cq").expect("writes");
+    let run = Run::new(&child.wait_with_output().expect("ends"));
+    assert_eq!((run.code, run.out.as_str()), (Some(7), "ab\x03c"));
+    assert_eq!(world.calls(), ["shell web  TERM=vt220 columns,rows"]);
+    let read = |path| std::fs::read_to_string(path).expect("stty wrote it");
+    assert!(read(&before).contains("rows 40; columns 120"));
+    assert_eq!(read(&before), read(&after));
 }
 
 #[test]
