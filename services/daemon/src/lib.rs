@@ -16,6 +16,7 @@ pub mod idle;
 pub mod jobs;
 pub mod log;
 mod peer;
+mod socket;
 pub mod store;
 #[cfg(test)]
 mod tests;

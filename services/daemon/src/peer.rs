@@ -5,6 +5,7 @@
 //! as if the service were alone on a small bus with that client.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use banger_api::Service;
@@ -15,6 +16,7 @@ use zbus::fdo;
 use zbus::interface;
 use zbus::names::{InterfaceName, OwnedBusName, OwnedUniqueName};
 
+use crate::socket::PeerSocket;
 use crate::{Hub, Idle};
 
 /// How many peers are served at once; more are left waiting in the socket's backlog.
@@ -53,8 +55,9 @@ pub(crate) async fn accept(socket: UnixListener, service: Service, hub: Hub, idl
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_PEERS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => stream,
+        let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
+        let builder = match accepted.and_then(|stream| server(stream, service)) {
+            Ok(builder) => builder,
             Err(error) => {
                 // Out of descriptors, most likely: give some time to get free.
                 tracing::warn!("cannot accept a peer: {error}");
@@ -62,7 +65,6 @@ pub(crate) async fn accept(socket: UnixListener, service: Service, hub: Hub, idl
                 continue;
             }
         };
-        let builder = server(stream, service);
         let (hub, hold) = (hub.clone(), idle.hold());
         tokio::spawn(async move {
             let (_hold, _place) = (hold, place);
@@ -74,11 +76,12 @@ pub(crate) async fn accept(socket: UnixListener, service: Service, hub: Hub, idl
 }
 
 /// Our end of a peer connection, without the service's objects yet.
-pub(crate) fn server(stream: UnixStream, service: Service) -> Builder<'static> {
-    Builder::unix_stream(stream)
-        .server(zbus::Guid::generate())
-        .p2p()
-        .serve_at("/org/freedesktop/DBus", Shim { service })
+///
+/// # Errors
+/// If the runtime cannot watch the socket.
+pub(crate) fn server(stream: UnixStream, service: Service) -> io::Result<Builder<'static>> {
+    let builder = Builder::socket(PeerSocket::new(stream)?).server(zbus::Guid::generate()).p2p();
+    Ok(builder.serve_at("/org/freedesktop/DBus", Shim { service }))
 }
 
 /// `org.freedesktop.DBus` for an audience of one.

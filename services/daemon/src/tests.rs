@@ -75,8 +75,8 @@ async fn service() -> (Hub, Idle) {
 
 async fn client(hub: &Hub) -> Connection {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
-    let hub = hub.clone();
-    tokio::spawn(async move { hub.serve_peer(peer::server(ours, VMD)).await });
+    let (hub, builder) = (hub.clone(), peer::server(ours, VMD).expect("a socket"));
+    tokio::spawn(async move { hub.serve_peer(builder).await });
     Builder::unix_stream(theirs).p2p().build().await.expect("connects")
 }
 
@@ -106,7 +106,8 @@ async fn the_shim_answers_what_bus_clients_ask_first() {
     let (hub, _idle) = service().await;
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let serving = hub.clone();
-    tokio::spawn(async move { serving.serve_peer(peer::server(ours, VMD)).await });
+    let builder = peer::server(ours, VMD).expect("a socket");
+    tokio::spawn(async move { serving.serve_peer(builder).await });
     // Not peer to peer: this client says Hello, as on a bus.
     let client = Builder::unix_stream(theirs).build().await.expect("connects");
     assert!(client.unique_name().is_some());
@@ -143,6 +144,8 @@ async fn jobs_end_with_their_error_and_hold_the_service() {
 async fn every_client_hears_everything_in_order() {
     let (hub, _idle) = service().await;
     let (caller, listener) = (client(&hub).await, client(&hub).await);
+    // Who has never asked anything hears nothing.
+    let _: u32 = call(&listener, "Allowed", None).await.expect("allowed");
     let mut heard = MessageStream::from(&listener);
     let _: (u32, zbus::OwnedObjectPath) = call(&caller, "Work", Some(true)).await.expect("starts");
     let mut members = Vec::new();
@@ -165,4 +168,34 @@ async fn a_client_that_goes_away_is_forgotten() {
     // Nobody waits for the one that is gone.
     let started = call::<(u32, zbus::OwnedObjectPath)>(&other, "Work", Some(true));
     tokio::time::timeout(Duration::from_secs(2), started).await.expect("in time").expect("starts");
+}
+
+/// libsystemd takes anything but the answer to its `Hello` for a broken connection.
+#[tokio::test]
+async fn nothing_comes_before_the_first_answer() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (hub, _idle) = service().await;
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let builder = peer::server(ours, VMD).expect("a socket");
+    let serving = hub.clone();
+    tokio::spawn(async move { serving.serve_peer(builder).await });
+    theirs.set_nonblocking(true).expect("sets");
+    let mut client = tokio::net::UnixStream::from_std(theirs).expect("a stream");
+    client.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n").await.expect("writes");
+    hub.emit(VMD.path, MANAGER, "VmNew", "early");
+    let mut handshake = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(Ok(read)) = tokio::time::timeout(Duration::from_millis(200), client.read(&mut buffer)).await
+    {
+        handshake.extend_from_slice(&buffer[..read]);
+    }
+    let text = String::from_utf8(handshake).expect("only the text of the handshake");
+    assert!(text.contains("OK "), "{text:?}");
+    let hello =
+        zbus::Message::method_call("/org/freedesktop/DBus", "Hello").interface("org.freedesktop.DBus");
+    let hello = hello.build(&()).expect("a message");
+    client.write_all(hello.data()).await.expect("writes");
+    let read = client.read(&mut buffer).await.expect("reads");
+    // The second byte of a message is its type; 2 is a reply.
+    assert_eq!(buffer[1], 2, "{:?}", &buffer[..read]);
 }
