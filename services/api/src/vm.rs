@@ -71,6 +71,7 @@ pub trait Manager {
     /// which is the job's outcome. Options: `cpus u`, `memory t` (bytes), `disk t` (bytes),
     /// `kernel s`, `kernel_arguments s`, `vmm s` (`auto`, `qemu`, `firecracker`), `network b`,
     /// `nat b`, `init s` (`auto`, `agent`, `image`), `start b`.
+    #[zbus(allow_interactive_auth)]
     fn create_vm(
         &self,
         name: &str,
@@ -79,10 +80,12 @@ pub trait Manager {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Starts a VM; the job ends when the guest is ready.
+    #[zbus(allow_interactive_auth)]
     fn start_vm(&self, name: &str) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Stops a VM: the guest is asked first. Options: `timeout u`, seconds after which it is
     /// killed (default: as the unit says).
+    #[zbus(allow_interactive_auth)]
     fn stop_vm(
         &self,
         name: &str,
@@ -90,6 +93,7 @@ pub trait Manager {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Deletes a VM and its disk. Options: `force b`, kill it first if it runs.
+    #[zbus(allow_interactive_auth)]
     fn delete_vm(&self, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     fn list_vms(&self) -> zbus::Result<Vec<VmRow>>;
@@ -115,8 +119,11 @@ pub trait Manager {
 
 #[proxy(interface = "org.banger.Vm1.Vm", default_service = "org.banger.Vm1", assume_defaults = false)]
 pub trait Vm {
+    #[zbus(allow_interactive_auth)]
     fn start(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
+    #[zbus(allow_interactive_auth)]
     fn stop(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<(u32, OwnedObjectPath)>;
+    #[zbus(allow_interactive_auth)]
     fn delete(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
     /// Everything about the VM as JSON.
     fn describe(&self) -> zbus::Result<String>;
