@@ -1,0 +1,332 @@
+//! `org.banger.Image1.Manager`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use banger_api::image::{BootSet, ImageRow, KernelRow};
+use banger_api::{Options, Result};
+use banger_daemon::{Gate, Jobs};
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
+
+use super::{image_path, kernel_path};
+use crate::images::PullOptions;
+use crate::kernel::KernelSource;
+use crate::service::Service;
+
+#[derive(Clone)]
+pub struct Manager {
+    service: Service,
+    gate: Gate,
+    jobs: Jobs,
+}
+
+type Given = HashMap<String, OwnedVariant>;
+
+impl Manager {
+    pub fn new(service: Service, gate: Gate, jobs: Jobs) -> Self {
+        Self { service, gate, jobs }
+    }
+
+    async fn start_kernel(&self, source: KernelSource, name: String, subject: &str) -> (u32, OwnedObjectPath) {
+        let service = self.service.clone();
+        let work = move |progress: banger_daemon::Progress| async move {
+            let import = async { Ok(service.import_kernel(source, &name, &progress).await?) };
+            progress.cancelable(import).await.map(|kernel| kernel.name)
+        };
+        self.jobs.start("import-kernel", subject, work).await
+    }
+}
+
+#[interface(name = "org.banger.Image1.Manager")]
+impl Manager {
+    /// Pulls `HOST[:PORT]/REPO[:TAG|@DIGEST]`, or a short name of docker.io. The job's outcome is
+    /// the image's name.
+    ///
+    /// Options: `name s` (instead of the full reference), `platform s` (such as `linux/amd64`),
+    /// `insecure b` (plain HTTP is acceptable).
+    #[zbus(out_args("job_id", "job"))]
+    async fn pull(
+        &self,
+        reference: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("image", &reference)]).await?;
+        let mut given = Options::from(options);
+        let options = PullOptions {
+            name: given.take("name")?,
+            platform: given.take::<String>("platform")?.map(|platform| platform.parse()).transpose()?,
+            insecure: given.take("insecure")?.unwrap_or_default(),
+        };
+        given.finish()?;
+        let parsed: crate::registry::Reference = reference.parse()?;
+        let name = options.name.clone().unwrap_or_else(|| parsed.to_string());
+        let (service, subject) = (self.service.clone(), name.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let pull = async { Ok(service.pull(&reference, options, &progress).await?) };
+            progress.cancelable(pull).await.map(|_| name)
+        };
+        Ok(self.jobs.start("pull", &subject, work).await)
+    }
+
+    /// Imports a file by its absolute path: the archive of a root filesystem (tar, perhaps
+    /// compressed) or of an OCI layout; or the directory of an OCI layout.
+    #[zbus(out_args("job_id", "job"))]
+    async fn import(
+        &self,
+        path: String,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
+        Options::from(options).finish()?;
+        let (service, subject) = (self.service.clone(), name.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let import = async { Ok(service.import_path(Path::new(&path), &name, &progress).await?) };
+            progress.cancelable(import).await.map(|_| name)
+        };
+        Ok(self.jobs.start("import", &subject, work).await)
+    }
+
+    /// Imports as `Import`, from an open file or pipe.
+    #[zbus(out_args("job_id", "job"))]
+    async fn import_fd(
+        &self,
+        file: zbus::OwnedFd,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
+        Options::from(options).finish()?;
+        let file = into_file(file);
+        let (service, subject) = (self.service.clone(), name.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let import = async { Ok(service.import_file(file, &name, &progress).await?) };
+            progress.cancelable(import).await.map(|_| name)
+        };
+        Ok(self.jobs.start("import", &subject, work).await)
+    }
+
+    /// All images and names: name (`<none>` without one), id, size in bytes, when it came
+    /// (microseconds since 1970), number of leases, object path. An image with several names is
+    /// listed under each.
+    #[zbus(out_args("images"))]
+    async fn list_images(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<ImageRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let mut rows = Vec::new();
+        for image in self.service.images().await? {
+            let leases = image.holders.len() as u32;
+            let mut names = image.names.clone();
+            if names.is_empty() {
+                names.push(image.name().to_owned());
+            }
+            for name in names {
+                rows.push((name, image.id.clone(), image.size, image.created_usec, leases, image_path(&image.id)));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The object path of an image: by name, reference (`debian:12` for
+    /// `docker.io/library/debian:12`), or unique beginning of the id.
+    #[zbus(out_args("image"))]
+    async fn get_image(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        Ok(image_path(&self.service.image(&name).await?.id))
+    }
+
+    /// Removes a name, and with its last name the image; by id, all its names. The image stays,
+    /// and the call is refused, while VMs use it.
+    async fn remove_image(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
+        Ok(self.service.remove_image(&name).await?)
+    }
+
+    /// Imports a kernel: `host` (the one this host runs, or its newest), or the absolute path of a
+    /// linux-image .deb, of a vmlinuz or of an ELF vmlinux. An empty name stands for the kernel's
+    /// version. The first kernel becomes the default.
+    ///
+    /// Option: `modules s`, the directory of a vmlinuz's modules.
+    #[zbus(out_args("job_id", "job"))]
+    async fn import_kernel(
+        &self,
+        source: String,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
+        let modules = modules(options)?;
+        let from = match source.as_str() {
+            "host" => KernelSource::Host,
+            path => KernelSource::Path(PathBuf::from(path), modules),
+        };
+        Ok(self.start_kernel(from, name, &source).await)
+    }
+
+    /// Imports as `ImportKernel`, from an open file or pipe.
+    #[zbus(out_args("job_id", "job"))]
+    async fn import_kernel_fd(
+        &self,
+        file: zbus::OwnedFd,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
+        let from = KernelSource::File(into_file(file), modules(options)?);
+        let subject = name.clone();
+        Ok(self.start_kernel(from, name, &subject).await)
+    }
+
+    /// All kernels: name, version, architecture, whether it is the default, number of leases, object
+    /// path.
+    #[zbus(out_args("kernels"))]
+    async fn list_kernels(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<KernelRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let row = |kernel: crate::store::KernelRow| {
+            let (leases, path) = (kernel.holders.len() as u32, kernel_path(&kernel.name));
+            (kernel.name, kernel.version, kernel.architecture, kernel.is_default, leases, path)
+        };
+        Ok(self.service.kernels().await?.into_iter().map(row).collect())
+    }
+
+    /// The object path of a kernel; the empty name is the default.
+    #[zbus(out_args("kernel"))]
+    async fn get_kernel(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        Ok(kernel_path(&self.service.kernel(&name).await?.name))
+    }
+
+    /// Removes a kernel. Refused while VMs use it. If it was the default, the newest other one is.
+    async fn remove_kernel(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
+        Ok(self.service.remove_kernel(&name).await?)
+    }
+
+    /// Makes a kernel the one that VMs get which name none.
+    async fn set_default_kernel(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
+        Ok(self.service.set_default_kernel(&name).await?)
+    }
+
+    /// Keeps an image and a kernel (the empty name is the default) for `holder`, and tells where
+    /// they are. Asking again gives the same; asking for others replaces the holder's lease. The
+    /// kernel's initramfs is made anew if the agent has changed since.
+    #[zbus(out_args("boot_set"))]
+    async fn acquire_lease(
+        &self,
+        holder: String,
+        image: String,
+        kernel: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<BootSet> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        Ok(self.service.acquire_lease(&holder, &image, &kernel).await?)
+    }
+
+    /// Gives a lease back. Nothing happens if there is none.
+    async fn release_lease(
+        &self,
+        holder: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        Ok(self.service.release_lease(&holder).await?)
+    }
+
+    /// All leases: holder, image id, kernel name.
+    #[zbus(out_args("leases"))]
+    async fn list_leases(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, String, String)>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let leases = self.service.leases().await?;
+        Ok(leases.into_iter().map(|lease| (lease.holder, lease.image, lease.kernel)).collect())
+    }
+
+    #[zbus(signal)]
+    async fn image_new(emitter: &SignalEmitter<'_>, id: String, image: OwnedObjectPath) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn image_removed(emitter: &SignalEmitter<'_>, id: String, image: OwnedObjectPath) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn kernel_new(emitter: &SignalEmitter<'_>, name: String, kernel: OwnedObjectPath) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn kernel_removed(emitter: &SignalEmitter<'_>, name: String, kernel: OwnedObjectPath) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn job_new(emitter: &SignalEmitter<'_>, id: u32, job: OwnedObjectPath, kind: String) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        subject: String,
+        result: String,
+    ) -> zbus::Result<()>;
+}
+
+fn modules(options: Given) -> Result<Option<PathBuf>> {
+    let mut given = Options::from(options);
+    let modules = given.take::<String>("modules")?.map(PathBuf::from);
+    given.finish()?;
+    if modules.as_ref().is_some_and(|path| !path.is_absolute()) {
+        return Err(banger_api::ErrorKind::InvalidArgs.error("the option modules is not an absolute path"));
+    }
+    Ok(modules)
+}
+
+fn into_file(file: zbus::OwnedFd) -> File {
+    File::from(std::os::fd::OwnedFd::from(file))
+}

@@ -1,0 +1,336 @@
+//! Kernels: import from where distributions put them, unpack, make the initramfs.
+//!
+//! - [`ar`], [`bzimage`], [`cpio`]: the file formats
+//! - [`modules`]: which modules, in which order (pure)
+//! - [`source`]: packages, directories, the host
+
+pub mod ar;
+pub mod bzimage;
+pub mod cpio;
+pub mod modules;
+pub mod source;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::digest;
+use crate::error::{Error, Result};
+use crate::files::{self, Files};
+use crate::images::{create, spool, write_file};
+use crate::layers::stream::Cancel;
+use crate::service::{Event, Inner, Progress, Service, blocking, now_usec};
+use crate::store::{self, KernelRow};
+use cpio::Cpio;
+use source::{Gathered, Image};
+
+pub const VMLINUZ: &str = "vmlinuz";
+pub const VMLINUX: &str = "vmlinux";
+pub const INITRAMFS: &str = "initramfs.img";
+/// Digest of the agent in the initramfs.
+const AGENT_DIGEST: &str = "initramfs.agent";
+/// The needed modules, each file's name beginning with its place in the order of loading.
+const MODULES: &str = "modules";
+
+/// Where a kernel comes from.
+#[derive(Debug)]
+pub enum KernelSource {
+    /// The kernel this host runs, or the newest it has.
+    Host,
+    /// A package, a bzImage or an ELF kernel; the latter two with their modules, if any.
+    Path(PathBuf, Option<PathBuf>),
+    File(File, Option<PathBuf>),
+}
+
+impl Service {
+    /// Imports a kernel. An empty name stands for its version. The first becomes the default.
+    pub async fn import_kernel(&self, source: KernelSource, name: &str, progress: &dyn Progress) -> Result<KernelRow> {
+        if !name.is_empty() {
+            check_name(name)?;
+            self.check_kernel_name(name).await?;
+        }
+        progress.stage("read");
+        let cancel = Cancel::default();
+        let _cancel = cancel.on_drop();
+        let staged = self.0.files.stage()?;
+        let files = self.0.files.clone();
+        let agent = self.0.settings.agent.clone();
+        let (built, row) = blocking(move || {
+            let gathered = gather(source, &files, &cancel)?;
+            let version = gathered.version.clone();
+            let dir = staged.path();
+            write_kernel(dir, gathered)?;
+            build_initramfs(dir, &agent, &version)?;
+            staged.sync()?;
+            Ok((staged, version))
+        })
+        .await
+        .map(|(staged, version)| {
+            let row = KernelRow {
+                name: if name.is_empty() { version.clone() } else { name.to_owned() },
+                version,
+                architecture: crate::registry::Platform::host().architecture,
+                is_default: false,
+                created_usec: now_usec(),
+                holders: Vec::new(),
+            };
+            (staged, row)
+        })?;
+        progress.stage("publish");
+        let files = self.0.files.clone();
+        let published = self
+            .0
+            .store
+            .transact(move |t| {
+                let mut row = row;
+                if store::kernel(t, &row.name)?.is_some() {
+                    return Err(Error::NameTaken(row.name).into());
+                }
+                row.is_default = store::kernel(t, "")?.is_none();
+                let target = files.kernel(&row.name);
+                let trash = files.withdraw(&target)?;
+                built.publish(&target)?;
+                store::insert_kernel(t, &row)?;
+                Ok((row, trash))
+            })
+            .await;
+        let (row, trash) = published?;
+        blocking(move || {
+            drop(trash);
+            Ok(())
+        })
+        .await?;
+        self.touch(Event::Kernel(row.name.clone())).await;
+        Ok(row)
+    }
+
+    async fn check_kernel_name(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let work = move |t: &rusqlite::Transaction<'_>| match store::kernel(t, &name)? {
+            Some(_) => Err(Error::NameTaken(name).into()),
+            None => Ok(()),
+        };
+        Ok(self.0.store.transact(work).await?)
+    }
+
+    pub async fn kernels(&self) -> Result<Vec<KernelRow>> {
+        Ok(self.0.store.transact(store::kernels).await?)
+    }
+
+    /// The kernel of a name; the empty name is the default.
+    pub async fn kernel(&self, name: &str) -> Result<KernelRow> {
+        let name = name.to_owned();
+        Ok(self.0.store.transact(move |t| find(t, &name)).await?)
+    }
+
+    pub async fn kernel_if_any(&self, name: &str) -> Result<Option<KernelRow>> {
+        let name = name.to_owned();
+        Ok(self.0.store.transact(move |t| store::kernel(t, &name)).await?)
+    }
+
+    pub async fn set_default_kernel(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let touched = self
+            .0
+            .store
+            .transact(move |t| {
+                let before = store::kernel(t, "")?;
+                let kernel = find(t, &name)?;
+                store::set_default_kernel(t, &kernel.name)?;
+                Ok([before.map(|kernel| kernel.name), Some(kernel.name)])
+            })
+            .await?;
+        for name in touched.into_iter().flatten() {
+            self.touch(Event::Kernel(name)).await;
+        }
+        Ok(())
+    }
+
+    /// Removes a kernel that no VM uses. If it was the default, the newest other one is.
+    pub async fn remove_kernel(&self, name: &str) -> Result<()> {
+        let (name, files) = (name.to_owned(), self.0.files.clone());
+        let (trash, gone, successor) = self
+            .0
+            .store
+            .transact(move |t| {
+                let kernel = find(t, &name)?;
+                if !kernel.holders.is_empty() {
+                    return Err(Error::KernelInUse { kernel: kernel.name, holders: kernel.holders }.into());
+                }
+                store::delete_kernel(t, &kernel.name)?;
+                let successor = match kernel.is_default {
+                    true => store::kernels(t)?.into_iter().next().map(|kernel| kernel.name),
+                    false => None,
+                };
+                if let Some(successor) = &successor {
+                    store::set_default_kernel(t, successor)?;
+                }
+                // Killed before the commit, the row is left without files; the files are renamed last
+                // for that to be as unlikely as can be, and the next start then drops the row.
+                let trash = files.withdraw(&files.kernel(&kernel.name))?;
+                Ok((trash, kernel.name, successor))
+            })
+            .await?;
+        blocking(move || {
+            drop(trash);
+            Ok(())
+        })
+        .await?;
+        self.touch(Event::Kernel(gone)).await;
+        if let Some(successor) = successor {
+            self.touch(Event::Kernel(successor)).await;
+        }
+        Ok(())
+    }
+
+    /// Makes a kernel's initramfs anew if the agent is another one than when it was made.
+    pub async fn refresh_initramfs(&self, kernel: &KernelRow) -> Result<()> {
+        let Inner { files, settings, builds, .. } = &*self.0;
+        let _build = builds.lock(&format!("kernel {}", kernel.name)).await;
+        let (dir, agent, files, version) =
+            (files.kernel(&kernel.name), settings.agent.clone(), files.clone(), kernel.version.clone());
+        blocking(move || refresh(&dir, &agent, &files, &version)).await
+    }
+}
+
+pub(crate) fn find(t: &rusqlite::Transaction<'_>, name: &str) -> banger_api::Result<KernelRow> {
+    store::kernel(t, name)?.ok_or_else(|| {
+        let shown: String = name.chars().take(100).collect();
+        if name.is_empty() { Error::NoKernel.into() } else { Error::NoSuchKernel(shown).into() }
+    })
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fine = name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+~-".contains(&b));
+    if fine { Ok(()) } else { Err(Error::BadName(name.chars().take(100).collect())) }
+}
+
+fn gather(source: KernelSource, files: &Files, cancel: &Cancel) -> Result<Gathered> {
+    match source {
+        KernelSource::Host => source::host(),
+        KernelSource::Path(path, modules) => {
+            if !path.is_absolute() {
+                return Err(Error::BadArgument(format!(
+                    "the source {:?} is neither \"host\" nor an absolute path",
+                    path.display()
+                )));
+            }
+            let file = File::open(&path).map_err(|error| Error::Unreadable {
+                what: path.display().to_string(),
+                reason: format!("{error}; pass it as a file descriptor if only you may read it"),
+            })?;
+            source::from_file(file, &path.display().to_string(), modules.as_deref())
+        }
+        KernelSource::File(file, modules) => {
+            let file = spool(file, files, 2 << 30, cancel)?;
+            source::from_file(file, "the file", modules.as_deref())
+        }
+    }
+}
+
+/// Puts everything but the initramfs into the kernel's directory.
+fn write_kernel(dir: &Path, gathered: Gathered) -> Result<()> {
+    let unsupported = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+            Error::KernelUnsupported(gathered.version.clone(), error.to_string())
+        }
+        _ => Error::Io { what: "cannot write the kernel".into(), source: error },
+    };
+    match &gathered.image {
+        Image::Packed(image) => {
+            write_file(&dir.join(VMLINUZ), image)?;
+            let mut out = std::io::BufWriter::with_capacity(1 << 20, create(&dir.join(VMLINUX))?);
+            bzimage::unpack(image, &mut out).map_err(unsupported)?;
+            out.flush().map_err(unsupported)?;
+        }
+        // VMMs that want a bzImage take an ELF as well.
+        Image::Elf(file) => {
+            let mut out = create(&dir.join(VMLINUX))?;
+            let mut file = file;
+            std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(0)).map_err(unsupported)?;
+            std::io::copy(&mut file, &mut out).map_err(unsupported)?;
+            fs::hard_link(dir.join(VMLINUX), dir.join(VMLINUZ)).map_err(unsupported)?;
+        }
+    }
+    if let Some(config) = &gathered.config {
+        write_file(&dir.join("config"), config)?;
+    }
+    let modules = dir.join(MODULES);
+    fs::create_dir(&modules).map_err(unsupported)?;
+    for (place, (name, content)) in gathered.modules.iter().enumerate() {
+        write_file(&modules.join(format!("{place:02}-{name}.ko")), content)?;
+    }
+    Ok(())
+}
+
+fn read_agent(agent: &Path) -> Result<Vec<u8>> {
+    fs::read(agent).map_err(|error| Error::NoAgent { path: agent.display().to_string(), reason: error.to_string() })
+}
+
+/// Makes the initramfs of a kernel from the agent and the modules in its directory.
+fn build_initramfs(dir: &Path, agent: &Path, version: &str) -> Result<()> {
+    let agent = read_agent(agent)?;
+    let digest = digest::sha256(&agent);
+    let archive = initramfs(&dir.join(MODULES), &agent)?;
+    tracing::debug!("initramfs of {version}: {} bytes", archive.len());
+    write_file(&dir.join(INITRAMFS), &archive)?;
+    write_file(&dir.join(AGENT_DIGEST), digest.as_bytes())
+}
+
+fn refresh(dir: &Path, agent: &Path, files: &Files, version: &str) -> Result<()> {
+    let noted = fs::read_to_string(dir.join(AGENT_DIGEST)).unwrap_or_default();
+    // Reading some megabytes for every start of a VM would be felt; an unchanged file is not read.
+    let stamp = fs::metadata(agent).map(|m| format!("{}-{}-{}-{}", m.dev(), m.ino(), m.size(), m.mtime())).ok();
+    let stamp_path = dir.join("initramfs.stamp");
+    if stamp.is_some() && fs::read_to_string(&stamp_path).ok() == stamp && dir.join(INITRAMFS).exists() {
+        return Ok(());
+    }
+    let content = read_agent(agent)?;
+    if digest::sha256(&content) != noted.trim() || !dir.join(INITRAMFS).exists() {
+        let staged = files.stage()?;
+        let archive = initramfs(&dir.join(MODULES), &content)?;
+        write_file(&staged.path().join(INITRAMFS), &archive)?;
+        write_file(&staged.path().join(AGENT_DIGEST), digest::sha256(&content).as_bytes())?;
+        staged.sync()?;
+        // VMs that run have read theirs long ago. Killed in between: the digest does not fit, and it is made again.
+        for name in [INITRAMFS, AGENT_DIGEST] {
+            fs::rename(staged.path().join(name), dir.join(name)).map_err(Error::io("cannot replace the initramfs"))?;
+        }
+        files::sync_dir(dir).map_err(Error::io("cannot replace the initramfs"))?;
+        tracing::info!("made the initramfs of {version} anew for a changed agent");
+    }
+    files::remove(&stamp_path);
+    match stamp {
+        Some(stamp) => write_file(&stamp_path, stamp.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+/// The archive: the agent as `/init`, the modules, the list of them in the order of loading.
+fn initramfs(modules: &Path, agent: &[u8]) -> Result<Vec<u8>> {
+    let mut content = BTreeMap::new();
+    for file in files::list(modules)? {
+        let path = modules.join(&file);
+        let bytes = fs::read(&path).map_err(Error::io(format!("cannot read {}", path.display())))?;
+        content.insert(file, bytes);
+    }
+    let mut cpio = Cpio::default();
+    for dir in ["dev", "proc", "sys", "run", "mnt", "newroot", "modules"] {
+        cpio.directory(dir);
+    }
+    // The kernel opens it for init before anything is mounted.
+    cpio.char_device("dev/console", 0o600, 5, 1);
+    cpio.char_device("dev/null", 0o666, 1, 3);
+    cpio.file("init", true, agent);
+    let mut list = String::new();
+    for (file, bytes) in &content {
+        list.push_str(&format!("/modules/{file}\n"));
+        cpio.file(&format!("modules/{file}"), false, bytes);
+    }
+    cpio.file("modules.load", false, list.as_bytes());
+    Ok(cpio.finish())
+}

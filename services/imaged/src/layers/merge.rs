@@ -1,0 +1,302 @@
+//! Applying layers to a tree, as extracting them one after the other into a directory would, but
+//! with names and numbers only. Pure.
+//!
+//! - Parents that are symbolic links are followed within the root, as in a chroot; parents that are
+//!   missing, or are no directories, are made.
+//! - A whiteout hides what lower layers put there, never what its own layer does, wherever in the
+//!   layer it stands.
+//! - A hard link means the file its target names at that moment, whichever layer that is from, and
+//!   keeps it when the target is replaced later.
+//! - Of several entries of one name the last counts.
+
+use std::collections::VecDeque;
+
+use super::LayerIndex;
+use crate::limits;
+use crate::tar::{Header, Kind, lossy};
+use crate::tree::{Child, Content, Dir, DirId, Inode, Name, Node, ROOT, Tree};
+
+/// As many symbolic links as Linux follows in one name.
+const MAX_SYMLINKS: u32 = 40;
+
+/// As many steps as one name may take, through all links: more is an attempt to keep us busy.
+const MAX_STEPS: u32 = 4096;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Notes of the aufs storage driver, which some old images still carry.
+const AUFS: &[u8] = b".wh..wh.";
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Invalid {
+    pub entry: String,
+    pub reason: String,
+}
+
+/// A tree that layers are applied to, from the lowest to the topmost.
+#[derive(Debug)]
+pub struct Merge {
+    tree: Tree,
+    layer: u32,
+    max_depth: usize,
+}
+
+impl Merge {
+    pub fn new(max_depth: usize) -> Self {
+        Self {
+            tree: Tree { dirs: vec![Dir::default()], inodes: vec![Inode::directory(0o755)] },
+            layer: 0,
+            max_depth,
+        }
+    }
+
+    /// Applies the next layer.
+    pub fn apply(&mut self, index: LayerIndex) -> Result<(), Invalid> {
+        for (ordinal, header) in index.entries.into_iter().enumerate() {
+            self.entry(ordinal as u32, &header)
+                .map_err(|reason| Invalid { entry: lossy(&header.path), reason })?;
+        }
+        self.layer += 1;
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Tree {
+        self.tree.count_links();
+        self.tree
+    }
+
+    /// What `touched` is for the present layer.
+    fn mark(&self) -> u32 {
+        self.layer + 1
+    }
+
+    fn entry(&mut self, ordinal: u32, header: &Header) -> Result<(), String> {
+        let mut parents = components(&header.path)?;
+        let Some(name) = parents.pop() else {
+            if header.kind != Kind::Directory {
+                return Err("the root must be a directory".into());
+            }
+            self.tree.inodes[0] = Inode::from_header(header, NO_CONTENT);
+            return Ok(());
+        };
+        if parents.iter().any(|parent| parent.starts_with(AUFS)) {
+            return Ok(());
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.whiteout(&parents, name, hidden);
+        }
+        if matches!(header.kind, Kind::Symlink) && header.link.is_empty() {
+            return Err("is a symbolic link to nothing".into());
+        }
+        // The target is looked up first: making the parents could change what it means.
+        let linked = match header.kind {
+            Kind::HardLink => Some(self.link_target(&header.link)?),
+            _ => None,
+        };
+        let dir = self.walk(&parents, true)?.expect("parents are made");
+        let child = self.tree.dirs[dir as usize].entries.get(name).copied();
+        if let Some(inode) = linked {
+            if child.is_none_or(|child| child.inode != inode) {
+                self.put(dir, name, inode);
+            }
+            return Ok(());
+        }
+        let content = Content { layer: self.layer, ordinal, size: header.size };
+        let inode = Inode::from_header(header, content);
+        match child {
+            Some(Child { inode: known, dir: Some(known_dir), .. }) if header.kind == Kind::Directory => {
+                self.tree.inodes[known as usize] = inode;
+                self.tree.dirs[known_dir as usize].touched = self.mark();
+            }
+            _ if header.kind == Kind::Directory => {
+                self.make_dir(dir, name, inode)?;
+            }
+            _ => {
+                let id = self.tree.inodes.len() as u32;
+                self.tree.inodes.push(inode);
+                self.put(dir, name, id);
+            }
+        }
+        Ok(())
+    }
+
+    fn link_target(&mut self, target: &[u8]) -> Result<u32, String> {
+        let missing = || format!("is a hard link to {:?}, which does not exist", lossy(target));
+        let mut parents = components(target)?;
+        let name = parents.pop().ok_or_else(missing)?;
+        let dir = self.walk(&parents, false)?.ok_or_else(missing)?;
+        match self.tree.dirs[dir as usize].entries.get(name) {
+            Some(Child { dir: Some(_), .. }) => {
+                Err(format!("is a hard link to the directory {:?}", lossy(target)))
+            }
+            Some(child) => Ok(child.inode),
+            None => Err(missing()),
+        }
+    }
+
+    fn whiteout(&mut self, parents: &[&[u8]], name: &[u8], hidden: &[u8]) -> Result<(), String> {
+        if name != OPAQUE && name.starts_with(AUFS) {
+            return Ok(());
+        }
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err("is a whiteout of no name".into());
+        }
+        let Some(dir) = self.walk(parents, false)? else { return Ok(()) };
+        if name == OPAQUE {
+            self.hide_below(dir);
+            return Ok(());
+        }
+        if let Some(child) = self.tree.dirs[dir as usize].entries.get(hidden).copied() {
+            self.hide(dir, hidden, child);
+        }
+        Ok(())
+    }
+
+    /// Takes away what lower layers put at a name.
+    fn hide(&mut self, dir: DirId, name: &[u8], child: Child) {
+        let touched = child.dir.map_or(child.touched, |dir| self.tree.dirs[dir as usize].touched);
+        if touched < self.mark() {
+            self.remove(dir, name);
+        } else if let Some(dir) = child.dir {
+            self.hide_below(dir);
+        }
+    }
+
+    fn hide_below(&mut self, dir: DirId) {
+        let mut stack = vec![dir];
+        let mark = self.mark();
+        while let Some(dir) = stack.pop() {
+            let entries = std::mem::take(&mut self.tree.dirs[dir as usize].entries);
+            let mut kept = std::collections::BTreeMap::new();
+            for (name, child) in entries {
+                let touched = child.dir.map_or(child.touched, |dir| self.tree.dirs[dir as usize].touched);
+                match child.dir {
+                    Some(below) if touched < mark => self.drop_dir(below),
+                    Some(below) => {
+                        stack.push(below);
+                        kept.insert(name, child);
+                    }
+                    None if touched < mark => {}
+                    None => {
+                        kept.insert(name, child);
+                    }
+                }
+            }
+            self.tree.dirs[dir as usize].entries = kept;
+        }
+    }
+
+    fn remove(&mut self, dir: DirId, name: &[u8]) {
+        if let Some(Child { dir: Some(gone), .. }) = self.tree.dirs[dir as usize].entries.remove(name) {
+            self.drop_dir(gone);
+        }
+    }
+
+    /// Frees what is below a directory that nothing leads to any more.
+    fn drop_dir(&mut self, dir: DirId) {
+        let mut stack = vec![dir];
+        while let Some(dir) = stack.pop() {
+            let entries = std::mem::take(&mut self.tree.dirs[dir as usize].entries);
+            stack.extend(entries.into_values().filter_map(|child| child.dir));
+        }
+    }
+
+    fn put(&mut self, dir: DirId, name: &[u8], inode: u32) {
+        self.remove(dir, name);
+        let child = Child { inode, dir: None, touched: self.mark() };
+        self.tree.dirs[dir as usize].entries.insert(name.into(), child);
+    }
+
+    fn make_dir(&mut self, parent: DirId, name: &[u8], inode: Inode) -> Result<DirId, String> {
+        let depth = self.tree.dirs[parent as usize].depth + 1;
+        if depth as usize > self.max_depth {
+            return Err(format!("lies more than {} directories deep", self.max_depth));
+        }
+        self.remove(parent, name);
+        let id = self.tree.dirs.len() as DirId;
+        let inode_id = self.tree.inodes.len() as u32;
+        self.tree.inodes.push(inode);
+        self.tree.dirs.push(Dir { inode: inode_id, parent, touched: self.mark(), depth, ..Dir::default() });
+        let child = Child { inode: inode_id, dir: Some(id), touched: self.mark() };
+        self.tree.dirs[parent as usize].entries.insert(name.into(), child);
+        Ok(id)
+    }
+
+    /// Walks down directories from the root, through symbolic links. With `make`, what is missing
+    /// or in the way becomes a directory, and all on the way count as written to by this layer.
+    fn walk(&mut self, path: &[&[u8]], make: bool) -> Result<Option<DirId>, String> {
+        let mut todo: VecDeque<Name> = path.iter().map(|name| Name::from(*name)).collect();
+        let mut dir = ROOT;
+        let mut links = 0;
+        let mut steps = 0;
+        while let Some(name) = todo.pop_front() {
+            steps += 1;
+            if steps > MAX_STEPS {
+                return Err("leads through too many directories".into());
+            }
+            match &*name {
+                b"" | b"." => continue,
+                b".." => {
+                    dir = self.tree.dirs[dir as usize].parent;
+                    continue;
+                }
+                _ => {}
+            }
+            let child = self.tree.dirs[dir as usize].entries.get(&name).copied();
+            if let Some(Child { dir: Some(below), .. }) = child {
+                dir = below;
+                continue;
+            }
+            if let Some(Node::Symlink(target)) = child.map(|c| &self.tree.inodes[c.inode as usize].node) {
+                links += 1;
+                if links > MAX_SYMLINKS {
+                    return Err("leads through too many symbolic links".into());
+                }
+                if target.starts_with(b"/") {
+                    dir = ROOT;
+                }
+                for part in target.split(|byte| *byte == b'/').rev() {
+                    todo.push_front(part.into());
+                }
+                continue;
+            }
+            if !make {
+                return Ok(None);
+            }
+            if name.len() > limits::NAME {
+                return Err(format!("has a name of more than {} bytes in it", limits::NAME));
+            }
+            dir = self.make_dir(dir, &name, Inode::directory(0o755))?;
+        }
+        if make {
+            let mark = self.mark();
+            let mut up = dir;
+            loop {
+                self.tree.dirs[up as usize].touched = mark;
+                if up == ROOT {
+                    break;
+                }
+                up = self.tree.dirs[up as usize].parent;
+            }
+        }
+        Ok(Some(dir))
+    }
+}
+
+const NO_CONTENT: Content = Content { layer: 0, ordinal: 0, size: 0 };
+
+/// The parts of an entry's name. Leading slashes, empty parts and `.` mean nothing; `..` is refused.
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
+    let mut parts = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err("has \"..\" in its name".into()),
+            part if part.len() > limits::NAME => {
+                return Err(format!("has a name of more than {} bytes in it", limits::NAME));
+            }
+            part => parts.push(part),
+        }
+    }
+    Ok(parts)
+}

@@ -1,0 +1,26 @@
+//! Images and kernels: everything `banger-imaged` does, as a library so that tests reach it.
+//!
+//! - [`registry`]: references, manifests, download
+//! - [`tar`], [`layers`], [`tree`]: layers merged into one tree; pure but for reading streams
+//! - [`squashfs`], [`rootfs`]: the tree as a read-only filesystem
+#![forbid(unsafe_code)]
+
+pub mod blobs;
+pub mod bus;
+pub mod config;
+pub mod digest;
+pub mod error;
+pub mod files;
+pub mod images;
+pub mod kernel;
+pub mod keyed;
+pub mod layers;
+pub mod leases;
+pub mod limits;
+pub mod registry;
+pub mod rootfs;
+pub mod service;
+pub mod squashfs;
+pub mod store;
+pub mod tar;
+pub mod tree;

@@ -1,0 +1,43 @@
+//! How much an image may ask of us. Everything that grows with untrusted input is held against
+//! one of these.
+
+/// Bounds on one image.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of one manifest, index or config.
+    pub document: u64,
+    pub layers: usize,
+    /// Bytes of one layer as it is stored (compressed).
+    pub blob: u64,
+    /// Bytes of all layers unpacked, holes of sparse files included.
+    pub unpacked: u64,
+    /// Entries of all layers.
+    pub entries: u64,
+    /// Bytes of names, link targets and extended attributes of all layers: what stays in memory.
+    pub metadata: u64,
+    /// Directories within directories.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            document: 4 << 20,
+            layers: 512,
+            blob: 32 << 30,
+            unpacked: 64 << 30,
+            entries: 1_000_000,
+            metadata: 64 << 20,
+            depth: 512,
+        }
+    }
+}
+
+/// The largest tar header extension (PAX records, long names) of one entry.
+pub const TAR_EXTENSION: u64 = 1 << 20;
+/// PATH_MAX of Linux, its last byte being the terminator.
+pub const PATH: usize = 4095;
+/// NAME_MAX of Linux.
+pub const NAME: usize = 255;
+/// XATTR_SIZE_MAX of Linux.
+pub const XATTR: usize = 65536;

@@ -1,0 +1,37 @@
+//! banger-imaged: images and kernels.
+//!
+//! ```text
+//!   bus ──► service ──► store       rows: images, names, kernels, leases
+//!              │  └───► files       staging, rename into place, sync
+//!              ├──► registry, blobs download, verified by digest
+//!              ├──► layers, rootfs  merge (pure), squashfs
+//!              └──► kernel          packages, vmlinux, initramfs
+//! ```
+
+use std::process::ExitCode;
+
+use banger_daemon::Spec;
+use banger_imaged::bus;
+use banger_imaged::config::Config;
+use banger_imaged::limits::Limits;
+use banger_imaged::service::{Service, Settings};
+
+fn main() -> ExitCode {
+    let spec = Spec {
+        service: banger_api::IMAGED,
+        about: "Images and kernels of banger's VMs",
+        access: banger_api::image::ACCESS,
+    };
+    banger_daemon::run(spec, |context| async move {
+        let config = Config::load()?;
+        let settings = Settings {
+            state_dir: context.state_dir.clone(),
+            agent: config.agent(),
+            insecure_registries: config.insecure_registries.clone().unwrap_or_default(),
+            limits: Limits::default(),
+        };
+        let (service, events) = Service::open(settings).await?;
+        bus::serve(context, service, events).await?;
+        Ok(())
+    })
+}
