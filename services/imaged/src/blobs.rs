@@ -119,7 +119,13 @@ impl Blobs {
         let mut received = 0u64;
         let mut resumes = 0;
         'connection: while received < blob.size {
-            let mut response = registry.open_blob(reference, &blob.digest, received, insecure).await?;
+            let mut response = match registry.open_blob(reference, &blob.digest, received, insecure).await {
+                // It gave a part, and has no more: what it stores is cut.
+                Err(Error::RegistryFailed { .. }) if received > 0 => {
+                    return Err(Error::Truncated { what: what(), wanted: blob.size, found: received });
+                }
+                response => response?,
+            };
             // A registry that ignores the range sends everything again: skip what is there.
             let mut skip = if response.status() == reqwest::StatusCode::PARTIAL_CONTENT { 0 } else { received };
             loop {

@@ -103,8 +103,11 @@ impl Service {
             }
         };
         let id = digest::parse(&digest).unwrap_or_default().to_owned();
-        if let Some(image) = self.claim_existing(&id, &claim).await? {
-            return Ok(image);
+        if let Some(image) = self.image_by_id(&id).await? {
+            check_platform("linux", &image.architecture, &platform, &reference)?;
+            if let Some(image) = self.claim_existing(&id, &claim).await? {
+                return Ok(image);
+            }
         }
 
         let pins = self.guard(self.0.blobs.pin(manifest.layers.iter().map(|layer| layer.hex().to_owned())));
@@ -133,7 +136,7 @@ impl Service {
         progress.stage("download");
         let config = registry.blob(reference, &manifest.config.digest, insecure).await?;
         let config = Config::parse(&config, manifest.layers.len())?;
-        check_platform(&config, platform, reference)?;
+        check_platform(&config.os, &config.architecture, platform, reference)?;
 
         let cancel = Cancel::default();
         let _cancel = cancel.on_drop();
@@ -562,15 +565,15 @@ fn check_name(name: &str) -> Result<()> {
     if fine { Ok(()) } else { Err(Error::BadName(name.chars().take(300).collect())) }
 }
 
-fn check_platform(config: &Config, wish: &Platform, reference: &Reference) -> Result<()> {
+fn check_platform(os: &str, architecture: &str, wish: &Platform, reference: &Reference) -> Result<()> {
     let same = |found: &str, wanted: &str| found.is_empty() || found == wanted;
-    if same(&config.os, &wish.os) && same(&config.architecture, &wish.architecture) {
+    if same(os, &wish.os) && same(architecture, &wish.architecture) {
         return Ok(());
     }
     Err(Error::NoSuchPlatform {
         image: reference.to_string(),
         platform: wish.to_string(),
-        offers: format!("{}/{}", config.os, config.architecture),
+        offers: format!("{os}/{architecture}"),
     })
 }
 
@@ -710,6 +713,12 @@ fn read_layout(layout: &Path, platform: &Platform, limits: &Limits) -> Result<(M
             }
             Document::Manifest(_) => break,
             Document::Index(offers) => {
+                if offers.len() > 1 && offers.iter().all(|offer| offer.platform.is_none()) {
+                    return Err(Error::BadArgument(format!(
+                        "{what} holds {} images; make a layout of one, as `skopeo copy oci:{what}:TAG oci:OTHER` does",
+                        offers.len()
+                    )));
+                }
                 let chosen = Document::choose(&offers, platform, &what)?;
                 bytes = blob(chosen)?;
                 digest = chosen.digest.clone();

@@ -300,3 +300,236 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(kind: Kind, path: &str, link: &str) -> Header {
+        Header {
+            path: path.into(),
+            link: link.into(),
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            size: 0,
+            major: 0,
+            minor: 0,
+            xattrs: Vec::new(),
+        }
+    }
+
+    fn dir(path: &str) -> Header {
+        header(Kind::Directory, path, "")
+    }
+
+    fn file(path: &str) -> Header {
+        header(Kind::File, path, "")
+    }
+
+    fn symlink(path: &str, target: &str) -> Header {
+        header(Kind::Symlink, path, target)
+    }
+
+    fn hard_link(path: &str, target: &str) -> Header {
+        header(Kind::HardLink, path, target)
+    }
+
+    fn merge(layers: Vec<Vec<Header>>) -> Result<Tree, Invalid> {
+        let mut merge = Merge::new(64);
+        for entries in layers {
+            merge.apply(LayerIndex { entries, diff_id: String::new() })?;
+        }
+        Ok(merge.finish())
+    }
+
+    /// Every path with what is there: `d`, `f<layer>.<ordinal>`, `l<target>`.
+    fn show(tree: &Tree) -> BTreeMap<String, String> {
+        let mut shown = BTreeMap::new();
+        let mut stack = vec![(ROOT, String::new())];
+        while let Some((dir, prefix)) = stack.pop() {
+            for (name, child) in &tree.dirs[dir as usize].entries {
+                let path = format!("{prefix}{}", String::from_utf8_lossy(name));
+                if let Some(below) = child.dir {
+                    stack.push((below, format!("{path}/")));
+                }
+                let what = match &tree.inodes[child.inode as usize].node {
+                    Node::Directory => "d".to_owned(),
+                    Node::File(content) => format!("f{}.{}", content.layer, content.ordinal),
+                    Node::Symlink(target) => format!("l{}", String::from_utf8_lossy(target)),
+                    other => format!("{other:?}"),
+                };
+                shown.insert(path, what);
+            }
+        }
+        shown
+    }
+
+    fn shown(layers: Vec<Vec<Header>>) -> Vec<String> {
+        let tree = merge(layers).expect("merges");
+        show(&tree).into_iter().map(|(path, what)| format!("{path} {what}")).collect()
+    }
+
+    #[test]
+    fn whiteouts_hide_lower_layers_only() {
+        let lower = vec![file("a"), dir("b"), file("b/x"), file("b/y"), dir("c"), file("c/old")];
+        let upper = vec![file("c/new"), file(".wh.a"), file("b/.wh.x"), file("b/z"), file("c/.wh..wh..opq")];
+        assert_eq!(shown(vec![lower, upper]), ["b d", "b/y f0.3", "b/z f1.3", "c d", "c/new f1.0"]);
+        // A whiteout of a name that its own layer makes anew.
+        let lower = vec![dir("d"), file("d/old")];
+        let upper = vec![dir("d"), file("d/new"), file(".wh.d")];
+        assert_eq!(shown(vec![lower, upper]), ["d d", "d/new f1.1"]);
+        // Of nothing, and below nothing.
+        assert_eq!(shown(vec![vec![file(".wh.x"), file("q/.wh.y"), file("q/.wh..wh..opq")]]), [""; 0]);
+    }
+
+    #[test]
+    fn kinds_replace_each_other() {
+        let lower = vec![dir("a"), file("a/x"), file("b"), file("c")];
+        let upper = vec![file("a"), dir("b"), file("b/y"), file("c"), file("c")];
+        assert_eq!(shown(vec![lower, upper]), ["a f1.0", "b d", "b/y f1.2", "c f1.4"]);
+        // A file in the way of a parent.
+        assert_eq!(shown(vec![vec![file("a"), file("a/b/c")]]), ["a d", "a/b d", "a/b/c f0.1"]);
+    }
+
+    #[test]
+    fn hard_links_keep_what_they_meant() {
+        let lower = vec![file("a"), hard_link("b", "a")];
+        let upper = vec![hard_link("c", "./b"), file("a"), hard_link("d", "/a"), hard_link("d", "d")];
+        let tree = merge(vec![lower, upper]).expect("merges");
+        assert_eq!(
+            show(&tree).into_iter().map(|(p, w)| p + " " + &w).collect::<Vec<_>>(),
+            ["a f1.1", "b f0.0", "c f0.0", "d f1.1"]
+        );
+        let links: Vec<u32> = tree.inodes.iter().map(|inode| inode.links).collect();
+        assert_eq!(links, [2, 2, 2]);
+        for bad in [
+            vec![hard_link("a", "b"), hard_link("b", "a")],
+            vec![hard_link("a", "a")],
+            vec![dir("d"), hard_link("x", "d")],
+            vec![hard_link("x", "../x")],
+        ] {
+            assert!(merge(vec![bad]).is_err());
+        }
+    }
+
+    #[test]
+    fn links_on_the_way_are_followed_within_the_root() {
+        let lower = vec![dir("usr/lib"), symlink("lib", "usr/lib"), symlink("up", "../../../usr"), symlink("abs", "/usr/lib/..")];
+        let upper = vec![file("lib/x"), file("up/y"), file("abs/z"), hard_link("w", "lib/x"), file("lib/.wh.nothing")];
+        assert_eq!(
+            shown(vec![lower, upper]),
+            ["abs l/usr/lib/..", "lib lusr/lib", "up l../../../usr", "usr d", "usr/lib d", "usr/lib/x f1.0", "usr/y f1.1", "usr/z f1.2", "w f1.0"]
+        );
+        // The entry of a directory itself replaces the link.
+        assert_eq!(shown(vec![vec![symlink("l", "x")], vec![dir("l"), file("l/a")]]), ["l d", "l/a f1.1"]);
+        let circle = merge(vec![vec![symlink("a", "b"), symlink("b", "a"), file("a/x")]]).expect_err("a circle");
+        assert!(circle.reason.contains("too many symbolic links"), "{circle:?}");
+        let long = vec![symlink("a", &"./".repeat(2000)), symlink("b", "a/a/a/a"), file("b/b/b/b/x")];
+        assert!(merge(vec![long]).is_err());
+    }
+
+    #[test]
+    fn refuses_what_no_root_can_hold() {
+        for bad in ["../x", "a/../../x", "/..", "a/.wh...", ".wh.", "a/.wh..", &"n".repeat(256), &"d/".repeat(70)] {
+            assert!(merge(vec![vec![dir(bad)]]).is_err(), "{bad:?} passed");
+        }
+        assert!(merge(vec![vec![file("/")]]).is_err());
+        assert_eq!(shown(vec![vec![file("//a"), file("./b"), file("c/./d"), dir("./")]]), ["a f0.0", "b f0.1", "c d", "c/d f0.2"]);
+    }
+
+    #[test]
+    fn the_root_has_metadata_too() {
+        let mut root = dir("./");
+        (root.mode, root.uid) = (0o711, 7);
+        let tree = merge(vec![vec![root]]).expect("merges");
+        assert_eq!((tree.inodes[0].mode, tree.inodes[0].uid), (0o711, 7));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Dir(String),
+        File(String),
+        Whiteout(String),
+        Opaque(String),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let path = prop::collection::vec("[abc]", 1..4).prop_map(|parts| parts.join("/"));
+        (path, 0..8).prop_map(|(path, kind)| match kind {
+            0..=2 => Op::Dir(path),
+            3..=5 => Op::File(path),
+            6 => Op::Whiteout(path),
+            _ => Op::Opaque(path),
+        })
+    }
+
+    fn parents(path: &str) -> Vec<String> {
+        path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect()
+    }
+
+    /// The same rules on a plain map of paths, whiteouts first, each layer in two steps.
+    fn model(layers: &[Vec<Op>]) -> BTreeMap<String, String> {
+        let mut map: BTreeMap<String, String> = BTreeMap::new();
+        for (layer, ops) in layers.iter().enumerate() {
+            let mut own: BTreeSet<String> = BTreeSet::new();
+            for (ordinal, op) in ops.iter().enumerate() {
+                let inside = |path: &str, dir: &str| path.starts_with(&format!("{dir}/"));
+                let (path, what) = match op {
+                    Op::Dir(path) => (path, "d".to_owned()),
+                    Op::File(path) => (path, format!("f{layer}.{ordinal}")),
+                    Op::Whiteout(path) | Op::Opaque(path) => {
+                        let itself = matches!(op, Op::Whiteout(_));
+                        // Whoever looks for a name finds it only through directories.
+                        if parents(path).iter().all(|parent| map.get(parent).is_some_and(|what| what == "d")) {
+                            map.retain(|p, _| own.contains(p) || !(inside(p, path) || (itself && p == path)));
+                        }
+                        continue;
+                    }
+                };
+                for parent in parents(path) {
+                    if map.get(&parent).is_none_or(|what| what != "d") {
+                        map.insert(parent.clone(), "d".into());
+                    }
+                    own.insert(parent);
+                }
+                if what != "d" {
+                    map.retain(|p, _| !inside(p, path));
+                    own.retain(|p| !inside(p, path));
+                }
+                map.insert(path.clone(), what);
+                own.insert(path.clone());
+            }
+        }
+        map
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_model(layers in prop::collection::vec(prop::collection::vec(op(), 0..12), 1..4)) {
+            let entries = layers
+                .iter()
+                .map(|ops| {
+                    ops.iter()
+                        .map(|op| match op {
+                            Op::Dir(path) => dir(path),
+                            Op::File(path) => file(path),
+                            Op::Opaque(path) => file(&format!("{path}/.wh..wh..opq")),
+                            Op::Whiteout(path) => match path.rsplit_once('/') {
+                                Some((parent, name)) => file(&format!("{parent}/.wh.{name}")),
+                                None => file(&format!(".wh.{path}")),
+                            },
+                        })
+                        .collect()
+                })
+                .collect();
+            prop_assert_eq!(show(&merge(entries).expect("merges")), model(&layers));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The service without its bus: import, names, leases, removal, restart; and archives made to do harm.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+
+use banger_api::ErrorKind;
+use banger_imaged::limits::Limits;
+use banger_imaged::service::{Service, Settings};
+use tempfile::TempDir;
+
+/// A tar archive, entry by entry.
+#[derive(Default)]
+struct Tar(Vec<u8>);
+
+impl Tar {
+    fn header(&mut self, kind: u8, path: &str, link: &str, size: u64) {
+        let mut block = [0u8; 512];
+        let put = |block: &mut [u8; 512], at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+        put(&mut block, 0, &path.as_bytes()[..path.len().min(100)]);
+        put(&mut block, 100, b"0000755\0");
+        put(&mut block, 108, b"0000001\0");
+        put(&mut block, 116, b"0000002\0");
+        put(&mut block, 124, format!("{size:011o}\0").as_bytes());
+        put(&mut block, 136, b"00000001000\0");
+        block[156] = kind;
+        put(&mut block, 157, link.as_bytes());
+        put(&mut block, 257, b"ustar\x0000");
+        put(&mut block, 329, b"0000001\0");
+        put(&mut block, 337, b"0000003\0");
+        put(&mut block, 148, b"        ");
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        put(&mut block, 148, format!("{sum:06o}\0 ").as_bytes());
+        self.0.extend(block);
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.0.extend(data);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+    }
+
+    fn entry(mut self, kind: u8, path: &str, link: &str) -> Self {
+        self.header(kind, path, link, 0);
+        self
+    }
+
+    fn dir(self, path: &str) -> Self {
+        self.entry(b'5', path, "")
+    }
+
+    fn file(mut self, path: &str, data: &[u8]) -> Self {
+        self.header(b'0', path, "", data.len() as u64);
+        self.data(data);
+        self
+    }
+
+    fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        let mut data = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            while length != rest + length.to_string().len() {
+                length = rest + length.to_string().len();
+            }
+            data.extend(format!("{length} {key}=").as_bytes());
+            data.extend(*value);
+            data.push(b'\n');
+        }
+        self.header(b'x', "pax", "", data.len() as u64);
+        self.data(&data);
+        self
+    }
+
+    fn open(mut self) -> File {
+        self.0.extend([0; 1024]);
+        file_of(&self.0)
+    }
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().expect("tempfile");
+    file.write_all(bytes).expect("writes");
+    file.seek(SeekFrom::Start(0)).expect("rewinds");
+    file
+}
+
+fn settings(state: &Path) -> Settings {
+    Settings {
+        state_dir: state.to_owned(),
+        agent: state.join("agent"),
+        insecure_registries: Vec::new(),
+        limits: Limits { unpacked: 8 << 20, ..Limits::default() },
+    }
+}
+
+async fn service() -> (Service, TempDir) {
+    let dir = tempfile::tempdir().expect("tempdir");
+    (reopen(dir.path()).await, dir)
+}
+
+async fn reopen(state: &Path) -> Service {
+    fs::write(state.join("agent"), b"\x7fELF agent").expect("writes");
+    // Dropping the receiver: nobody is told, nobody waits.
+    Service::open(settings(state)).await.expect("opens").0
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).expect("lists").map(|e| e.expect("entry").file_name().into_string().expect("utf-8")).collect();
+    names.sort();
+    names
+}
+
+fn assert_clean(state: &Path) {
+    assert_eq!(names(&state.join("staging")), [""; 0], "staging");
+    assert_eq!(names(&state.join("images")), [""; 0], "images");
+    assert_eq!(names(&state.join("blobs/sha256")), [""; 0], "blobs");
+}
+
+#[tokio::test]
+async fn imports_what_a_root_filesystem_can_hold() {
+    let (service, dir) = service().await;
+    let tar = Tar::default()
+        .dir("./")
+        .dir("usr")
+        .pax(&[("SCHILY.xattr.user.note", b"a=b\nc"), ("uid", b"3000000000"), ("path", &[b"usr/".as_slice(), &[0xff], &[b'n'; 200]].concat())])
+        .file("usr/short", &vec![b'x'; 300_000])
+        .entry(b'1', "link", "usr/../no")
+        .open();
+    let error = service.import_file(tar, "bad", &()).await.expect_err("a link through ..");
+    assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
+    assert_clean(dir.path());
+
+    let build = || {
+        Tar::default()
+            .dir("./")
+            .dir("usr")
+            .pax(&[("SCHILY.xattr.user.note", b"a=b\nc"), ("uid", b"3000000000"), ("mtime", b"-1.5")])
+            .file("usr/file", &[vec![b'x'; 300_000], vec![0; 200_000], vec![b'y'; 70_000]].concat())
+            .entry(b'1', "hard", "usr/file")
+            .entry(b'2', "sym", "/usr/file")
+            .entry(b'3', "null", "")
+            .entry(b'6', "fifo", "")
+            .file("empty", b"")
+    };
+    let image = service.import_file(build().open(), "one", &()).await.expect("imports");
+    assert_eq!((image.name(), image.fstype.as_str()), ("one", "squashfs"));
+    // The same content again is the same image under another name.
+    let again = service.import_file(build().open(), "two", &()).await.expect("imports");
+    assert_eq!((again.id.clone(), again.names), (image.id.clone(), vec!["one".to_owned(), "two".to_owned()]));
+    assert_eq!(names(&dir.path().join("staging")), [""; 0]);
+
+    let rootfs = dir.path().join("images").join(&image.id).join("rootfs.squashfs");
+    let Ok(listing) = Command::new("unsquashfs").arg("-lln").arg(&rootfs).output() else {
+        eprintln!("skipped the rest: no unsquashfs");
+        return;
+    };
+    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+    for line in [
+        "prwxr-xr-x 1/2                        0 1970-01-01 00:08 squashfs-root/fifo",
+        "-rwxr-xr-x 3000000000/2          570000 1970-01-01 00:00 squashfs-root/hard",
+        "crwxr-xr-x 1/2                    1,  3 1970-01-01 00:08 squashfs-root/null",
+        "lrwxrwxrwx 1/2                        9 1970-01-01 00:08 squashfs-root/sym -> /usr/file",
+        "-rwxr-xr-x 3000000000/2          570000 1970-01-01 00:00 squashfs-root/usr/file",
+    ] {
+        let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(listing.lines().any(|found| squeeze(found) == squeeze(line)), "{line:?} is not in\n{listing}");
+    }
+    let content = Command::new("unsquashfs").arg("-cat").arg(&rootfs).arg("usr/file").output().expect("reads").stdout;
+    assert!(content == [vec![b'x'; 300_000], vec![0; 200_000], vec![b'y'; 70_000]].concat());
+}
+
+#[tokio::test]
+async fn archives_made_to_do_harm_leave_nothing() {
+    let (service, dir) = service().await;
+    let cut = {
+        let mut whole = Vec::new();
+        Tar::default().file("a", &[1; 5000]).open().read_to_end(&mut whole).expect("reads");
+        whole.truncate(2000);
+        whole
+    };
+    let bomb = {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut tar = Tar::default();
+        tar.header(b'0', "zeros", "", 64 << 20);
+        gzip.write_all(&tar.0).expect("packs");
+        for _ in 0..64 {
+            gzip.write_all(&vec![0; 1 << 20]).expect("packs");
+        }
+        gzip.finish().expect("packs")
+    };
+    let damaged = {
+        let mut whole = zstd::encode_all(&[7u8; 100_000][..], 3).expect("packs");
+        let middle = whole.len() / 2;
+        whole.truncate(middle);
+        whole
+    };
+    let long_pax = {
+        let mut tar = Tar::default();
+        tar.header(b'x', "pax", "", 1 << 33);
+        tar.0
+    };
+    let sparse_bomb = |size: &[u8]| {
+        Tar::default().pax(&[("GNU.sparse.realsize", size), ("GNU.sparse.map", b"0,0")]).file("s", b"").0
+    };
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("escape", Tar::default().file("../../etc/passwd", b"x").0),
+        ("escape inside", Tar::default().file("a/../../x", b"x").0),
+        ("whiteout of ..", Tar::default().file(".wh...", b"").0),
+        ("circle of hard links", Tar::default().entry(b'1', "a", "b").entry(b'1', "b", "a").0),
+        ("circle of symlinks", Tar::default().entry(b'2', "a", "a").file("a/b", b"").0),
+        ("unknown type", Tar::default().entry(b'Q', "a", "").0),
+        ("no tar", b"this is certainly no tar archive at all".repeat(30)),
+        ("truncated", cut),
+        ("bomb", bomb),
+        ("damaged", damaged),
+        ("long header", long_pax),
+        ("sparse bomb", sparse_bomb(b"9000000000000000000")),
+        ("sparse bomb, wrapping", sparse_bomb(b"18446744073709551615")),
+        ("bad pax", Tar::default().pax(&[("size", b"-5")]).file("x", b"").0),
+        ("zero in a name", Tar::default().pax(&[("path", b"a\0b")]).file("x", b"").0),
+    ];
+    for (what, bytes) in cases {
+        let error = service.import_file(file_of(&bytes), "evil", &()).await.expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::InvalidImage, "{what}: {error}");
+        assert_clean(dir.path());
+    }
+    assert!(service.images().await.expect("lists").is_empty());
+}
+
+#[tokio::test]
+async fn one_name_has_one_winner() {
+    let (service, dir) = service().await;
+    let imports = (0..6).map(|n: u8| {
+        let service = service.clone();
+        async move { service.import_file(Tar::default().file("n", &[n]).open(), "name", &()).await }
+    });
+    let outcomes = futures_util::future::join_all(imports).await;
+    let (won, lost): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert_eq!(won.len(), 1);
+    for error in lost {
+        assert_eq!(error.map_err(|error| error.kind()), Err(ErrorKind::NameTaken));
+    }
+    assert_eq!(names(&dir.path().join("images")).len(), 1);
+    assert_eq!(names(&dir.path().join("staging")), [""; 0]);
+}
+
+#[tokio::test]
+async fn pipes_are_read_as_well() {
+    let (service, _dir) = service().await;
+    let (reader, mut writer) = std::io::pipe().expect("pipe");
+    let mut bytes = Vec::new();
+    Tar::default().file("a", &vec![3; 100_000]).open().read_to_end(&mut bytes).expect("reads");
+    let feed = std::thread::spawn(move || writer.write_all(&bytes));
+    let file = File::from(std::os::fd::OwnedFd::from(reader));
+    service.import_file(file, "piped", &()).await.expect("imports");
+    feed.join().expect("joins").expect("writes");
+}
+
+/// A kernel that has everything built in: an ELF file with a banner.
+fn kernel() -> File {
+    file_of(&[b"\x7fELF".as_slice(), &[0; 5000], b"Linux version 6.9.1-test (x@y) #1", &[0; 100]].concat())
+}
+
+#[tokio::test]
+async fn leases_keep_what_is_used() {
+    use banger_imaged::kernel::KernelSource;
+    let (service, dir) = service().await;
+    let image = service.import_file(Tar::default().file("a", b"a").open(), "img", &()).await.expect("imports");
+    let missing = service.acquire_lease("web", "img", "").await.expect_err("no kernel");
+    assert_eq!(missing.kind(), ErrorKind::NoSuchKernel, "{missing}");
+    let kernel = service.import_kernel(KernelSource::File(kernel(), None), "", &()).await.expect("imports");
+    assert_eq!((kernel.name.as_str(), kernel.is_default), ("6.9.1-test", true));
+
+    let set = service.acquire_lease("web", "img", "").await.expect("leases");
+    assert_eq!(service.acquire_lease("web", &image.id[..12], "6.9.1-test").await.expect("leases"), set);
+    assert!(Path::new(&set.rootfs).exists() && Path::new(&set.vmlinux).exists());
+    let archive = fs::read(&set.initramfs).expect("initramfs");
+    assert!(archive.windows(10).any(|window| window == b"\x7fELF agent"));
+
+    let error = service.remove_image("img").await.expect_err("in use");
+    assert_eq!((error.kind(), error.to_string().contains("web")), (ErrorKind::ImageInUse, true), "{error}");
+    let error = service.remove_kernel("6.9.1-test").await.expect_err("in use");
+    assert_eq!(error.kind(), ErrorKind::KernelInUse, "{error}");
+
+    // After a restart everything is as it was; a changed agent is taken up.
+    drop(service);
+    fs::create_dir(dir.path().join("staging/left-over")).expect("makes");
+    fs::create_dir(dir.path().join("images").join("f".repeat(64))).expect("makes");
+    let service = reopen(dir.path()).await;
+    assert_eq!(names(&dir.path().join("staging")), [""; 0]);
+    assert_eq!(names(&dir.path().join("images")), [image.id.clone()]);
+    fs::write(dir.path().join("agent"), b"\x7fELF newer agent").expect("writes");
+    let set = service.acquire_lease("web", "img", "").await.expect("leases");
+    let archive = fs::read(&set.initramfs).expect("initramfs");
+    assert!(archive.windows(11).any(|window| window == b"newer agent"));
+
+    service.release_lease("web").await.expect("releases");
+    service.release_lease("web").await.expect("again");
+    service.remove_image("img").await.expect("removes");
+    service.remove_kernel("").await.expect("removes the default");
+    assert_clean(dir.path());
+    assert_eq!(names(&dir.path().join("kernels")), [""; 0]);
+}
+
+#[tokio::test]
+async fn names_are_checked() {
+    let (service, _dir) = service().await;
+    for bad in ["", "../x", "a b", "-x", &"x".repeat(300), &"a".repeat(64)] {
+        let error = service.import_file(Tar::default().open(), bad, &()).await.expect_err(bad);
+        assert_eq!(error.kind(), ErrorKind::InvalidArgs, "{bad}");
+    }
+    let error = service.image("nothing:here").await.expect_err("not there");
+    assert_eq!(error.kind(), ErrorKind::NoSuchImage);
+}
