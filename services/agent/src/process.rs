@@ -319,6 +319,9 @@ fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
     let mut terminal = None;
     if let Some((rows, columns)) = request.terminal {
         let pty = openpty(None, None).map_err(io::Error::from)?;
+        // Only this thread forks, so there is no moment in which a child could inherit them.
+        sys::set_cloexec(&pty.master)?;
+        sys::set_cloexec(&pty.slave)?;
         set_size(&pty.master, rows, columns)?;
         give_terminal(&pty.slave, user.uid);
         terminal = Some(clone(&pty.master)?);
