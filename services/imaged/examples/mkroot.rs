@@ -23,5 +23,6 @@ fn main() {
     }
     let file = File::create(out).expect("OUT can be made");
     let tree = merged.finish();
-    banger_imaged::rootfs::write(file, &tree, layers.len(), |layer| Ok(open(layer))).unwrap_or_else(|e| panic!("{e}"));
+    banger_imaged::rootfs::write(file, &tree, layers.len(), |layer| Ok(open(layer)))
+        .unwrap_or_else(|e| panic!("{e}"));
 }

@@ -127,7 +127,8 @@ impl Blobs {
                 response => response?,
             };
             // A registry that ignores the range sends everything again: skip what is there.
-            let mut skip = if response.status() == reqwest::StatusCode::PARTIAL_CONTENT { 0 } else { received };
+            let mut skip =
+                if response.status() == reqwest::StatusCode::PARTIAL_CONTENT { 0 } else { received };
             loop {
                 let broke = match response.chunk().await {
                     Ok(Some(chunk)) => {

@@ -9,9 +9,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{0:?} is not an image reference: {1}; use HOST[:PORT]/REPO[:TAG|@DIGEST] or a short name such as debian:12")]
+    #[error(
+        "{0:?} is not an image reference: {1}; use HOST[:PORT]/REPO[:TAG|@DIGEST] or a short name such as debian:12"
+    )]
     BadReference(String, &'static str),
-    #[error("{0:?} is not a usable name: use up to 255 of a-z A-Z 0-9 . _ - : / @ +, beginning with a letter or digit")]
+    #[error(
+        "{0:?} is not a usable name: use up to 255 of a-z A-Z 0-9 . _ - : / @ +, beginning with a letter or digit"
+    )]
     BadName(String),
     #[error("{0}")]
     BadArgument(String),

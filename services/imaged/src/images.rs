@@ -24,10 +24,10 @@ use crate::layers::{Budget, LayerIndex, index};
 use crate::limits::Limits;
 use crate::registry::manifest::{Document, Process, RootFs};
 use crate::registry::{Config, Descriptor, Manifest, Platform, Reference};
+use crate::rootfs;
 use crate::service::{Event, Inner, Progress, Service, blocking, now_usec, watched};
 use crate::store::{self, ImageRow, NameRow};
 use crate::tar::{Kind, TarReader};
-use crate::rootfs;
 
 /// The root filesystem in an image's directory.
 pub const ROOTFS: &str = "rootfs.squashfs";
@@ -77,7 +77,12 @@ struct Built {
 
 impl Service {
     /// Pulls an image, or finds that there is nothing to do.
-    pub async fn pull(&self, reference: &str, options: PullOptions, progress: &dyn Progress) -> Result<ImageRow> {
+    pub async fn pull(
+        &self,
+        reference: &str,
+        options: PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
         let Inner { registry, settings, .. } = &*self.0;
         let reference: Reference = reference.parse()?;
         let name = options.name.unwrap_or_else(|| reference.to_string());
@@ -111,7 +116,8 @@ impl Service {
         }
 
         let pins = self.guard(self.0.blobs.pin(manifest.layers.iter().map(|layer| layer.hex().to_owned())));
-        let outcome = self.pull_layers(&reference, insecure, &manifest, &platform, &id, claim, progress).await;
+        let outcome =
+            self.pull_layers(&reference, insecure, &manifest, &platform, &id, claim, progress).await;
         pins.release().await?;
         outcome
     }
@@ -258,7 +264,13 @@ impl Service {
         outcome
     }
 
-    async fn index(&self, layer: Layer, number: usize, budget: Arc<Budget>, cancel: Cancel) -> Result<LayerIndex> {
+    async fn index(
+        &self,
+        layer: Layer,
+        number: usize,
+        budget: Arc<Budget>,
+        cancel: Cancel,
+    ) -> Result<LayerIndex> {
         self.index_counted(layer, number, budget, cancel, Arc::default()).await
     }
 
@@ -274,7 +286,8 @@ impl Service {
         let blobs = self.0.blobs.clone();
         blocking(move || {
             let stream = open_layer(&blobs, &layer, number, &cancel, &read)?;
-            index::index(stream, number, &budget).map_err(|error| if cancel.is_set() { Error::Canceled } else { error })
+            index::index(stream, number, &budget)
+                .map_err(|error| if cancel.is_set() { Error::Canceled } else { error })
         })
         .await
     }
@@ -374,7 +387,13 @@ impl Service {
         Ok(Some(image))
     }
 
-    async fn publish(&self, built: Built, blobs: Vec<String>, claim: Claim, progress: &dyn Progress) -> Result<ImageRow> {
+    async fn publish(
+        &self,
+        built: Built,
+        blobs: Vec<String>,
+        claim: Claim,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
         progress.stage("publish");
         let files = self.0.files.clone();
         let id = built.image.id.clone();
@@ -527,7 +546,10 @@ fn delete(t: &rusqlite::Transaction<'_>, id: String) -> banger_api::Result<Freed
 }
 
 /// Finds an image; with the name if it was found by one.
-pub(crate) fn find(t: &rusqlite::Transaction<'_>, wanted: &str) -> banger_api::Result<(ImageRow, Option<String>)> {
+pub(crate) fn find(
+    t: &rusqlite::Transaction<'_>,
+    wanted: &str,
+) -> banger_api::Result<(ImageRow, Option<String>)> {
     let by_name = |name: &str| -> banger_api::Result<Option<(ImageRow, Option<String>)>> {
         let Some(row) = store::name(t, name)? else { return Ok(None) };
         Ok(store::image(t, &row.image)?.map(|image| (image, Some(name.to_owned()))))
@@ -541,7 +563,9 @@ pub(crate) fn find(t: &rusqlite::Transaction<'_>, wanted: &str) -> banger_api::R
         return Ok(found);
     }
     let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
-    if (4..=64).contains(&digits.len()) && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+    if (4..=64).contains(&digits.len())
+        && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    {
         match &store::image_ids_by_prefix(t, digits)?[..] {
             [id] => {
                 if let Some(image) = store::image(t, id)? {
@@ -602,7 +626,8 @@ fn open_layer(
         Layer::Blob(hex) => blobs.open(hex)?,
         Layer::File(file) => rewound(file)?,
     };
-    decompress(Source::new(file, cancel.clone(), read.clone())).map_err(|error| index::explain(error.into(), number))
+    decompress(Source::new(file, cancel.clone(), read.clone()))
+        .map_err(|error| index::explain(error.into(), number))
 }
 
 /// The same open file from its beginning. Its passes come one after the other, so they may share
@@ -620,7 +645,10 @@ pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> R
         |error: std::io::Error| Error::Unreadable { what: "the file".into(), reason: error.to_string() };
     let metadata = file.metadata().map_err(unreadable)?;
     if metadata.is_dir() {
-        return Err(Error::Unreadable { what: "the file".into(), reason: "it is a directory; give its path".into() });
+        return Err(Error::Unreadable {
+            what: "the file".into(),
+            reason: "it is a directory; give its path".into(),
+        });
     }
     if metadata.is_file() {
         return Ok(file);
@@ -649,13 +677,15 @@ fn is_layout(index: &LayerIndex) -> bool {
 /// Takes an OCI layout out of its archive: only files with the names a layout has.
 fn unpack_layout(file: &File, staged: Staged, limits: &Limits, cancel: Cancel) -> Result<Staged> {
     let explain = |error| index::explain(error, 0);
-    let stream = decompress(Source::new(rewound(file)?, cancel, Arc::default())).map_err(|e| explain(e.into()))?;
+    let stream =
+        decompress(Source::new(rewound(file)?, cancel, Arc::default())).map_err(|e| explain(e.into()))?;
     let mut tar = TarReader::new(stream);
     let blobs = staged.path().join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(Error::io("cannot make a directory"))?;
     let mut buffer = vec![0; 128 << 10];
-    while let Some(entry) = tar.next().map_err(explain)? {
-        let path = String::from_utf8_lossy(entry.path.strip_prefix(b"./").unwrap_or(&entry.path)).into_owned();
+    while let Some(entry) = tar.next_entry().map_err(explain)? {
+        let path =
+            String::from_utf8_lossy(entry.path.strip_prefix(b"./").unwrap_or(&entry.path)).into_owned();
         let target = match path.strip_prefix("blobs/sha256/") {
             Some(hex) if digest::is_hex64(hex) => blobs.join(hex),
             None if path == "index.json" => staged.path().join("index.json"),
@@ -690,7 +720,11 @@ fn read_layout(layout: &Path, platform: &Platform, limits: &Limits) -> Result<(M
         std::io::Read::read_to_end(&mut std::io::Read::take(file, limits.document + 1), &mut bytes)
             .map_err(unreadable)?;
         if bytes.len() as u64 > limits.document {
-            return Err(Error::TooLarge(format!("{} has more than {} bytes", path.display(), limits.document)));
+            return Err(Error::TooLarge(format!(
+                "{} has more than {} bytes",
+                path.display(),
+                limits.document
+            )));
         }
         Ok(bytes)
     };
@@ -698,7 +732,11 @@ fn read_layout(layout: &Path, platform: &Platform, limits: &Limits) -> Result<(M
         let bytes = read(&layout.join("blobs/sha256").join(descriptor.hex()))?;
         let found = format!("sha256:{}", digest::sha256(&bytes));
         if found != descriptor.digest {
-            return Err(Error::DigestMismatch { what: what.clone(), wanted: descriptor.digest.clone(), found });
+            return Err(Error::DigestMismatch {
+                what: what.clone(),
+                wanted: descriptor.digest.clone(),
+                found,
+            });
         }
         Ok(bytes)
     };
@@ -762,4 +800,3 @@ impl std::io::Write for HashSink<'_> {
         Ok(())
     }
 }
-

@@ -15,6 +15,7 @@ impl Service {
         if !fine {
             return Err(Error::BadArgument("the holder must have 1 to 255 visible ASCII characters".into()));
         }
+        let lessee = holder.to_owned();
         let (holder, image, kernel) = (holder.to_owned(), image.to_owned(), kernel.to_owned());
         let (image, kernel, before, freed) = self
             .0
@@ -29,14 +30,22 @@ impl Service {
                 }
                 store::put_lease(t, &lease, now_usec())?;
                 let freed = match &before {
-                    Some(before) if before.image != lease.image => Some(images::drop_unused(t, &before.image)?),
+                    Some(before) if before.image != lease.image => {
+                        Some(images::drop_unused(t, &before.image)?)
+                    }
                     _ => None,
                 };
                 Ok((image, kernel, Some(before), freed))
             })
             .await?;
         // From here on nobody removes them.
-        self.refresh_initramfs(&kernel).await?;
+        if let Err(error) = self.refresh_initramfs(&kernel).await {
+            // A new lease that was never handed out must not stay.
+            if matches!(before, Some(None)) {
+                self.release_lease(&lessee).await?;
+            }
+            return Err(error);
+        }
         if let Some(before) = before {
             self.touch(Event::Image(image.id.clone())).await;
             self.touch(Event::Kernel(kernel.name.clone())).await;

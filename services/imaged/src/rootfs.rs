@@ -16,7 +16,8 @@ pub fn write<R: Read>(
     layers: usize,
     mut open: impl FnMut(usize) -> Result<R>,
 ) -> Result<(File, u64)> {
-    let failed = |error: io::Error| Error::Io { what: "cannot write the root filesystem".into(), source: error };
+    let failed =
+        |error: io::Error| Error::Io { what: "cannot write the root filesystem".into(), source: error };
     let mut writer = Writer::new(file).map_err(failed)?;
     let mut buffer = vec![0; 128 << 10];
     for (layer, wanted) in tree.wanted(layers).into_iter().enumerate() {
@@ -26,7 +27,7 @@ pub fn write<R: Read>(
         let mut tar = TarReader::new(open(layer)?);
         let mut ordinal = 0u32;
         for (entry, inode) in wanted {
-            while tar.next().map_err(|error| explain(error, layer))?.is_some() {
+            while tar.next_entry().map_err(|error| explain(error, layer))?.is_some() {
                 ordinal += 1;
                 if ordinal > entry {
                     break;

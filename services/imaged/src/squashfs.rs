@@ -10,6 +10,7 @@
 //! streamed to the file; the tables are small and are made in memory at the end.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
@@ -149,16 +150,9 @@ impl Writer {
         for number in [COMPRESSION, BLOCK_LOG, flags, tables.ids.len() as u16, 4, 0] {
             superblock.extend(number.to_le_bytes());
         }
-        for number in [
-            tables.root,
-            used,
-            id_table,
-            xattr_table,
-            inode_table,
-            directory_table,
-            fragment_table,
-            NONE64,
-        ] {
+        for number in
+            [tables.root, used, id_table, xattr_table, inode_table, directory_table, fragment_table, NONE64]
+        {
             superblock.extend(number.to_le_bytes());
         }
         let length = self.position;
@@ -309,10 +303,9 @@ impl Tables {
     ) -> io::Result<()> {
         let this = &tree.dirs[dir as usize];
         for child in this.entries.values().filter(|child| child.dir.is_none()) {
-            if !places.contains_key(&child.inode) {
+            if let Entry::Vacant(vacant) = places.entry(child.inode) {
                 self.count += 1;
-                let place = self.file(tree, child.inode, self.count, stored)?;
-                places.insert(child.inode, place);
+                vacant.insert(self.file(tree, child.inode, self.count, stored)?);
             }
         }
 

@@ -169,7 +169,8 @@ pub fn delete_image(t: &Transaction<'_>, id: &str) -> Result<()> {
 }
 
 pub fn is_blob_used(t: &Transaction<'_>, digest: &str) -> Result<bool> {
-    t.query_row("SELECT EXISTS (SELECT 1 FROM image_blobs WHERE digest = ?)", [digest], |row| row.get(0)).map_err(db)
+    t.query_row("SELECT EXISTS (SELECT 1 FROM image_blobs WHERE digest = ?)", [digest], |row| row.get(0))
+        .map_err(db)
 }
 
 pub fn used_blobs(t: &Transaction<'_>) -> Result<std::collections::HashSet<String>> {
@@ -191,7 +192,9 @@ pub fn name(t: &Transaction<'_>, name: &str) -> Result<Option<NameRow>> {
 }
 
 pub fn put_name(t: &Transaction<'_>, name: &str, row: &NameRow) -> Result<()> {
-    t.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", [name, &row.image, &row.reference]).map_err(db).map(drop)
+    t.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", [name, &row.image, &row.reference])
+        .map_err(db)
+        .map(drop)
 }
 
 pub fn delete_name(t: &Transaction<'_>, name: &str) -> Result<()> {
@@ -245,7 +248,13 @@ pub fn kernels(t: &Transaction<'_>) -> Result<Vec<KernelRow>> {
 pub fn insert_kernel(t: &Transaction<'_>, kernel: &KernelRow) -> Result<()> {
     t.execute(
         "INSERT INTO kernels VALUES (?, ?, ?, ?, ?)",
-        params![kernel.name, kernel.version, kernel.architecture, kernel.is_default, kernel.created_usec as i64],
+        params![
+            kernel.name,
+            kernel.version,
+            kernel.architecture,
+            kernel.is_default,
+            kernel.created_usec as i64
+        ],
     )
     .map_err(db)
     .map(drop)

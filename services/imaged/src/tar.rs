@@ -108,7 +108,7 @@ impl<R: Read> TarReader<R> {
 
     /// The next entry, or `None` at the end of the archive. What was not read of the last entry's
     /// content is skipped.
-    pub fn next(&mut self) -> Result<Option<Header>> {
+    pub fn next_entry(&mut self) -> Result<Option<Header>> {
         self.finish_body()?;
         let mut extension = Extension::default();
         loop {
@@ -234,7 +234,9 @@ impl<R: Read> TarReader<R> {
     fn read_extension(&mut self, size: u64, extension: &mut Extension) -> Result<Vec<u8>> {
         extension.used += size.max(1);
         if extension.used > limits::TAR_EXTENSION {
-            return Err(self.invalid(format!("has header extensions of more than {} bytes", limits::TAR_EXTENSION)));
+            return Err(
+                self.invalid(format!("has header extensions of more than {} bytes", limits::TAR_EXTENSION))
+            );
         }
         let mut data = vec![0; size as usize];
         self.inner.read_exact(&mut data).map_err(|error| self.ended(error))?;
@@ -440,7 +442,11 @@ impl<R: Read> TarReader<R> {
             }
             total += segment.length;
         }
-        if total == stored { Ok(()) } else { Err(self.invalid("has a sparse map that does not fit its content")) }
+        if total == stored {
+            Ok(())
+        } else {
+            Err(self.invalid("has a sparse map that does not fit its content"))
+        }
     }
 
     fn check(&mut self, block: &[u8; BLOCK]) -> Result<()> {
@@ -569,7 +575,7 @@ fn clamp_time(seconds: i64) -> u32 {
 }
 
 fn segments(numbers: &[u64]) -> Option<Vec<Segment>> {
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return None;
     }
     Some(numbers.chunks_exact(2).map(|pair| Segment { offset: pair[0], length: pair[1] }).collect())

@@ -17,7 +17,9 @@ struct Tar(Vec<u8>);
 impl Tar {
     fn header(&mut self, kind: u8, path: &str, link: &str, size: u64) {
         let mut block = [0u8; 512];
-        let put = |block: &mut [u8; 512], at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+        let put = |block: &mut [u8; 512], at: usize, bytes: &[u8]| {
+            block[at..at + bytes.len()].copy_from_slice(bytes)
+        };
         put(&mut block, 0, &path.as_bytes()[..path.len().min(100)]);
         put(&mut block, 100, b"0000755\0");
         put(&mut block, 108, b"0000001\0");
@@ -106,8 +108,10 @@ async fn reopen(state: &Path) -> Service {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).expect("lists").map(|e| e.expect("entry").file_name().into_string().expect("utf-8")).collect();
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .expect("lists")
+        .map(|e| e.expect("entry").file_name().into_string().expect("utf-8"))
+        .collect();
     names.sort();
     names
 }
@@ -124,7 +128,11 @@ async fn imports_what_a_root_filesystem_can_hold() {
     let tar = Tar::default()
         .dir("./")
         .dir("usr")
-        .pax(&[("SCHILY.xattr.user.note", b"a=b\nc"), ("uid", b"3000000000"), ("path", &[b"usr/".as_slice(), &[0xff], &[b'n'; 200]].concat())])
+        .pax(&[
+            ("SCHILY.xattr.user.note", b"a=b\nc"),
+            ("uid", b"3000000000"),
+            ("path", &[b"usr/".as_slice(), &[0xff], &[b'n'; 200]].concat()),
+        ])
         .file("usr/short", &vec![b'x'; 300_000])
         .entry(b'1', "link", "usr/../no")
         .open();
@@ -165,9 +173,13 @@ async fn imports_what_a_root_filesystem_can_hold() {
         "-rwxr-xr-x 3000000000/2          570000 1970-01-01 00:00 squashfs-root/usr/file",
     ] {
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(listing.lines().any(|found| squeeze(found) == squeeze(line)), "{line:?} is not in\n{listing}");
+        assert!(
+            listing.lines().any(|found| squeeze(found) == squeeze(line)),
+            "{line:?} is not in\n{listing}"
+        );
     }
-    let content = Command::new("unsquashfs").arg("-cat").arg(&rootfs).arg("usr/file").output().expect("reads").stdout;
+    let content =
+        Command::new("unsquashfs").arg("-cat").arg(&rootfs).arg("usr/file").output().expect("reads").stdout;
     assert!(content == [vec![b'x'; 300_000], vec![0; 200_000], vec![b'y'; 70_000]].concat());
 }
 
@@ -267,7 +279,8 @@ fn kernel() -> File {
 async fn leases_keep_what_is_used() {
     use banger_imaged::kernel::KernelSource;
     let (service, dir) = service().await;
-    let image = service.import_file(Tar::default().file("a", b"a").open(), "img", &()).await.expect("imports");
+    let image =
+        service.import_file(Tar::default().file("a", b"a").open(), "img", &()).await.expect("imports");
     let missing = service.acquire_lease("web", "img", "").await.expect_err("no kernel");
     assert_eq!(missing.kind(), ErrorKind::NoSuchKernel, "{missing}");
     let kernel = service.import_kernel(KernelSource::File(kernel(), None), "", &()).await.expect("imports");
@@ -295,6 +308,10 @@ async fn leases_keep_what_is_used() {
     let set = service.acquire_lease("web", "img", "").await.expect("leases");
     let archive = fs::read(&set.initramfs).expect("initramfs");
     assert!(archive.windows(11).any(|window| window == b"newer agent"));
+
+    fs::remove_file(dir.path().join("agent")).expect("removes");
+    service.acquire_lease("other", "img", "").await.expect_err("no agent");
+    assert_eq!(service.leases().await.expect("lists").len(), 1);
 
     service.release_lease("web").await.expect("releases");
     service.release_lease("web").await.expect("again");

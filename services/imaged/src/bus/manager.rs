@@ -30,7 +30,12 @@ impl Manager {
         Self { service, gate, jobs }
     }
 
-    async fn start_kernel(&self, source: KernelSource, name: String, subject: &str) -> (u32, OwnedObjectPath) {
+    async fn start_kernel(
+        &self,
+        source: KernelSource,
+        name: String,
+        subject: &str,
+    ) -> (u32, OwnedObjectPath) {
         let service = self.service.clone();
         let work = move |progress: banger_daemon::Progress| async move {
             let import = async { Ok(service.import_kernel(source, &name, &progress).await?) };
@@ -133,7 +138,14 @@ impl Manager {
                 names.push(image.name().to_owned());
             }
             for name in names {
-                rows.push((name, image.id.clone(), image.size, image.created_usec, leases, image_path(&image.id)));
+                rows.push((
+                    name,
+                    image.id.clone(),
+                    image.size,
+                    image.created_usec,
+                    leases,
+                    image_path(&image.id),
+                ));
             }
         }
         Ok(rows)
@@ -296,16 +308,33 @@ impl Manager {
     async fn image_new(emitter: &SignalEmitter<'_>, id: String, image: OwnedObjectPath) -> zbus::Result<()>;
 
     #[zbus(signal)]
-    async fn image_removed(emitter: &SignalEmitter<'_>, id: String, image: OwnedObjectPath) -> zbus::Result<()>;
+    async fn image_removed(
+        emitter: &SignalEmitter<'_>,
+        id: String,
+        image: OwnedObjectPath,
+    ) -> zbus::Result<()>;
 
     #[zbus(signal)]
-    async fn kernel_new(emitter: &SignalEmitter<'_>, name: String, kernel: OwnedObjectPath) -> zbus::Result<()>;
+    async fn kernel_new(
+        emitter: &SignalEmitter<'_>,
+        name: String,
+        kernel: OwnedObjectPath,
+    ) -> zbus::Result<()>;
 
     #[zbus(signal)]
-    async fn kernel_removed(emitter: &SignalEmitter<'_>, name: String, kernel: OwnedObjectPath) -> zbus::Result<()>;
+    async fn kernel_removed(
+        emitter: &SignalEmitter<'_>,
+        name: String,
+        kernel: OwnedObjectPath,
+    ) -> zbus::Result<()>;
 
     #[zbus(signal)]
-    async fn job_new(emitter: &SignalEmitter<'_>, id: u32, job: OwnedObjectPath, kind: String) -> zbus::Result<()>;
+    async fn job_new(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        kind: String,
+    ) -> zbus::Result<()>;
 
     #[zbus(signal)]
     async fn job_removed(

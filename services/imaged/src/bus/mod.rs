@@ -88,31 +88,33 @@ impl Objects {
                 }
                 (None, None) => {}
             },
-            Event::Kernel(name) => match (self.service.kernel_if_any(&name).await?, self.kernels.get(&name)) {
-                (Some(row), Some(known)) => {
-                    let before = known.send_replace(row.clone());
-                    let mut changed = Vec::new();
-                    if before.is_default != row.is_default {
-                        changed.push(("Default", value(row.is_default)));
+            Event::Kernel(name) => {
+                match (self.service.kernel_if_any(&name).await?, self.kernels.get(&name)) {
+                    (Some(row), Some(known)) => {
+                        let before = known.send_replace(row.clone());
+                        let mut changed = Vec::new();
+                        if before.is_default != row.is_default {
+                            changed.push(("Default", value(row.is_default)));
+                        }
+                        if before.holders != row.holders {
+                            changed.push(("Leases", value(row.holders)));
+                        }
+                        if !changed.is_empty() {
+                            hub.changed(&kernel_path(&name), KERNEL, changed);
+                        }
                     }
-                    if before.holders != row.holders {
-                        changed.push(("Leases", value(row.holders)));
+                    (Some(row), None) => {
+                        self.add_kernel(row).await;
+                        hub.emit(IMAGED.path, MANAGER, "KernelNew", (name.clone(), kernel_path(&name)));
                     }
-                    if !changed.is_empty() {
-                        hub.changed(&kernel_path(&name), KERNEL, changed);
+                    (None, Some(_)) => {
+                        self.kernels.remove(&name);
+                        hub.emit(IMAGED.path, MANAGER, "KernelRemoved", (name.clone(), kernel_path(&name)));
+                        hub.remove(&kernel_path(&name)).await;
                     }
+                    (None, None) => {}
                 }
-                (Some(row), None) => {
-                    self.add_kernel(row).await;
-                    hub.emit(IMAGED.path, MANAGER, "KernelNew", (name.clone(), kernel_path(&name)));
-                }
-                (None, Some(_)) => {
-                    self.kernels.remove(&name);
-                    hub.emit(IMAGED.path, MANAGER, "KernelRemoved", (name.clone(), kernel_path(&name)));
-                    hub.remove(&kernel_path(&name)).await;
-                }
-                (None, None) => {}
-            },
+            }
         }
         Ok(())
     }
@@ -120,7 +122,8 @@ impl Objects {
     async fn add_image(&mut self, row: ImageRow) {
         let id = row.id.clone();
         let (sender, row) = watch::channel(row);
-        let object = image::ImageObject { service: self.service.clone(), gate: self.context.gate.clone(), row };
+        let object =
+            image::ImageObject { service: self.service.clone(), gate: self.context.gate.clone(), row };
         self.context.hub.add(&image_path(&id), object).await;
         self.images.insert(id, sender);
     }
@@ -128,7 +131,8 @@ impl Objects {
     async fn add_kernel(&mut self, row: KernelRow) {
         let name = row.name.clone();
         let (sender, row) = watch::channel(row);
-        let object = kernel::KernelObject { service: self.service.clone(), gate: self.context.gate.clone(), row };
+        let object =
+            kernel::KernelObject { service: self.service.clone(), gate: self.context.gate.clone(), row };
         self.context.hub.add(&kernel_path(&name), object).await;
         self.kernels.insert(name, sender);
     }

@@ -31,8 +31,10 @@ fn u32_at(image: &[u8], at: usize) -> io::Result<usize> {
 pub fn version(image: &[u8]) -> io::Result<String> {
     check(image)?;
     let pointer = u32_at(image, 0x20e)? & 0xffff;
-    let text = image.get(0x200 + pointer..).filter(|_| pointer != 0).ok_or_else(|| bad("it names no version"))?;
-    let word: Vec<u8> = text.iter().take(64).take_while(|b| !b.is_ascii_whitespace() && **b != 0).copied().collect();
+    let text =
+        image.get(0x200 + pointer..).filter(|_| pointer != 0).ok_or_else(|| bad("it names no version"))?;
+    let word: Vec<u8> =
+        text.iter().take(64).take_while(|b| !b.is_ascii_whitespace() && **b != 0).copied().collect();
     match String::from_utf8(word) {
         Ok(word) if is_version(&word) => Ok(word),
         _ => Err(bad("it names no version")),
@@ -43,7 +45,8 @@ pub fn version(image: &[u8]) -> io::Result<String> {
 pub fn elf_version(image: &[u8]) -> Option<String> {
     const BANNER: &[u8] = b"Linux version ";
     let at = image.windows(BANNER.len()).position(|window| window == BANNER)?;
-    let word: Vec<u8> = image[at + BANNER.len()..].iter().take(64).take_while(|b| b.is_ascii_graphic()).copied().collect();
+    let word: Vec<u8> =
+        image[at + BANNER.len()..].iter().take(64).take_while(|b| b.is_ascii_graphic()).copied().collect();
     String::from_utf8(word).ok().filter(|word| is_version(word))
 }
 
@@ -108,7 +111,8 @@ fn unpack_lz4(mut rest: &[u8], out: &mut impl Write) -> io::Result<u64> {
     while rest.len() > 4 {
         let length = u32_at(rest, 0)?;
         let chunk = rest.get(4..4 + length).ok_or_else(|| bad("its payload is damaged"))?;
-        let data = lz4_flex::block::decompress(chunk, LZ4_CHUNK).map_err(|error| bad(format!("its payload is damaged: {error}")))?;
+        let data = lz4_flex::block::decompress(chunk, LZ4_CHUNK)
+            .map_err(|error| bad(format!("its payload is damaged: {error}")))?;
         total += data.len() as u64;
         if total > MAX_ELF {
             return Err(bad("it unpacks to more than 512 MiB"));

@@ -46,7 +46,12 @@ pub enum KernelSource {
 
 impl Service {
     /// Imports a kernel. An empty name stands for its version. The first becomes the default.
-    pub async fn import_kernel(&self, source: KernelSource, name: &str, progress: &dyn Progress) -> Result<KernelRow> {
+    pub async fn import_kernel(
+        &self,
+        source: KernelSource,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<KernelRow> {
         if !name.is_empty() {
             check_name(name)?;
             self.check_kernel_name(name).await?;
@@ -268,7 +273,8 @@ fn write_kernel(dir: &Path, gathered: Gathered) -> Result<()> {
 }
 
 fn read_agent(agent: &Path) -> Result<Vec<u8>> {
-    fs::read(agent).map_err(|error| Error::NoAgent { path: agent.display().to_string(), reason: error.to_string() })
+    fs::read(agent)
+        .map_err(|error| Error::NoAgent { path: agent.display().to_string(), reason: error.to_string() })
 }
 
 /// Makes the initramfs of a kernel from the agent and the modules in its directory.
@@ -284,7 +290,8 @@ fn build_initramfs(dir: &Path, agent: &Path, version: &str) -> Result<()> {
 fn refresh(dir: &Path, agent: &Path, files: &Files, version: &str) -> Result<()> {
     let noted = fs::read_to_string(dir.join(AGENT_DIGEST)).unwrap_or_default();
     // Reading some megabytes for every start of a VM would be felt; an unchanged file is not read.
-    let stamp = fs::metadata(agent).map(|m| format!("{}-{}-{}-{}", m.dev(), m.ino(), m.size(), m.mtime())).ok();
+    let stamp =
+        fs::metadata(agent).map(|m| format!("{}-{}-{}-{}", m.dev(), m.ino(), m.size(), m.mtime())).ok();
     let stamp_path = dir.join("initramfs.stamp");
     if stamp.is_some() && fs::read_to_string(&stamp_path).ok() == stamp && dir.join(INITRAMFS).exists() {
         return Ok(());
@@ -298,7 +305,8 @@ fn refresh(dir: &Path, agent: &Path, files: &Files, version: &str) -> Result<()>
         staged.sync()?;
         // VMs that run have read theirs long ago. Killed in between: the digest does not fit, and it is made again.
         for name in [INITRAMFS, AGENT_DIGEST] {
-            fs::rename(staged.path().join(name), dir.join(name)).map_err(Error::io("cannot replace the initramfs"))?;
+            fs::rename(staged.path().join(name), dir.join(name))
+                .map_err(Error::io("cannot replace the initramfs"))?;
         }
         files::sync_dir(dir).map_err(Error::io("cannot replace the initramfs"))?;
         tracing::info!("made the initramfs of {version} anew for a changed agent");

@@ -14,8 +14,21 @@ pub const OPTIONAL: &[&str] = &["virtio_pci", "virtio_rng", "virtio_balloon", "c
 
 /// What those usually depend on: read in the same pass, so that a package is mostly read once.
 pub const USUAL: &[&str] = &[
-    "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "net_failover", "failover", "vsock",
-    "vmw_vsock_virtio_transport_common", "mbcache", "jbd2", "crc16", "crc32c", "rng_core", "balloon", "libcrc32c",
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "net_failover",
+    "failover",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "mbcache",
+    "jbd2",
+    "crc16",
+    "crc32c",
+    "rng_core",
+    "balloon",
+    "libcrc32c",
 ];
 
 /// What is known of a kernel's modules so far.
@@ -103,7 +116,8 @@ fn section<'a>(elf: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
         let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
         usize::try_from(value).ok()
     };
-    let (table, size, count, names) = (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?, number(0x3e, 2)?);
+    let (table, size, count, names) =
+        (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?, number(0x3e, 2)?);
     let header = |index: usize| table.checked_add(index.checked_mul(size)?);
     let content = |index: usize| -> Option<&'a [u8]> {
         let at = header(index)?;
@@ -127,7 +141,9 @@ mod tests {
             builtin: builtin.iter().map(|name| (*name).to_owned()).collect(),
             depends: files
                 .iter()
-                .map(|(name, needs)| ((*name).to_owned(), needs.iter().map(|need| (*need).to_owned()).collect()))
+                .map(|(name, needs)| {
+                    ((*name).to_owned(), needs.iter().map(|need| (*need).to_owned()).collect())
+                })
                 .collect(),
         }
     }

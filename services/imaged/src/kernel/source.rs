@@ -32,8 +32,11 @@ pub struct Gathered {
     pub version: String,
     pub config: Option<Vec<u8>>,
     /// In the order of loading, unpacked.
-    pub modules: Vec<(String, Vec<u8>)>,
+    pub modules: Modules,
 }
+
+/// Names and contents.
+pub type Modules = Vec<(String, Vec<u8>)>;
 
 /// One pass over a package or a directory.
 #[derive(Default)]
@@ -55,7 +58,9 @@ pub fn host() -> Result<Gathered> {
     let mut versions: Vec<String> = fs::read_dir("/boot")
         .map(|entries| {
             entries
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))
+                .filter_map(|entry| {
+                    entry.ok()?.file_name().to_str()?.strip_prefix("vmlinuz-").map(str::to_owned)
+                })
                 .filter(|version| bzimage::is_version(version))
                 .collect()
         })
@@ -67,10 +72,15 @@ pub fn host() -> Result<Gathered> {
         let image = PathBuf::from(format!("/boot/vmlinuz-{version}"));
         let modules = PathBuf::from(format!("/lib/modules/{version}"));
         let outcome = fs::read_dir(&modules)
-            .map_err(|error| Error::Unreadable { what: modules.display().to_string(), reason: error.to_string() })
+            .map_err(|error| Error::Unreadable {
+                what: modules.display().to_string(),
+                reason: error.to_string(),
+            })
             .and_then(|_| {
-                File::open(&image)
-                    .map_err(|error| Error::Unreadable { what: image.display().to_string(), reason: error.to_string() })
+                File::open(&image).map_err(|error| Error::Unreadable {
+                    what: image.display().to_string(),
+                    reason: error.to_string(),
+                })
             })
             .and_then(|file| from_file(file, &image.display().to_string(), Some(&modules)));
         match outcome {
@@ -84,15 +94,13 @@ pub fn host() -> Result<Gathered> {
     if reasons.is_empty() {
         reasons.push("/boot has no vmlinuz-*".into());
     }
-    Err(unsupported(
-        "of this host",
-        format!("{}; import a linux-image .deb instead", reasons.join("; ")),
-    ))
+    Err(unsupported("of this host", format!("{}; import a linux-image .deb instead", reasons.join("; "))))
 }
 
 /// A package, a bzImage or an ELF kernel, by its first bytes.
 pub fn from_file(mut file: File, what: &str, tree: Option<&Path>) -> Result<Gathered> {
-    let unreadable = |error: io::Error| Error::Unreadable { what: what.to_owned(), reason: error.to_string() };
+    let unreadable =
+        |error: io::Error| Error::Unreadable { what: what.to_owned(), reason: error.to_string() };
     let mut start = [0u8; 8];
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     let got = file.read(&mut start).map_err(unreadable)?;
@@ -129,19 +137,20 @@ fn from_package(file: &mut File, what: &str) -> Result<Gathered> {
 }
 
 /// Scans until all needed modules are read. Returns the first scan, and the modules in order.
-fn collect(
-    what: &str,
-    mut scan: impl FnMut(&BTreeSet<String>) -> Result<Scan>,
-) -> Result<(Scan, Vec<(String, Vec<u8>)>)> {
-    let mut wanted: BTreeSet<String> =
-        [modules::ESSENTIAL, modules::OPTIONAL, modules::USUAL].concat().into_iter().map(str::to_owned).collect();
+fn collect(what: &str, mut scan: impl FnMut(&BTreeSet<String>) -> Result<Scan>) -> Result<(Scan, Modules)> {
+    let mut wanted: BTreeSet<String> = [modules::ESSENTIAL, modules::OPTIONAL, modules::USUAL]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     let mut first = None;
     let mut content = BTreeMap::new();
     let mut known = Known::default();
     for _ in 0..MAX_PASSES {
         let mut scan = scan(&wanted)?;
         for (name, module) in std::mem::take(&mut scan.content) {
-            let depends = modules::depends(&module).map_err(|reason| unsupported(what, format!("{name}: {reason}")))?;
+            let depends =
+                modules::depends(&module).map_err(|reason| unsupported(what, format!("{name}: {reason}")))?;
             known.depends.insert(name.clone(), depends);
             content.insert(name, module);
         }
@@ -150,7 +159,9 @@ fn collect(
             known.builtin = scan.builtin.clone();
             first = Some(scan);
         }
-        let missing = |name: String| unsupported(what, format!("it lacks the module {name}, without which no guest can start"));
+        let missing = |name: String| {
+            unsupported(what, format!("it lacks the module {name}, without which no guest can start"))
+        };
         match modules::plan(&known).map_err(missing)? {
             Plan::Load(order) => {
                 let modules = order.into_iter().filter_map(|name| content.remove_entry(&name)).collect();
@@ -164,13 +175,15 @@ fn collect(
 
 fn scan_package(data: impl Read + Send + 'static, what: &str, wanted: &BTreeSet<String>) -> Result<Scan> {
     let explain = |error: TarError| match error {
-        TarError::Io(error) if error.raw_os_error().is_some() => Error::Io { what: "cannot read the package".into(), source: error },
+        TarError::Io(error) if error.raw_os_error().is_some() => {
+            Error::Io { what: "cannot read the package".into(), source: error }
+        }
         error => unsupported(what, format!("the package is damaged: {error}")),
     };
     let stream = decompress(data).map_err(|error| explain(error.into()))?;
     let mut tar = TarReader::new(stream.take(MAX_PACKAGE));
     let mut scan = Scan::default();
-    while let Some(entry) = tar.next().map_err(explain)? {
+    while let Some(entry) = tar.next_entry().map_err(explain)? {
         if entry.kind != Kind::File {
             continue;
         }
@@ -198,8 +211,10 @@ fn scan_package(data: impl Read + Send + 'static, what: &str, wanted: &BTreeSet<
 
 /// A directory such as `/lib/modules/6.1.0-40-cloud-amd64`.
 fn scan_tree(tree: &Path, wanted: &BTreeSet<String>) -> Result<Scan> {
-    let unreadable =
-        |path: &Path, error: io::Error| Error::Unreadable { what: path.display().to_string(), reason: error.to_string() };
+    let unreadable = |path: &Path, error: io::Error| Error::Unreadable {
+        what: path.display().to_string(),
+        reason: error.to_string(),
+    };
     let mut scan = Scan::default();
     if let Ok(text) = fs::read(tree.join("modules.builtin")) {
         scan.builtin = builtin(&text);
@@ -216,7 +231,9 @@ fn scan_tree(tree: &Path, wanted: &BTreeSet<String>) -> Result<Scan> {
                 stack.push(path);
                 continue;
             }
-            let Some(name) = path.to_str().and_then(modules::name_of).filter(|_| kind.is_file()) else { continue };
+            let Some(name) = path.to_str().and_then(modules::name_of).filter(|_| kind.is_file()) else {
+                continue;
+            };
             if wanted.contains(&name) {
                 let mut file = File::open(&path).map_err(|error| unreadable(&path, error))?;
                 let bytes = read_limited(&mut file, MAX_MODULE).map_err(|error| unreadable(&path, error))?;
@@ -245,7 +262,11 @@ fn builtin(text: &[u8]) -> BTreeSet<String> {
 fn read_limited(file: &mut File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit { Err(io::Error::other(format!("it has more than {limit} bytes"))) } else { Ok(bytes) }
+    if bytes.len() as u64 > limit {
+        Err(io::Error::other(format!("it has more than {limit} bytes")))
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// Looks for the banner piece by piece; the pieces overlap by more than the banner is long.

@@ -27,12 +27,7 @@ pub struct Budget {
 
 impl Budget {
     pub fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            unpacked: AtomicU64::new(0),
-            entries: AtomicU64::new(0),
-            metadata: AtomicU64::new(0),
-        }
+        Self { limits, unpacked: AtomicU64::new(0), entries: AtomicU64::new(0), metadata: AtomicU64::new(0) }
     }
 
     fn take(&self, header: &Header) -> std::result::Result<(), String> {
@@ -57,7 +52,7 @@ impl Budget {
 pub fn index(stream: impl Read, layer: usize, budget: &Budget) -> Result<LayerIndex> {
     let mut tar = TarReader::new(Meter::new(stream, budget.limits.unpacked));
     let mut entries = Vec::new();
-    while let Some(header) = tar.next().map_err(|error| explain(error, layer))? {
+    while let Some(header) = tar.next_entry().map_err(|error| explain(error, layer))? {
         budget.take(&header).map_err(Error::TooLarge)?;
         entries.push(header);
     }

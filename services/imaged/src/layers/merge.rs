@@ -421,15 +421,37 @@ mod tests {
 
     #[test]
     fn links_on_the_way_are_followed_within_the_root() {
-        let lower = vec![dir("usr/lib"), symlink("lib", "usr/lib"), symlink("up", "../../../usr"), symlink("abs", "/usr/lib/..")];
-        let upper = vec![file("lib/x"), file("up/y"), file("abs/z"), hard_link("w", "lib/x"), file("lib/.wh.nothing")];
+        let lower = vec![
+            dir("usr/lib"),
+            symlink("lib", "usr/lib"),
+            symlink("up", "../../../usr"),
+            symlink("abs", "/usr/lib/.."),
+        ];
+        let upper = vec![
+            file("lib/x"),
+            file("up/y"),
+            file("abs/z"),
+            hard_link("w", "lib/x"),
+            file("lib/.wh.nothing"),
+        ];
         assert_eq!(
             shown(vec![lower, upper]),
-            ["abs l/usr/lib/..", "lib lusr/lib", "up l../../../usr", "usr d", "usr/lib d", "usr/lib/x f1.0", "usr/y f1.1", "usr/z f1.2", "w f1.0"]
+            [
+                "abs l/usr/lib/..",
+                "lib lusr/lib",
+                "up l../../../usr",
+                "usr d",
+                "usr/lib d",
+                "usr/lib/x f1.0",
+                "usr/y f1.1",
+                "usr/z f1.2",
+                "w f1.0"
+            ]
         );
         // The entry of a directory itself replaces the link.
         assert_eq!(shown(vec![vec![symlink("l", "x")], vec![dir("l"), file("l/a")]]), ["l d", "l/a f1.1"]);
-        let circle = merge(vec![vec![symlink("a", "b"), symlink("b", "a"), file("a/x")]]).expect_err("a circle");
+        let circle =
+            merge(vec![vec![symlink("a", "b"), symlink("b", "a"), file("a/x")]]).expect_err("a circle");
         assert!(circle.reason.contains("too many symbolic links"), "{circle:?}");
         let long = vec![symlink("a", &"./".repeat(2000)), symlink("b", "a/a/a/a"), file("b/b/b/b/x")];
         assert!(merge(vec![long]).is_err());
@@ -437,11 +459,16 @@ mod tests {
 
     #[test]
     fn refuses_what_no_root_can_hold() {
-        for bad in ["../x", "a/../../x", "/..", "a/.wh...", ".wh.", "a/.wh..", &"n".repeat(256), &"d/".repeat(70)] {
+        for bad in
+            ["../x", "a/../../x", "/..", "a/.wh...", ".wh.", "a/.wh..", &"n".repeat(256), &"d/".repeat(70)]
+        {
             assert!(merge(vec![vec![dir(bad)]]).is_err(), "{bad:?} passed");
         }
         assert!(merge(vec![vec![file("/")]]).is_err());
-        assert_eq!(shown(vec![vec![file("//a"), file("./b"), file("c/./d"), dir("./")]]), ["a f0.0", "b f0.1", "c d", "c/d f0.2"]);
+        assert_eq!(
+            shown(vec![vec![file("//a"), file("./b"), file("c/./d"), dir("./")]]),
+            ["a f0.0", "b f0.1", "c d", "c/d f0.2"]
+        );
     }
 
     #[test]
@@ -487,7 +514,8 @@ mod tests {
                     Op::Whiteout(path) | Op::Opaque(path) => {
                         let itself = matches!(op, Op::Whiteout(_));
                         // Whoever looks for a name finds it only through directories.
-                        if parents(path).iter().all(|parent| map.get(parent).is_some_and(|what| what == "d")) {
+                        if parents(path).iter().all(|parent| map.get(parent).is_some_and(|what| what == "d"))
+                        {
                             map.retain(|p, _| own.contains(p) || !(inside(p, path) || (itself && p == path)));
                         }
                         continue;

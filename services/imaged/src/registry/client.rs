@@ -59,13 +59,20 @@ impl Registry {
             .read_timeout(READ_TIMEOUT)
             .redirect(redirects)
             .build()
-            .map_err(|error| Error::Base(banger_api::Error::internal(format!("cannot set up HTTPS: {}", chain(&error)))))?;
+            .map_err(|error| {
+                Error::Base(banger_api::Error::internal(format!("cannot set up HTTPS: {}", chain(&error))))
+            })?;
         Ok(Self { http, limits, insecure, schemes: Mutex::default(), tokens: Mutex::default() })
     }
 
     /// Fetches a manifest or index by tag or digest, and returns it with its own digest. If a
     /// digest was asked for, it is that one.
-    pub async fn document(&self, reference: &Reference, version: &str, insecure: bool) -> Result<(Vec<u8>, String)> {
+    pub async fn document(
+        &self,
+        reference: &Reference,
+        version: &str,
+        insecure: bool,
+    ) -> Result<(Vec<u8>, String)> {
         let path = format!("manifests/{version}");
         let response = self.get(reference, &path, Some(manifest::ACCEPT), 0, insecure).await?;
         let bytes = self.bounded(reference, response).await?;
@@ -86,14 +93,24 @@ impl Registry {
         let bytes = self.bounded(reference, response).await?;
         let found = format!("sha256:{}", digest::sha256(&bytes));
         if found != digest {
-            return Err(Error::DigestMismatch { what: "the image's config".into(), wanted: digest.into(), found });
+            return Err(Error::DigestMismatch {
+                what: "the image's config".into(),
+                wanted: digest.into(),
+                found,
+            });
         }
         Ok(bytes)
     }
 
     /// Opens a blob for streaming from `offset` on. Whether the registry honoured the offset shows
     /// in the status: 206, or 200 from the beginning.
-    pub async fn open_blob(&self, reference: &Reference, digest: &str, offset: u64, insecure: bool) -> Result<Response> {
+    pub async fn open_blob(
+        &self,
+        reference: &Reference,
+        digest: &str,
+        offset: u64,
+        insecure: bool,
+    ) -> Result<Response> {
         self.get(reference, &format!("blobs/{digest}"), None, offset, insecure).await
     }
 
@@ -101,7 +118,10 @@ impl Registry {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(reference, &error))? {
             if (bytes.len() + chunk.len()) as u64 > self.limits.document {
-                return Err(Error::TooLarge(format!("a document has more than {} bytes", self.limits.document)));
+                return Err(Error::TooLarge(format!(
+                    "a document has more than {} bytes",
+                    self.limits.document
+                )));
             }
             bytes.extend_from_slice(&chunk);
         }
@@ -161,7 +181,10 @@ impl Registry {
                     });
                 }
                 status if attempt < ATTEMPTS && is_passing_status(status) => {
-                    let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                    let asked = response
+                        .headers()
+                        .get(RETRY_AFTER)
+                        .and_then(|value| value.to_str().ok()?.parse().ok());
                     let wait = asked.map_or(back_off(attempt), Duration::from_secs);
                     tokio::time::sleep(wait.min(MAX_RETRY_AFTER)).await;
                 }
@@ -187,7 +210,12 @@ impl Registry {
         if let Some(known) = known {
             return known;
         }
-        let probe = self.http.get(format!("https://{}/v2/", reference.endpoint())).timeout(CONNECT_TIMEOUT).send().await;
+        let probe = self
+            .http
+            .get(format!("https://{}/v2/", reference.endpoint()))
+            .timeout(CONNECT_TIMEOUT)
+            .send()
+            .await;
         match probe {
             Ok(_) => {
                 self.schemes.lock().unwrap_or_else(PoisonError::into_inner).insert(key, "https");
@@ -280,7 +308,9 @@ fn is_passing(error: &reqwest::Error) -> bool {
 }
 
 fn is_passing_status(status: StatusCode) -> bool {
-    status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()
+    status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
+        || status.is_server_error()
 }
 
 pub fn back_off(attempt: u32) -> Duration {
@@ -325,7 +355,10 @@ mod tests {
         let parsed = bearer_challenge(
             r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a,b:pull""#,
         );
-        let wanted = Challenge { realm: "https://auth.docker.io/token".into(), service: Some("registry.docker.io".into()) };
+        let wanted = Challenge {
+            realm: "https://auth.docker.io/token".into(),
+            service: Some("registry.docker.io".into()),
+        };
         assert_eq!(parsed, Some(wanted));
         assert_eq!(bearer_challenge(r#"Basic realm="x""#), None);
         assert_eq!(bearer_challenge(r#"Bearer realm="x"#), None);

@@ -79,10 +79,16 @@ impl FromStr for Platform {
         let (os, architecture, variant) = match parts[..] {
             [os, architecture] => (os, architecture, ""),
             [os, architecture, variant] => (os, architecture, variant),
-            _ => return Err(Error::BadArgument(format!("the platform {text:?} is not OS/ARCHITECTURE[/VARIANT]"))),
+            _ => {
+                return Err(Error::BadArgument(format!(
+                    "the platform {text:?} is not OS/ARCHITECTURE[/VARIANT]"
+                )));
+            }
         };
         if os != "linux" {
-            return Err(Error::BadArgument(format!("the platform {text:?} is not linux/…; nothing else runs here")));
+            return Err(Error::BadArgument(format!(
+                "the platform {text:?} is not linux/…; nothing else runs here"
+            )));
         }
         Ok(Self { os: os.into(), architecture: architecture.into(), variant: variant.into() })
     }
@@ -116,7 +122,8 @@ struct Raw {
 impl Document {
     /// Reads a manifest or an index; the content decides which.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| invalid(format!("not JSON of the expected form: {error}")))?;
+        let raw: Raw = serde_json::from_slice(bytes)
+            .map_err(|error| invalid(format!("not JSON of the expected form: {error}")))?;
         if raw.schema_version != 2 {
             return Err(invalid(format!("has the unknown schema version {}", raw.schema_version)));
         }
@@ -131,7 +138,9 @@ impl Document {
                 }
                 Ok(Self::Index(manifests))
             }
-            _ => Err(invalid(format!("is neither a manifest nor an index (media type {:?})", raw.media_type))),
+            _ => {
+                Err(invalid(format!("is neither a manifest nor an index (media type {:?})", raw.media_type)))
+            }
         }
     }
 
@@ -168,12 +177,17 @@ impl Manifest {
         check_descriptor(&config, limits.document)?;
         if !matches!(
             config.media_type.as_str(),
-            "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+            "" | "application/vnd.oci.image.config.v1+json"
+                | "application/vnd.docker.container.image.v1+json"
         ) {
             return Err(invalid(format!("is of something else than an image: {:?}", config.media_type)));
         }
         if layers.len() > limits.layers {
-            return Err(Error::TooLarge(format!("it has {} layers, more than {}", layers.len(), limits.layers)));
+            return Err(Error::TooLarge(format!(
+                "it has {} layers, more than {}",
+                layers.len(),
+                limits.layers
+            )));
         }
         for layer in &layers {
             check_descriptor(layer, limits.blob)?;
@@ -194,7 +208,10 @@ fn check_descriptor(descriptor: &Descriptor, limit: u64) -> Result<()> {
         return Err(invalid(format!("has the digest {shown:?}; only sha256 is known")));
     }
     if descriptor.size > limit {
-        return Err(Error::TooLarge(format!("{} has {} bytes, more than {limit}", descriptor.digest, descriptor.size)));
+        return Err(Error::TooLarge(format!(
+            "{} has {} bytes, more than {limit}",
+            descriptor.digest, descriptor.size
+        )));
     }
     Ok(())
 }
@@ -202,7 +219,8 @@ fn check_descriptor(descriptor: &Descriptor, limit: u64) -> Result<()> {
 /// The content says how it is compressed; the type must only promise a tar that we may have.
 fn check_layer_type(media_type: &str) -> Result<()> {
     let known = match media_type {
-        "application/vnd.docker.image.rootfs.diff.tar" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => true,
+        "application/vnd.docker.image.rootfs.diff.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => true,
         "application/vnd.docker.image.rootfs.diff.tar.zstd" => true,
         other => match other.strip_prefix("application/vnd.oci.image.layer.v1.tar") {
             Some(rest) => matches!(rest, "" | "+gzip" | "+zstd"),
@@ -336,9 +354,14 @@ mod tests {
             media_type: String::new(),
             digest: format!("{os}{architecture}{variant}"),
             size: 1,
-            platform: Some(Platform { os: os.into(), architecture: architecture.into(), variant: variant.into() }),
+            platform: Some(Platform {
+                os: os.into(),
+                architecture: architecture.into(),
+                variant: variant.into(),
+            }),
         };
-        let offers = [offer("linux", "arm", "v5"), offer("linux", "amd64", ""), offer("unknown", "unknown", "")];
+        let offers =
+            [offer("linux", "arm", "v5"), offer("linux", "amd64", ""), offer("unknown", "unknown", "")];
         let wish: Platform = "linux/amd64".parse().expect("platform");
         assert_eq!(Document::choose(&offers, &wish, "x").expect("chosen").digest, "linuxamd64");
         let wish: Platform = "linux/arm/v7".parse().expect("platform");

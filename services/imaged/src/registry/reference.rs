@@ -159,8 +159,23 @@ mod tests {
     #[test]
     fn refuses() {
         for text in [
-            "", "UPPER", "a b", "r.io/", "r.io/a:", "r.io/a@sha256:12", "r.io/../x", "a//b", "r.io:0/a",
-            "r.io:99999/a", "-/a", "a:-x", "r.io/a@md5:aa", "[::1/a", "[::1]x/a", "http://r.io/a", ".io/a",
+            "",
+            "UPPER",
+            "a b",
+            "r.io/",
+            "r.io/a:",
+            "r.io/a@sha256:12",
+            "r.io/../x",
+            "a//b",
+            "r.io:0/a",
+            "r.io:99999/a",
+            "-/a",
+            "a:-x",
+            "r.io/a@md5:aa",
+            "[::1/a",
+            "[::1]x/a",
+            "http://r.io/a",
+            ".io/a",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?} passed");
         }
@@ -168,9 +183,14 @@ mod tests {
 
     #[test]
     fn loopback() {
-        for (text, is) in
-            [("localhost:5000/a", true), ("127.0.0.2/a", true), ("[::1]:5/a", true), ("localhost.evil.com/a", false), ("10.0.0.1/a", false), ("a", false)]
-        {
+        for (text, is) in [
+            ("localhost:5000/a", true),
+            ("127.0.0.2/a", true),
+            ("[::1]:5/a", true),
+            ("localhost.evil.com/a", false),
+            ("10.0.0.1/a", false),
+            ("a", false),
+        ] {
             assert_eq!(text.parse::<Reference>().expect(text).is_loopback(), is, "{text}");
         }
     }
