@@ -18,7 +18,7 @@ impl Tar {
     fn header(&mut self, kind: u8, path: &str, link: &str, size: u64) {
         let mut block = [0u8; 512];
         let put = |block: &mut [u8; 512], at: usize, bytes: &[u8]| {
-            block[at..at + bytes.len()].copy_from_slice(bytes)
+            block[at..at + bytes.len()].copy_from_slice(bytes);
         };
         put(&mut block, 0, &path.as_bytes()[..path.len().min(100)]);
         put(&mut block, 100, b"0000755\0");
@@ -303,7 +303,7 @@ async fn leases_keep_what_is_used() {
     fs::create_dir(dir.path().join("images").join("f".repeat(64))).expect("makes");
     let service = reopen(dir.path()).await;
     assert_eq!(names(&dir.path().join("staging")), [""; 0]);
-    assert_eq!(names(&dir.path().join("images")), [image.id.clone()]);
+    assert_eq!(names(&dir.path().join("images")), std::slice::from_ref(&image.id));
     fs::write(dir.path().join("agent"), b"\x7fELF newer agent").expect("writes");
     let set = service.acquire_lease("web", "img", "").await.expect("leases");
     let archive = fs::read(&set.initramfs).expect("initramfs");
