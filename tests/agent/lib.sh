@@ -42,7 +42,7 @@ make_initramfs() { # FILE
     rm -rf "$tree"
 }
 
-make_rootfs() { # FILE: busybox, and users to try
+make_rootfs() { # FILE [init]: busybox, perhaps as init, and users to try
     local tree applet
     tree=$(mktemp -d)
     chmod 755 "$tree"
@@ -55,6 +55,11 @@ make_rootfs() { # FILE: busybox, and users to try
     mkdir "$tree/root/closed" && chmod 700 "$tree/root/closed"
     printf '#!/no/such\n' >"$tree/root/script" && chmod 755 "$tree/root/script"
     chown 33:33 "$tree/home/web"
+    if [ "${2:-}" = init ]; then
+        mkdir "$tree/sbin"
+        ln -s ../bin/busybox "$tree/sbin/init"
+        echo '::sysinit:/bin/true' >"$tree/etc/inittab"
+    fi
     rm -f "$1"
     mksquashfs "$tree" "$1" -quiet -no-progress -noappend -comp zstd
     rm -rf "$tree"

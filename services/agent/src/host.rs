@@ -37,15 +37,11 @@ impl Host {
     }
 
     pub fn ready(&mut self) {
-        self.send(&status(&[
-            (UPTIME_KEY, &sys::uptime().as_micros()),
-            ("STATUS", &"Running"),
-            ("READY", &1),
-        ]));
+        self.send(&status(&[(UPTIME_KEY, &sys::uptime().as_micros()), ("READY", &1)]));
     }
 
     pub fn failed(&mut self, reason: &str) {
-        self.send(&status(&[("STATUS", &"Failed"), (FAILURE_KEY, &reason)]));
+        self.send(&status(&[(FAILURE_KEY, &reason)]));
     }
 
     /// The machine is on its way down.

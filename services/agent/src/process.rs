@@ -68,10 +68,9 @@ struct Process {
 
 #[derive(Debug, Default)]
 struct State {
-    next: u64,
-    processes: BTreeMap<u64, Process>,
-    /// Streams nobody has connected yet, by token.
-    streams: HashMap<String, (u64, Stream)>,
+    processes: HashMap<String, Process>,
+    /// Streams nobody has connected yet, by token; with the id of the process.
+    streams: HashMap<String, (String, Stream)>,
     stopping: bool,
 }
 
@@ -104,16 +103,15 @@ impl Table {
                 .error(format!("{MAX_RUNNING} commands run already; end one of them first")));
         }
         let spawned = spawn(&request, &self.defaults)?;
-        state.next += 1;
-        let id = state.next;
+        let id = state.new_id()?;
         let mut tokens = BTreeMap::new();
         for (name, stream) in spawned.streams {
             let token = sys::to_hex(&sys::random::<16>()?);
-            state.streams.insert(token.clone(), (id, stream));
+            state.streams.insert(token.clone(), (id.clone(), stream));
             tokens.insert(name.to_owned(), token);
         }
         state.processes.insert(
-            id,
+            id.clone(),
             Process {
                 argv: spawned.argv,
                 started_usec: sys::realtime_usec(),
@@ -124,30 +122,30 @@ impl Table {
             },
         );
         drop(state);
-        let table = self.clone();
+        let (table, unconnected) = (self.clone(), id.clone());
         tokio::spawn(async move {
             tokio::time::sleep(CONNECT).await;
-            table.give_up(id);
+            table.give_up(&unconnected);
         });
-        Ok((id.to_string(), tokens))
+        Ok((id, tokens))
     }
 
     /// Kills a command whose streams were not all connected in time.
-    fn give_up(&self, id: u64) {
+    fn give_up(&self, id: &str) {
         let mut state = self.lock();
         let before = state.streams.len();
-        state.streams.retain(|_, (owner, _)| *owner != id);
+        state.streams.retain(|_, (owner, _)| owner != id);
         if state.streams.len() == before {
             return;
         }
-        if let Some(process) = state.processes.get_mut(&id).filter(|process| process.ended.is_none()) {
+        if let Some(process) = state.processes.get_mut(id).filter(|process| process.ended.is_none()) {
             sys::log!(sys::WARNING, "command {id} is killed: its streams were not connected");
             let _ = killpg(process.pid, Signal::SIGKILL);
         }
     }
 
     /// Hands out the stream with this token, once.
-    pub fn claim(&self, token: &str) -> Option<(u64, Stream)> {
+    pub fn claim(&self, token: &str) -> Option<(String, Stream)> {
         self.lock().streams.remove(token)
     }
 
@@ -192,8 +190,8 @@ impl Table {
     }
 
     /// Gives up our own handle of a terminal, so that closing the other one hangs it up.
-    pub fn release_terminal(&self, id: u64) {
-        if let Some(process) = self.lock().processes.get_mut(&id) {
+    pub fn release_terminal(&self, id: &str) {
+        if let Some(process) = self.lock().processes.get_mut(id) {
             process.terminal = None;
         }
     }
@@ -201,11 +199,13 @@ impl Table {
     pub fn list(&self) -> Vec<(String, String, Vec<String>, u64)> {
         let mut state = self.lock();
         state.forget_old();
-        let describe = |(id, process): (&u64, &Process)| {
+        let describe = |(id, process): (&String, &Process)| {
             let state = if process.ended.is_some() { "exited" } else { "running" };
-            (id.to_string(), state.to_owned(), process.argv.clone(), process.started_usec)
+            (id.clone(), state.to_owned(), process.argv.clone(), process.started_usec)
         };
-        state.processes.iter().map(describe).collect()
+        let mut list: Vec<_> = state.processes.iter().map(describe).collect();
+        list.sort_by_key(|entry| entry.3);
+        list
     }
 
     /// Starts nothing any more.
@@ -233,7 +233,20 @@ impl Table {
 
 impl State {
     fn get(&self, id: &str) -> Result<&Process> {
-        id.parse().ok().and_then(|id: u64| self.processes.get(&id)).ok_or_else(|| no_such(id))
+        self.processes.get(id).ok_or_else(|| no_such(id))
+    }
+
+    /// Random, so that a host that remembers an id from before a restart of the VM does not take
+    /// another command for it.
+    fn new_id(&self) -> io::Result<String> {
+        const DIGITS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+        loop {
+            let digit = |byte: &u8| DIGITS[usize::from(byte % 32)] as char;
+            let id: String = sys::random::<6>()?.iter().map(digit).collect();
+            if !self.processes.contains_key(&id) {
+                return Ok(id);
+            }
+        }
     }
 
     fn ended(&mut self, pid: Pid, exit: Exit) {
@@ -255,7 +268,7 @@ impl State {
             let oldest = self
                 .processes
                 .iter()
-                .filter_map(|(id, process)| Some((process.ended?, *id)))
+                .filter_map(|(id, process)| Some((process.ended?, id.clone())))
                 .min()
                 .map(|(_, id)| id);
             oldest.map(|id| self.processes.remove(&id));

@@ -89,7 +89,7 @@ async fn handle(connection: Connection, table: &Table) -> io::Result<()> {
                 whole = drain(&master, &connection) => whole,
                 () = feed(&connection, &master) => false,
             };
-            table.release_terminal(id);
+            table.release_terminal(&id);
             drop(master);
             if whole {
                 connection.finish().await;

@@ -74,7 +74,7 @@ fn serve(vsock: &Path, config: &str) {
     println!("{:.2} end", begin.elapsed().as_secs_f64());
 }
 
-async fn run(agent: &Agent<'_>, rest: &[&str]) -> banger_api::Result<()> {
+async fn run(agent: &Agent, rest: &[&str]) -> banger_api::Result<()> {
     let mut command = Command::default();
     let mut slow = false;
     let mut rest = rest.iter();

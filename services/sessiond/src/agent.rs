@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_api::agent::AgentProxy;
@@ -36,8 +36,8 @@ const MAX_ERROR: usize = 500;
 
 /// A connection to the agent of one guest.
 #[derive(Debug)]
-pub struct Agent<'a> {
-    vsock: &'a Path,
+pub struct Agent {
+    vsock: PathBuf,
     proxy: AgentProxy<'static>,
 }
 
@@ -61,12 +61,12 @@ pub struct Command<'a> {
     pub terminal: Option<(u16, u16)>,
 }
 
-impl<'a> Agent<'a> {
+impl Agent {
     /// Connects to the agent of the VM with this vsock socket.
     ///
     /// # Errors
     /// `AgentUnreachable`, or `AgentProtocol` if what answers is none of ours.
-    pub async fn connect(vsock: &'a Path) -> Result<Self> {
+    pub async fn connect(vsock: &Path) -> Result<Self> {
         let mut stream = dial(vsock, AGENT_PORT).await?;
         let connection = in_time(async {
             let guid = authenticate(&mut stream).await?;
@@ -79,7 +79,7 @@ impl<'a> Agent<'a> {
         .await?;
         let proxy = AgentProxy::builder(&connection).cache_properties(CacheProperties::No).build();
         let proxy = in_time(async { proxy.await.map_err(from_guest) }).await?;
-        let agent = Self { vsock, proxy };
+        let agent = Self { vsock: vsock.to_owned(), proxy };
         let protocol = in_time(async { agent.proxy.protocol().await.map_err(from_guest) }).await?;
         if protocol != PROTOCOL {
             return Err(protocol_error(format!(
@@ -140,6 +140,7 @@ impl<'a> Agent<'a> {
         Ok(list)
     }
 
+    #[allow(dead_code, reason = "vmd powers VMs off; examples/guest.rs does it here")]
     pub async fn power_off(&self) -> Result<()> {
         in_time(async { self.proxy.power_off().await.map_err(from_guest) }).await
     }
@@ -149,7 +150,7 @@ impl<'a> Agent<'a> {
         if token.is_empty() || token.len() > 64 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(protocol_error("the guest's agent names a stream in no known form"));
         }
-        let mut stream = dial(self.vsock, STREAM_PORT).await?;
+        let mut stream = dial(&self.vsock, STREAM_PORT).await?;
         in_time(async {
             stream.write_all(format!("{token}\n").as_bytes()).await.map_err(lost)?;
             match read_line(&mut stream).await?.as_str() {
@@ -417,7 +418,7 @@ mod tests {
     #[test]
     fn guests_cannot_raise_errors_of_the_host() {
         let reply = |name: &str| {
-            let message = zbus::Message::method_call("/", "M").unwrap().build(&()).unwrap();
+            let message = zbus::Message::method_call("/", "M").build(&()).unwrap();
             let name = zbus::names::OwnedErrorName::try_from(name).unwrap();
             from_guest(zbus::Error::MethodError(name, Some("a\x1b[2J".into()), message)).kind()
         };

@@ -1,1 +1,30 @@
-fn main() {}
+//! banger-sessiond: commands and shells in guests.
+//!
+//! It opens the doors and stands beside them: what is running is known to the agents in the
+//! guests, and every byte flows between client and guest without passing here. So this service
+//! keeps no state that it could lose. It asks the agents after a restart.
+
+mod agent;
+mod bus;
+mod sessions;
+
+use std::process::ExitCode;
+
+use banger_api::session::ACCESS;
+use banger_api::{Result, SESSIOND};
+use banger_daemon::{Context, Spec};
+
+use crate::bus::Manager;
+use crate::sessions::Sessions;
+
+fn main() -> ExitCode {
+    let spec = Spec { service: SESSIOND, about: "Commands and shells in the VMs of banger", access: ACCESS };
+    banger_daemon::run(spec, start)
+}
+
+async fn start(context: Context) -> Result<()> {
+    let sessions = Sessions::new(context.clone());
+    context.hub.add(SESSIOND.path, Manager::new(sessions.clone(), context.gate.clone())).await;
+    sessions.rediscover();
+    Ok(())
+}
