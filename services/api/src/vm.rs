@@ -12,6 +12,9 @@ pub const VM_PREFIX: &str = "/org/banger/Vm1/vm";
 pub const MANAGER: &str = "org.banger.Vm1.Manager";
 pub const VM: &str = "org.banger.Vm1.Vm";
 
+/// Where the units of VMs reach vmd: its objects, peer to peer.
+pub const LAUNCH_SOCKET: &str = "/run/banger/launch.sock";
+
 /// Where the VMM of a VM keeps its sockets: `NAME` below this directory.
 pub const RUNTIME_DIR: &str = "/run/banger/vm";
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest VM name: a DNS label.
-pub const MAX_LENGTH: usize = 63;
+/// The longest VM name: the VM's user on the host is `bvm-NAME`, and user names end at 31.
+pub const MAX_LENGTH: usize = 27;
 
 /// The name of a VM, which is also its host name, a DNS label and the instance of its unit:
 /// lowercase letters, digits and inner hyphens.
@@ -104,10 +104,10 @@ mod tests {
 
     #[test]
     fn dns_labels_only() {
-        for good in ["a", "web", "web-1", "0", &"x".repeat(63)] {
+        for good in ["a", "web", "web-1", "0", &"x".repeat(MAX_LENGTH)] {
             assert_eq!(VmName::new(good).map(String::from), Ok(good.to_owned()));
         }
-        for bad in ["", "-", "a-", "-a", "Web", "a.b", "a/b", "../a", "a b", "ä", "a\0", &"x".repeat(64)] {
+        for bad in ["", "-", "a-", "-a", "Web", "a.b", "a/b", "../a", "a b", "ä", "a\0", &"x".repeat(MAX_LENGTH + 1)] {
             assert!(VmName::new(bad).is_err(), "{bad:?}");
         }
     }

@@ -14,11 +14,12 @@ mod attend;
 mod run;
 mod stop;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use banger_api::vm::ManagerProxy;
+use banger_api::vm::{LAUNCH_SOCKET, ManagerProxy};
 use banger_core::name::VmName;
 use clap::Parser;
 
@@ -61,14 +62,17 @@ fn named(name: &str, command: impl FnOnce(&VmName, PathBuf) -> Result<()>) -> Re
 
 fn release(name: &VmName, _: PathBuf) -> Result<()> {
     block_on(async {
-        let bus = system_bus().await?;
-        ManagerProxy::new(&bus).await?.release_vm(name.as_str()).await.map_err(banger_api::Error::from)?;
+        vmd().await?.release_vm(name.as_str()).await.map_err(banger_api::Error::from)?;
         Ok(())
     })
 }
 
-async fn system_bus() -> Result<zbus::Connection> {
-    zbus::Connection::system().await.context("cannot connect to the system bus")
+/// The VM's user is too short-lived to be known to the bus, so this goes to vmd directly.
+async fn vmd() -> Result<ManagerProxy<'static>> {
+    let stream = UnixStream::connect(LAUNCH_SOCKET)
+        .with_context(|| format!("cannot reach vmd at {LAUNCH_SOCKET}; is banger-launch.socket active?"))?;
+    let connection = zbus::connection::Builder::unix_stream(stream).p2p().build().await?;
+    Ok(ManagerProxy::new(&connection).await?)
 }
 
 /// Runs a future on a runtime of its own, which is gone afterwards: what comes next may be an

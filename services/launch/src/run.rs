@@ -10,15 +10,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use banger_api::vm::{LaunchPlan, ManagerProxy};
-use banger_api::{SERVICES, vm};
+use banger_api::SERVICES;
+use banger_api::vm::LaunchPlan;
+use banger_api::vm::vsock_socket;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
 use banger_core::{acl, guest};
 use nix::unistd::User;
 use rustix::fs::{XattrFlags, setxattr};
 
-use crate::{attend, block_on, system_bus};
+use crate::{attend, block_on, vmd};
 
 /// How long a helper may take to be ready.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,11 +48,7 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
 }
 
 fn prepare(name: &VmName) -> Result<LaunchPlan> {
-    block_on(async {
-        let bus = system_bus().await?;
-        let vmd = ManagerProxy::new(&bus).await?;
-        Ok(vmd.prepare_vm(name.as_str()).await.map_err(banger_api::Error::from)?)
-    })
+    block_on(async { Ok(vmd().await?.prepare_vm(name.as_str()).await.map_err(banger_api::Error::from)?) })
 }
 
 /// Lets `users` reach the VM's sockets: enter the directory, which belongs to the VM's own user and
@@ -106,7 +103,7 @@ fn start_helper(command: &[String], ready: &Path) -> Result<()> {
 /// Leaves a process behind that listens where the guest will call. It gets the socket as its
 /// standard input, bound before the VMM starts, so that the guest never calls too early.
 fn start_attendant(name: &VmName, runtime_dir: &Path) -> Result<()> {
-    let mut socket = vm::vsock_socket(runtime_dir).into_os_string();
+    let mut socket = vsock_socket(runtime_dir).into_os_string();
     socket.push(format!("_{}", guest::CONFIG_PORT));
     let listener = UnixListener::bind(&socket)
         .with_context(|| format!("cannot listen on {}", Path::new(&socket).display()))?;

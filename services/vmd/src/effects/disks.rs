@@ -2,7 +2,9 @@
 //!
 //! Making one writes a few hundred kilobytes of metadata, whatever its size and its image's.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -41,14 +43,18 @@ impl Disks {
         if fs::try_exists(&disk).await? {
             return Ok(());
         }
-        fs::create_dir_all(self.directory(name)).await?;
+        let directory = self.directory(name);
+        fs::create_dir_all(&directory).await?;
+        // The VM's user passes through it to its disk. Nobody else comes this far: what is above is
+        // closed, and a VM sees no other VM's directory.
+        fs::set_permissions(&directory, Permissions::from_mode(0o711)).await?;
         // Under its own name only when it is whole: a disk that exists is a disk that works.
         let draft = disk.with_extension("new");
         fs::File::create(&draft).await?.set_len(bytes).await?;
         format(&draft).await?;
         fs::File::open(&draft).await?.sync_all().await?;
         fs::rename(&draft, &disk).await?;
-        fs::File::open(self.directory(name)).await?.sync_all().await?;
+        fs::File::open(directory).await?.sync_all().await?;
         Ok(())
     }
 

@@ -139,7 +139,10 @@ impl Units {
     /// the result of the job (`failed`, `timeout`, `canceled`, …). `status` hears what the unit
     /// says of itself meanwhile.
     pub async fn start(&self, name: &VmName, status: impl Fn(&str)) -> Result<String> {
-        let mut views = self.sender(name).subscribe();
+        let sender = self.sender(name);
+        // What the unit said the last time says nothing of this time.
+        sender.send_modify(|view| view.status.clear());
+        let mut views = sender.subscribe();
         let mut removed = self.0.systemd.receive_job_removed().await?;
         let job = self.0.systemd.start_unit(&name.unit(), "replace").await.map_err(refused)?;
         loop {
