@@ -12,7 +12,7 @@ use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::proxy::{CacheProperties, Defaults, ProxyImpl};
 
-use crate::session_api::SessionsProxy;
+use banger_api::session::ManagerProxy as SessionsProxy;
 
 /// Connections, made when they are needed.
 pub struct Bus {

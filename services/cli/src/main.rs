@@ -14,7 +14,6 @@ mod cmd;
 mod exit;
 mod job;
 mod output;
-mod session_api;
 mod stream;
 mod terminal;
 
