@@ -15,6 +15,7 @@ use std::time::Duration;
 use banger_api::agent::AgentProxy;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest::{AGENT_PORT, PROTOCOL, STREAM_PORT};
+use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -110,14 +111,19 @@ impl Agent {
         check_id(&id)?;
         let expected: &[&str] =
             if command.terminal.is_some() { &["pty"] } else { &["stdin", "stdout", "stderr"] };
-        let mut streams = BTreeMap::new();
-        for name in expected {
+        let tokens = &tokens;
+        let streams = try_join_all(expected.iter().map(|&name| async move {
             let token = tokens
-                .get(*name)
+                .get(name)
                 .ok_or_else(|| protocol_error(format!("the guest's agent names no stream {name}")))?;
-            streams.insert((*name).to_owned(), self.stream(token).await?);
-        }
-        Ok(Started { id, streams })
+            Ok::<_, Error>((name.to_owned(), self.stream(token).await?))
+        }));
+        Ok(Started { id, streams: streams.await?.into_iter().collect() })
+    }
+
+    /// Whether the connection is of no use any more: the VM has gone down.
+    pub fn is_closed(&self) -> bool {
+        self.proxy.inner().connection().is_closed()
     }
 
     /// Waits for the end of a command, however long it takes.
@@ -140,7 +146,8 @@ impl Agent {
         Ok(list)
     }
 
-    #[allow(dead_code, reason = "vmd powers VMs off; examples/guest.rs does it here")]
+    /// For `examples/guest.rs`; VMs are powered off by their units.
+    #[allow(dead_code)]
     pub async fn power_off(&self) -> Result<()> {
         in_time(async { self.proxy.power_off().await.map_err(from_guest) }).await
     }

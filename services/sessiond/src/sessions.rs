@@ -4,7 +4,7 @@
 //! object and says when it ended. If this service is killed the watchers are gone and nothing
 //! else; the next instance finds the sessions again ([`Sessions::rediscover`]).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -42,8 +42,15 @@ pub struct Request {
 #[derive(Clone)]
 pub struct Sessions {
     context: Context,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
     /// The sessions that have a watcher.
-    watched: Arc<Mutex<HashSet<(VmName, String)>>>,
+    watched: HashSet<(VmName, String)>,
+    /// One connection to each agent that has been needed, for all who need it.
+    agents: HashMap<VmName, Arc<Agent>>,
 }
 
 pub fn vm_name(name: &str) -> Result<VmName> {
@@ -52,7 +59,7 @@ pub fn vm_name(name: &str) -> Result<VmName> {
 
 impl Sessions {
     pub fn new(context: Context) -> Self {
-        Self { context, watched: Arc::default() }
+        Self { context, state: Arc::default() }
     }
 
     pub async fn exec(
@@ -115,7 +122,8 @@ impl Sessions {
         let mut asked = JoinSet::new();
         for (name, state, ..) in vmd.list_vms().await? {
             if let (Ok(vm), "running" | "stopping") = (VmName::new(&name), state.as_str()) {
-                asked.spawn(timeout(LIST, list_vm(vm)));
+                let sessions = self.clone();
+                asked.spawn(timeout(LIST, async move { sessions.list_vm(&vm).await }));
             }
         }
         let mut rows = Vec::new();
@@ -131,13 +139,34 @@ impl Sessions {
         Ok(rows)
     }
 
-    /// Connects to a VM's agent. The VM's name leads to its socket; only if nobody answers there
-    /// is vmd asked why.
-    async fn agent(&self, vm: &VmName) -> Result<Agent> {
-        match Agent::connect(&vsock(vm)).await {
+    async fn list_vm(&self, vm: &VmName) -> Result<Vec<SessionRow>> {
+        let rows = self.connect(vm).await?.list().await?;
+        let row = |(id, state, argv, started): (String, String, Vec<String>, u64)| {
+            let path = session_path(vm.as_str(), &id);
+            (vm.to_string(), id, state, argv, started, path)
+        };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    /// A connection to a VM's agent. The VM's name leads to its socket; only if nobody answers
+    /// there is vmd asked why.
+    async fn agent(&self, vm: &VmName) -> Result<Arc<Agent>> {
+        match self.connect(vm).await {
             Err(error) if error.kind() == ErrorKind::AgentUnreachable => Err(self.explain(vm, error).await),
             result => result,
         }
+    }
+
+    async fn connect(&self, vm: &VmName) -> Result<Arc<Agent>> {
+        if let Some(agent) = self.state().agents.get(vm).filter(|agent| !agent.is_closed()) {
+            return Ok(agent.clone());
+        }
+        let agent = Arc::new(Agent::connect(&vsock(vm)).await?);
+        let mut state = self.state();
+        state.agents.retain(|_, agent| !agent.is_closed());
+        // Two that connect at once both have a good connection; the later one is kept.
+        state.agents.insert(vm.clone(), agent.clone());
+        Ok(agent)
     }
 
     async fn explain(&self, vm: &VmName, error: Error) -> Error {
@@ -158,9 +187,9 @@ impl Sessions {
     }
 
     /// Serves the object of a session until a while after its end.
-    async fn watch(&self, vm: VmName, id: String, agent: Agent) -> OwnedObjectPath {
+    async fn watch(&self, vm: VmName, id: String, agent: Arc<Agent>) -> OwnedObjectPath {
         let path = session_path(vm.as_str(), &id);
-        if !self.watched().insert((vm.clone(), id.clone())) {
+        if !self.state().watched.insert((vm.clone(), id.clone())) {
             return path;
         }
         let exit = Arc::new(OnceLock::new());
@@ -178,7 +207,6 @@ impl Sessions {
             let hub = &sessions.context.hub;
             match agent.wait(&id).await {
                 Ok((status, signal)) => {
-                    drop(agent);
                     let _ = exit.set((status, signal));
                     let value = |value: Variant<'static>| OwnedVariant::try_from(value).ok();
                     let changed = [
@@ -197,7 +225,7 @@ impl Sessions {
             }
             hub.remove(object.as_str()).await;
             hub.emit(SESSIOND.path, MANAGER, "SessionRemoved", body);
-            sessions.watched().remove(&(vm, id));
+            sessions.state().watched.remove(&(vm, id));
         });
         path
     }
@@ -210,11 +238,9 @@ impl Sessions {
             let _hold = hold;
             for vm in running() {
                 let found = timeout(LIST, async {
-                    let ids = list_vm(vm.clone()).await?;
-                    for (_, id, state, ..) in ids {
+                    for (_, id, state, ..) in sessions.list_vm(&vm).await? {
                         if state == "running" {
-                            let agent = Agent::connect(&vsock(&vm)).await?;
-                            sessions.watch(vm.clone(), id, agent).await;
+                            sessions.watch(vm.clone(), id, sessions.connect(&vm).await?).await;
                         }
                     }
                     Ok::<(), Error>(())
@@ -226,8 +252,8 @@ impl Sessions {
         });
     }
 
-    fn watched(&self) -> MutexGuard<'_, HashSet<(VmName, String)>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -240,15 +266,6 @@ fn vsock(vm: &VmName) -> PathBuf {
 fn running() -> Vec<VmName> {
     let entries = std::fs::read_dir(RUNTIME_DIR).into_iter().flatten().flatten();
     entries.filter_map(|entry| VmName::new(entry.file_name().to_str()?).ok()).collect()
-}
-
-async fn list_vm(vm: VmName) -> Result<Vec<SessionRow>> {
-    let rows = Agent::connect(&vsock(&vm)).await?.list().await?;
-    let row = |(id, state, argv, started): (String, String, Vec<String>, u64)| {
-        let path = session_path(vm.as_str(), &id);
-        (vm.to_string(), id, state, argv, started, path)
-    };
-    Ok(rows.into_iter().map(row).collect())
 }
 
 /// What is a process to the agent is a session here.
