@@ -104,6 +104,7 @@ EOF
         -chardev "socket,id=vs,path=$dir/vhost.sock" -device vhost-user-vsock-device,chardev=vs \
         -drive "id=root,file=$rootfs,format=raw,if=none,readonly=on" -device virtio-blk-device,drive=root \
         -drive "id=overlay,file=$dir/overlay,format=raw,if=none" -device virtio-blk-device,drive=overlay \
+        -netdev user,id=net -device virtio-net-device,netdev=net \
         -device virtio-rng-device >"$dir/qemu.log" 2>&1 &
     QEMU_PID=$!
     PIDS+=($!)
