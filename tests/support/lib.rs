@@ -162,21 +162,25 @@ impl Way {
     }
 }
 
-/// The D-Bus error name a call fails with.
+/// The D-Bus error name a call of a service's manager fails with.
 ///
-/// `busctl` prints only the message, so this asks again with a tool that prints the name.
+/// `busctl` prints only the message; what came over the wire is in its debug output.
 #[track_caller]
 pub fn error_name(service: banger_api::Service, method: &str, arguments: &[&str]) -> String {
-    let script = format!(
-        "dbus-send --system --print-reply --dest={} {} {}.{method} {}",
+    let mut line = vec![
+        "SYSTEMD_LOG_LEVEL=debug",
+        "busctl",
+        "call",
         service.bus_name,
         service.path,
         service.manager,
-        arguments.join(" ")
-    );
-    let done = sh(&script);
+        method,
+    ];
+    line.extend(arguments);
+    let done = run("env", &line);
     assert_ne!(done.status, 0, "{done}");
-    let name = done.stderr.strip_prefix("Error ").and_then(|rest| rest.split(':').next());
+    let reply = done.stderr.lines().find(|line| line.contains("type=error")).unwrap_or_default();
+    let name = reply.split("error-name=").nth(1).and_then(|rest| rest.split_whitespace().next());
     name.unwrap_or_else(|| panic!("{done}")).to_owned()
 }
 

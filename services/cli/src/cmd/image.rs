@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::stdin;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use banger_api::image::ImageProxy;
 use banger_api::options::OptionsBuilder;
@@ -93,14 +94,24 @@ async fn import(context: &Context, path: &Path, name: Option<String>) -> Result<
     })?;
     let name = name.as_str();
     let images = context.bus.images().await?;
-    let importing = if path.is_dir() {
-        images.import(&absolute(path)?, name, OptionsBuilder::new().build()).await?
+    let file = if path.is_dir() {
+        archive(path)?
+    } else if path == Path::new("-") {
+        stdin().as_fd().try_clone_to_owned()?.into()
     } else {
-        let file =
-            if path == Path::new("-") { stdin().as_fd().try_clone_to_owned()?.into() } else { open(path)? };
-        images.import_fd(file, name, OptionsBuilder::new().build()).await?
+        open(path)?
     };
+    let importing = images.import_fd(file, name, OptionsBuilder::new().build()).await?;
     finish(context, importing, &format!("import {name}")).await
+}
+
+/// A directory as a stream of tar, since it may be one that only the caller can read. tar goes on
+/// beside us, and ends when imaged has read everything or lets go.
+fn archive(directory: &Path) -> Result<OwnedFd> {
+    let tar = Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).stdout(Stdio::piped()).spawn();
+    let mut tar = tar.map_err(|error| Error::internal(format!("cannot run tar: {error}")))?;
+    let stream = tar.stdout.take().ok_or_else(|| Error::internal("tar has no output"))?;
+    Ok(std::os::fd::OwnedFd::from(stream).into())
 }
 
 /// `debian` of `/srv/debian.tar.gz`.
