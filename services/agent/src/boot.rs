@@ -187,8 +187,7 @@ fn mount_disk(disk: &str, at: &str, fs: &str, flags: MsFlags, data: &str) -> any
         }
         sleep(Duration::from_millis(5));
     }
-    mount(Some(disk), at, Some(fs), flags, Some(data))
-        .with_context(|| format!("cannot mount {disk} as {fs}"))
+    mount(Some(disk), at, Some(fs), flags, Some(data)).with_context(|| format!("cannot mount {disk} as {fs}"))
 }
 
 fn switch_root() -> anyhow::Result<()> {
@@ -293,11 +292,7 @@ pub fn hand_over(booted: Booted, host: &mut Host) -> anyhow::Result<Context> {
 
 /// An init wants its standard streams on the console.
 fn give_console() {
-    let console = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOCTTY)
-        .open("/dev/console");
+    let console = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open("/dev/console");
     if let Ok(console) = console {
         let _ = nix::unistd::dup2_stdin(&console);
         let _ = nix::unistd::dup2_stdout(&console);

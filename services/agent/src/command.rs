@@ -82,9 +82,7 @@ pub fn find(command: &str, directory: &str, path: &str) -> Result<PathBuf> {
         }
     }
     Err(match unusable {
-        Some(binary) => {
-            ErrorKind::NotExecutable.error(format!("{} is not executable", binary.display()))
-        }
+        Some(binary) => ErrorKind::NotExecutable.error(format!("{} is not executable", binary.display())),
         None => ErrorKind::CommandNotFound.error(format!("{command}: not found in PATH ({path})")),
     })
 }
@@ -113,9 +111,7 @@ pub fn exec_error(command: &str, error: &io::Error) -> banger_api::Error {
             .error(format!("{command}: its interpreter or dynamic loader is missing in the image")),
         Some(nix::Error::ENOEXEC) => ErrorKind::NotExecutable
             .error(format!("{command}: not a binary of this architecture nor a script")),
-        Some(nix::Error::E2BIG) => {
-            ErrorKind::InvalidArgs.error("arguments and environment are too long")
-        }
+        Some(nix::Error::E2BIG) => ErrorKind::InvalidArgs.error("arguments and environment are too long"),
         Some(nix::Error::EACCES | nix::Error::EPERM) => {
             ErrorKind::NotExecutable.error(format!("{command}: {}", describe(error)))
         }

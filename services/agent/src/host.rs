@@ -8,7 +8,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use banger_core::guest::{CONFIG_PORT, FAILURE_KEY, GuestConfig, MAX_CONFIG, PROTOCOL, STAGE_KEY, UPTIME_KEY};
+use banger_core::guest::{
+    CONFIG_PORT, FAILURE_KEY, GuestConfig, MAX_CONFIG, PROTOCOL, STAGE_KEY, UPTIME_KEY,
+};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 

@@ -296,12 +296,8 @@ fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
             users::Missing::Group(group) => format!("no group {group:?} in the image's /etc/group"),
         })
     })?;
-    let environment = command::environment(
-        &user,
-        &defaults.env,
-        &request.environment,
-        request.terminal.is_some(),
-    );
+    let environment =
+        command::environment(&user, &defaults.env, &request.environment, request.terminal.is_some());
     let login = request.argv.is_empty();
     let argv = if login { vec![user.shell.clone()] } else { request.argv.clone() };
     command::check(&argv, &environment)?;
@@ -350,7 +346,11 @@ fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
             let (ours, theirs) = pipe()?;
             sys::set_nonblocking(&ours)?;
             let theirs = Stdio::from(theirs);
-            if name == "stdout" { child.stdout(theirs) } else { child.stderr(theirs) };
+            if name == "stdout" {
+                child.stdout(theirs)
+            } else {
+                child.stderr(theirs)
+            };
             streams.push((name, Stream::Output(ours)));
         }
     }

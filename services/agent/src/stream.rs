@@ -159,4 +159,3 @@ async fn hang_up(connection: &Connection) {
     let mut nothing = [0; 512];
     while !matches!(connection.read(&mut nothing).await, Ok(0) | Err(_)) {}
 }
-

@@ -184,7 +184,10 @@ mod tests {
     #[test]
     fn defaults_without_files() {
         let root = resolve("", b"", b"").unwrap();
-        assert_eq!((root.name.as_str(), root.home.as_str(), root.shell.as_str()), ("root", "/root", "/bin/sh"));
+        assert_eq!(
+            (root.name.as_str(), root.home.as_str(), root.shell.as_str()),
+            ("root", "/root", "/bin/sh")
+        );
     }
 
     proptest! {

@@ -34,9 +34,7 @@ async fn run() -> banger_api::Result<()> {
     eprintln!("[{id}]");
     let readers: Vec<_> = outputs
         .into_iter()
-        .map(|fd| {
-            thread::spawn(move || std::io::copy(&mut File::from(fd), &mut std::io::stdout()).unwrap())
-        })
+        .map(|fd| thread::spawn(move || std::io::copy(&mut File::from(fd), &mut std::io::stdout()).unwrap()))
         .collect();
     let readers = tokio::task::spawn_blocking(move || readers.into_iter().for_each(|it| drop(it.join())));
     readers.await.map_err(Error::internal)?;

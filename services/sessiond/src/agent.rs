@@ -360,11 +360,10 @@ impl Frames {
             data = &data[n..];
             if self.have == 16 {
                 self.have = 0;
-                self.rest = length_after_header(&self.header)
-                    .filter(|&length| length <= MAX_MESSAGE)
-                    .ok_or_else(|| {
-                        io::Error::new(io::ErrorKind::InvalidData, "a message from the guest is too big")
-                    })?;
+                self.rest =
+                    length_after_header(&self.header).filter(|&length| length <= MAX_MESSAGE).ok_or_else(
+                        || io::Error::new(io::ErrorKind::InvalidData, "a message from the guest is too big"),
+                    )?;
             }
         }
         Ok(())

@@ -71,7 +71,8 @@ impl Sessions {
             return Err(ErrorKind::InvalidArgs.error("no command; OpenShell starts a login shell"));
         }
         let (id, path, mut streams) = self.start(vm, request).await?;
-        let mut take = |name: &str| streams.remove(name).ok_or_else(|| Error::internal("a stream is missing"));
+        let mut take =
+            |name: &str| streams.remove(name).ok_or_else(|| Error::internal("a stream is missing"));
         Ok((id, path, [take("stdin")?, take("stdout")?, take("stderr")?]))
     }
 
