@@ -49,7 +49,10 @@ HOST        := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 OUT         := $(patsubst dev,debug,$(PROFILE))
 
 SERVICES    := banger-vmd banger-imaged banger-netd banger-sessiond banger-launch
-AGENT       := $(TARGET_DIR)/$(HOST)/$(OUT)/banger-agent
+# The agent has a profile of its own, for its size: it rides in every initramfs.
+AGENT       := $(TARGET_DIR)/$(HOST)/agent/banger-agent
+# What the command line says about itself: man pages and completions.
+CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
@@ -63,7 +66,12 @@ all: build
 build:
 	$(CARGO) build $(CARGO_FLAGS) --profile $(PROFILE) --workspace --exclude banger-agent --bins
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
-		$(CARGO) build $(CARGO_FLAGS) --profile $(PROFILE) --target $(HOST) -p banger-agent
+		$(CARGO) build $(CARGO_FLAGS) --profile agent --target $(HOST) -p banger-agent
+	rm -rf $(CLI_DOCS) && mkdir -p $(CLI_DOCS)
+	$(TARGET_DIR)/$(OUT)/banger man $(CLI_DOCS)
+	for shell in bash zsh fish; do \
+		$(TARGET_DIR)/$(OUT)/banger completion $$shell >$(CLI_DOCS)/$$shell; \
+	done
 
 # files DIR,FILES: install FILES, if there are any, in DIR; data names its own mode.
 define files
@@ -90,10 +98,10 @@ install:
 	$(call files,$(POLKITDIR)/actions,$(wildcard dbus/polkit/*.policy))
 	$(call files,$(POLKITDIR)/rules.d,$(wildcard dbus/polkit/*.rules))
 	$(call files,$(LIBDIR),$(wildcard packaging/config/*.conf))
-	$(foreach n,1 5 7 8,$(call files,$(MANDIR)/man$n,$(wildcard packaging/man/*.$n)) $(newline))
-	$(call files,$(BASHCOMPDIR),$(wildcard packaging/completions/banger))
-	$(call files,$(ZSHCOMPDIR),$(wildcard packaging/completions/_banger))
-	$(call files,$(FISHCOMPDIR),$(wildcard packaging/completions/banger.fish))
+	$(call files,$(MANDIR)/man1,$(CLI_DOCS)/*.1)
+	$(INSTALL) -D -m 644 $(CLI_DOCS)/bash "$(DESTDIR)$(BASHCOMPDIR)/banger"
+	$(INSTALL) -D -m 644 $(CLI_DOCS)/zsh "$(DESTDIR)$(ZSHCOMPDIR)/_banger"
+	$(INSTALL) -D -m 644 $(CLI_DOCS)/fish "$(DESTDIR)$(FISHCOMPDIR)/banger.fish"
 	$(call files,$(DOCDIR),$(wildcard README.md CONTRIBUTING.md docs/*.md))
 	$(if $(filter-out /usr/libexec/banger,$(LIBEXECDIR)),$(if $(INSTALLED_TEXT),sed -i \
 		-e 's|/usr/libexec/banger|$(LIBEXECDIR)|g' -e 's|/usr/lib/banger|$(LIBDIR)|g' \
