@@ -84,7 +84,7 @@ fn what_is_served_is_documented_and_guarded() {
             );
             match &update {
                 Some(dir) => {
-                    std::fs::write(Path::new(dir).join(format!("{name}.xml")), document).expect("writes")
+                    std::fs::write(Path::new(dir).join(format!("{name}.xml")), document).expect("writes");
                 }
                 None => {
                     let file = Path::new(INTERFACES).join(format!("{name}.xml"));

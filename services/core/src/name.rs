@@ -107,7 +107,9 @@ mod tests {
         for good in ["a", "web", "web-1", "0", &"x".repeat(MAX_LENGTH)] {
             assert_eq!(VmName::new(good).map(String::from), Ok(good.to_owned()));
         }
-        for bad in ["", "-", "a-", "-a", "Web", "a.b", "a/b", "../a", "a b", "ä", "a\0", &"x".repeat(MAX_LENGTH + 1)] {
+        for bad in
+            ["", "-", "a-", "-a", "Web", "a.b", "a/b", "../a", "a b", "ä", "a\0", &"x".repeat(MAX_LENGTH + 1)]
+        {
             assert!(VmName::new(bad).is_err(), "{bad:?}");
         }
     }

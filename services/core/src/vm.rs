@@ -88,7 +88,7 @@ impl Spec {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(InvalidSpec::Cpus(self.cpus));
         }
-        if self.memory < 64 * MIB || self.memory % MIB != 0 {
+        if self.memory < 64 * MIB || !self.memory.is_multiple_of(MIB) {
             return Err(InvalidSpec::Memory(self.memory));
         }
         if !(64 * MIB..=64 << 40).contains(&self.disk) {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,7 +26,7 @@ const MAX_LINE: u64 = 4096;
 const MAX_TEXT: usize = 200;
 
 pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
-    let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned().map(OwnedFd::from)?);
+    let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     // The VMM ends, and this process with it, when a guest restarts: one guest per life. But a
     // guest may call again when its first call broke off.
     for stream in listener.incoming() {
