@@ -8,6 +8,7 @@
 #   make check        formatting, lints, unit tests, unit files, system tests (root: boots the lab)
 #   make check-unit   the part of it that needs no root
 #   make check-system the part of it that runs in the lab; ARGS= goes to nextest
+#   make bench        how long a VM takes to be ready, beside the same VMM by hand (root)
 #   make demo         boots the lab and runs a microVM in it (root)
 #   make clean        remove what was built; the lab has `tests/lab/down --all`
 #
@@ -57,7 +58,7 @@ CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb check check-unit check-units check-system demo clean
+.PHONY: all build install uninstall deb check check-unit check-units check-system bench demo clean
 
 all: build
 
@@ -148,6 +149,8 @@ UNIT_PACKAGES := --workspace
 endif
 
 check: check-unit
+	tests/lab/up
+	tests/package/remove
 	$(MAKE) --no-print-directory check-system
 
 check-unit:
@@ -156,7 +159,9 @@ check-unit:
 	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
 
 check-units:
-	tests/lab/sh sh -c 'systemd-analyze verify --man=no $$(ls /lib/systemd/system/*banger* | grep -v @) banger-vm@verify.service'
+	@said=$$(tests/lab/sh sh -c 'systemd-analyze verify --man=no \
+		$$(ls /lib/systemd/system/*banger* | grep -v @) banger-vm@verify.service' 2>&1) && [ -z "$$said" ] || \
+		{ echo "systemd-analyze verify: $$said"; exit 1; }
 
 # The tests are built here and run in the lab, which sees this directory.
 check-system:
@@ -164,6 +169,10 @@ check-system:
 	$(MAKE) --no-print-directory check-units
 	CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh \
 		$(CARGO) $(if $(NEXTEST),nextest run,test) --locked -p banger-tests $(ARGS)
+
+bench:
+	tests/lab/up
+	tests/lab/sh $(CURDIR)/tests/bench/boot
 
 demo:
 	tests/demo

@@ -31,6 +31,23 @@ fn busctl_alone_creates_starts_lists_stops_and_deletes() {
 }
 
 #[test]
+fn the_cli_works_over_the_sockets_too() {
+    let done = banger(&[
+        "--peer",
+        "run",
+        "--rm",
+        "--name",
+        "t-peer",
+        BUSYBOX,
+        "--",
+        "sh",
+        "-c",
+        "echo by socket; exit 4",
+    ]);
+    assert_eq!((done.status, done.text().as_str()), (4, "by socket\n"), "{done}");
+}
+
+#[test]
 fn systemctl_is_an_equal_way() {
     let vm = Vm::named("t-unit");
     banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
