@@ -215,6 +215,38 @@ fn kernels_are_imported_listed_and_kept_while_used() {
 }
 
 #[test]
+fn kernels_come_from_packages_and_from_files() {
+    let version = sh("ls /lib/modules | sort -V | tail -n 1").ok().trim().to_owned();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let package = dir.path().display().to_string();
+    // A linux-image package as Debian makes them.
+    let build = format!(
+        "mkdir -p {package}/root/DEBIAN {package}/root/boot {package}/root/lib/modules && cd {package}/root &&
+         cp /boot/vmlinuz-{version} /boot/config-{version} boot/ && cp -a /lib/modules/{version} lib/modules/ &&
+         printf 'Package: linux-image-{version}\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@x>\\nDescription: x\\n' > DEBIAN/control &&
+         dpkg-deb -Zgzip -z1 -b . ../kernel.deb"
+    );
+    sh(&build).ok();
+    let (vmlinuz, modules) = (format!("/boot/vmlinuz-{version}"), format!("/lib/modules/{version}"));
+    let deb = format!("{package}/kernel.deb");
+    let sources =
+        [("t-kernel-deb", vec![deb.as_str()]), ("t-kernel-file", vec!["--modules", &modules, &vmlinuz])];
+    for (name, source) in sources {
+        let _ = banger(&["kernel", "rm", name]);
+        let mut line = vec!["kernel", "import", "--name", name];
+        line.extend(source);
+        banger(&line).ok();
+        let done = banger(&["run", "--rm", "--name", name, "--kernel", name, BUSYBOX, "--", "uname", "-r"]);
+        assert_eq!(done.ok().trim(), version);
+        banger(&["kernel", "rm", name]).ok();
+    }
+    let script = dir.path().join("no-kernel");
+    std::fs::write(&script, "#!/bin/sh\n").expect("writes");
+    banger(&["kernel", "import", "--name", "t-kernel-bad", &script.display().to_string()])
+        .refused(&["no-kernel"]);
+}
+
+#[test]
 fn debian_is_reproducible() {
     banger(&["pull", DEBIAN]).ok();
     let rootfs = |reference| sh(&format!("sha256sum < {}", rootfs(reference))).ok();
