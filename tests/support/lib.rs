@@ -162,6 +162,24 @@ impl Way {
     }
 }
 
+/// The D-Bus error name that the job which a call started ends with.
+#[track_caller]
+pub fn job_error(service: banger_api::Service, method: &str, arguments: &[&str]) -> String {
+    let started = Way::Bus.call(service, method, arguments).ok();
+    let job = started.split('"').nth(1).unwrap_or_else(|| panic!("no job in {started:?}"));
+    let waited = Way::Bus.call_at(service, job, banger_api::job::INTERFACE, "Wait", &[]);
+    assert_ne!(waited.status, 0, "{waited}");
+    let name = job_property(service, job, "ErrorName");
+    name.split('"').nth(1).expect("a name").to_owned()
+}
+
+/// A property of a job as `busctl` prints it.
+#[track_caller]
+pub fn job_property(service: banger_api::Service, job: &str, property: &str) -> String {
+    let get = ["ss", banger_api::job::INTERFACE, property];
+    Way::Bus.call_at(service, job, "org.freedesktop.DBus.Properties", "Get", &get).ok()
+}
+
 /// The D-Bus error name a call of a service's manager fails with.
 ///
 /// `busctl` prints only the message; what came over the wire is in its debug output.

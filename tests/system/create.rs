@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use banger_api::VMD;
-use banger_tests::{BUSYBOX, Vm, Way, banger, json, start};
+use banger_tests::{BUSYBOX, Vm, Way, banger, job_error, job_property, json, start};
 
 #[test]
 fn a_name_has_exactly_one_winner() {
@@ -16,14 +16,9 @@ fn a_name_has_exactly_one_winner() {
     for loser in outcomes.into_iter().filter(|done| done.status != 0) {
         loser.refused(&["t-race", "already"]);
     }
-    let again = Way::Bus.call(VMD, "CreateVm", &["ssa{sv}", vm.name(), BUSYBOX, "0"]);
-    let job = again.ok();
-    let job = job.split('"').nth(1).expect("a job");
     // The name of the error, as a program sees it.
-    Way::Bus.call_at(VMD, job, banger_api::job::INTERFACE, "Wait", &[]);
-    let get = ["ss", banger_api::job::INTERFACE, "ErrorName"];
-    let name = Way::Bus.call_at(VMD, job, "org.freedesktop.DBus.Properties", "Get", &get).ok();
-    assert_eq!(name, "v s \"org.banger.Error.NameTaken\"\n");
+    let name = job_error(VMD, "CreateVm", &["ssa{sv}", vm.name(), BUSYBOX, "0"]);
+    assert_eq!(name, "org.banger.Error.NameTaken");
 }
 
 #[test]
@@ -61,9 +56,7 @@ fn a_canceled_create_leaves_nothing() {
     });
     Way::Bus.call_at(VMD, job, banger_api::job::INTERFACE, "Cancel", &[]).ok();
     assert_ne!(Way::Bus.call_at(VMD, job, banger_api::job::INTERFACE, "Wait", &[]).status, 0);
-    let get = ["ss", banger_api::job::INTERFACE, "State"];
-    let state = Way::Bus.call_at(VMD, job, "org.freedesktop.DBus.Properties", "Get", &get).ok();
-    assert_eq!(state, "v s \"canceled\"\n");
+    assert_eq!(job_property(VMD, job, "State"), "v s \"canceled\"\n");
     banger(&["vm", "show", vm.name()]).refused(&["t-cancel"]);
     assert!(!std::path::Path::new("/var/lib/banger/vmd/vms/t-cancel").exists());
     assert!(!Way::Bus.call(banger_api::NETD, "ListLeases", &[]).ok().contains("t-cancel"));

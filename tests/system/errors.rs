@@ -4,20 +4,15 @@ use std::fs;
 use std::io::Write;
 
 use banger_api::{IMAGED, VMD};
-use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, oci, run, sh};
+use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, job_error, oci, run, sh};
 
 /// Runs a pull by `busctl`, and returns the name of the error its job ends with.
 #[track_caller]
 fn pull_error(reference: &str) -> String {
-    let started = Way::Bus.call(IMAGED, "Pull", &["sa{sv}", reference, "0"]).ok();
-    let job = started.split('"').nth(1).expect("a job");
-    let waited = Way::Bus.call_at(IMAGED, job, banger_api::job::INTERFACE, "Wait", &[]);
-    assert_ne!(waited.status, 0, "{waited}");
-    let get = ["ss", banger_api::job::INTERFACE, "ErrorName"];
-    let name = Way::Bus.call_at(IMAGED, job, "org.freedesktop.DBus.Properties", "Get", &get).ok();
+    let name = job_error(IMAGED, "Pull", &["sa{sv}", reference, "0"]);
     // Others may be at work in it just now.
     eventually("the staging directory is empty", || residue() == 0);
-    name.split('"').nth(1).expect("a name").to_owned()
+    name
 }
 
 fn residue() -> usize {
@@ -39,7 +34,9 @@ fn unknown_images_and_unreachable_registries() {
 
 #[test]
 fn a_blob_with_other_bytes_than_its_digest_says() {
-    let crafted = oci::push("t-digest", &oci::tar(&[("data", &[b'z'; 5000])]));
+    // Another layer each time: the registry keeps the broken one.
+    let content = format!("{:?}", std::time::SystemTime::now()).repeat(100);
+    let crafted = oci::push("t-digest", &oci::tar(&[("data", content.as_bytes())]));
     let file = oci::registry_file(&crafted.layer);
     let mut bytes = fs::read(&file).expect("reads");
     bytes[600] ^= 1;
@@ -85,6 +82,8 @@ fn a_missing_kernel() {
     banger(&["vm", "create", "--name", "t-no-kernel", "--kernel", "no-such-kernel", BUSYBOX])
         .refused(&["no-such-kernel"]);
     banger(&["vm", "show", "t-no-kernel"]).refused(&["t-no-kernel"]);
+    let create = ["ssa{sv}", "t-no-kernel", BUSYBOX, "1", "kernel", "s", "no-such-kernel"];
+    assert_eq!(job_error(VMD, "CreateVm", &create), "org.banger.Error.NoSuchKernel");
 }
 
 #[test]
@@ -95,6 +94,7 @@ fn a_missing_vmm() {
         || std::path::Path::new("/usr/local/bin/firecracker").exists();
     if !firecracker {
         banger(&["start", vm.name()]).refused(&["Firecracker"]);
+        assert_eq!(job_error(VMD, "StartVm", &["s", vm.name()]), "org.banger.Error.VmmMissing");
     }
     // Nothing stays behind of a start that failed.
     assert!(!Way::Bus.call(banger_api::NETD, "ListLeases", &[]).ok().contains("t-no-vmm"));
@@ -111,6 +111,8 @@ fn no_free_address() {
     let first = Vm::named("t-full-1");
     let made = banger(&["vm", "create", "--name", first.name(), BUSYBOX]);
     let refused = banger(&["vm", "create", "--name", "t-full-2", BUSYBOX]);
+    let name =
+        std::panic::catch_unwind(|| job_error(VMD, "CreateVm", &["ssa{sv}", "t-full-2", BUSYBOX, "0"]));
     match old {
         Some(old) => fs::write(conf, old).expect("restores"),
         None => fs::remove_file(conf).expect("removes"),
@@ -119,6 +121,7 @@ fn no_free_address() {
     banger(&["rm", "-f", "t-full-2"]);
     made.ok();
     refused.refused(&["10.250.0.0/30", "netd.conf"]);
+    assert_eq!(name.expect("refused"), "org.banger.Error.NoFreeAddress");
 }
 
 #[test]

@@ -78,6 +78,11 @@ fn strangers_may_look_but_not_touch() {
     listed.ok();
     as_user("mallory", &format!("banger run {BUSYBOX} -- true")).refused(&["banger"]);
     as_user("mallory", "banger pull localhost:5000/busybox:latest").refused(&["banger"]);
+    let start = "SYSTEMD_LOG_LEVEL=debug busctl call org.banger.Vm1 /org/banger/Vm1 org.banger.Vm1.Manager StartVm s x";
+    let denied = as_user("mallory", start);
+    // Without a password: polkit would ask for one if it could.
+    let names = ["DBus.Error.AccessDenied", "DBus.Error.InteractiveAuthorizationRequired"];
+    assert!(names.iter().any(|name| denied.stderr.contains(name)), "{denied}");
     let call = "busctl call org.banger.Network1 /org/banger/Network1 org.banger.Network1.Manager Release s x";
     assert_ne!(as_user("alice", call).status, 0, "leases are between services");
     // The sockets are closed to strangers by their mode, and open to the group.
