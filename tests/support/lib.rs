@@ -2,6 +2,7 @@
 //! what they did. Everything here goes through the CLI, `busctl` and systemd's own tools.
 
 pub mod oci;
+pub mod token;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
