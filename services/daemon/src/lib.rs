@@ -10,6 +10,7 @@
 //! - [`store`]: one SQLite file on its own thread, with numbered migrations
 //! - [`idle`]: when to leave
 
+pub mod config;
 pub mod gate;
 pub mod hub;
 pub mod idle;

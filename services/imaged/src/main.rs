@@ -23,11 +23,11 @@ fn main() -> ExitCode {
         access: banger_api::image::ACCESS,
     };
     banger_daemon::run(spec, |context| async move {
-        let config = Config::load()?;
+        let config: Config = banger_daemon::config::load("imaged")?;
         let settings = Settings {
             state_dir: context.state_dir.clone(),
-            agent: config.agent(),
-            insecure_registries: config.insecure_registries.clone().unwrap_or_default(),
+            agent: config.agent,
+            insecure_registries: config.insecure_registries,
             limits: Limits::default(),
         };
         let (service, events) = Service::open(settings).await?;

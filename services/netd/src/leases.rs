@@ -478,7 +478,7 @@ mod tests {
 
     fn open(dir: &std::path::Path) -> Leases {
         let store = Store::open(&dir.join("netd.db"), store::MIGRATIONS).expect("opens");
-        Leases::new(Config::built_in(), store, Hub::new()).expect(NEEDS)
+        Leases::new(Config::default(), store, Hub::new()).expect(NEEDS)
     }
 
     fn row(holder: &str, last: u8) -> Row {

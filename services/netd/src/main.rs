@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         access: banger_api::network::ACCESS,
     };
     banger_daemon::run(spec, |context| async move {
-        let config = config::load()?;
+        let config = banger_daemon::config::load("netd")?;
         let store = Store::open(&context.state_dir.join("netd.db"), store::MIGRATIONS)?;
         let leases = Leases::new(config, store, context.hub.clone())?;
         leases.reconcile().await?;
