@@ -18,7 +18,7 @@ PACKAGES=(
     docker-registry skopeo umoci
     # used by tests, fixtures and people
     acl attr bash-completion busybox-static ca-certificates curl erofs-utils git iproute2
-    iputils-ping jq kmod less libcap2-bin openssh-client procps python3-minimal socat strace vim-tiny
+    iputils-ping jq kmod less libcap2-bin openssh-client procps python3 socat strace vim-tiny
 )
 
 # Nobody reads manuals or translations in there; without them the base is half as big.
