@@ -41,7 +41,11 @@ pub async fn run(context: &Context, arguments: Run) -> Result<u8> {
     let code = inside(context, &arguments, &name, &mut timings).await;
     if arguments.timings {
         timings.total(begun.elapsed());
-        eprint!("{}", timings.table());
+        // Standard output is the guest's.
+        match context.output.json {
+            true => eprintln!("{}", timings.json()),
+            false => eprint!("{}", timings.table()),
+        }
     }
     code
 }
@@ -165,6 +169,12 @@ impl Timings {
         self.add("total", took);
     }
 
+    fn json(&self) -> serde_json::Value {
+        let milliseconds = |took: &Duration| took.as_secs_f64() * 1000.0;
+        let stage = |(stage, took): &(String, Duration)| serde_json::json!({"stage": stage, "ms": milliseconds(took)});
+        serde_json::json!({"timings": self.0.iter().map(stage).collect::<Vec<_>>()})
+    }
+
     fn table(&self) -> String {
         let rows: Vec<Vec<String>> = self
             .0
@@ -185,5 +195,6 @@ mod tests {
         timings.add("boot", Duration::from_micros(1_234_560));
         timings.total(Duration::from_millis(2));
         assert_eq!(timings.table(), "STAGE          MS\nboot       1234.6\ntotal         2.0\n");
+        assert_eq!(timings.json()["timings"][1], serde_json::json!({"stage": "total", "ms": 2.0}));
     }
 }
