@@ -106,6 +106,8 @@ fn log_levels_change_at_run_time() {
         let unit = format!("banger-{}.service", service.id);
         run("systemctl", &["start", &unit]).ok();
         run("systemctl", &["service-log-level", &unit, "debug"]).ok();
+        // It lasts, since the service may leave any moment and come back.
+        run("systemctl", &["restart", &unit]).ok();
         assert_eq!(run("systemctl", &["service-log-level", &unit]).ok(), "debug\n");
         run("systemctl", &["service-log-level", &unit, "info"]).ok();
         assert_ne!(as_user("alice", &format!("systemctl service-log-level {unit} debug")).status, 0);

@@ -93,7 +93,7 @@ where
     };
     // Before any thread exists: this edits the environment.
     let sockets = peer::activation_sockets();
-    let level = log::init(spec.service.id);
+    let level = log::init(spec.service.id, &runtime_dir(spec.service));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -126,7 +126,7 @@ where
     let idle = Idle::new();
     let hub = Hub::new();
     let gate = Gate::new(spec.access, idle.clone());
-    let runtime_dir = directory("RUNTIME_DIRECTORY", "/run/banger", service.id);
+    let runtime_dir = runtime_dir(service);
     let clean_mark = runtime_dir.join(CLEAN_MARK);
     let context = Context {
         service,
@@ -219,6 +219,10 @@ fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("cannot notify systemd: {error}");
     }
+}
+
+fn runtime_dir(service: Service) -> PathBuf {
+    directory("RUNTIME_DIRECTORY", "/run/banger", service.id)
 }
 
 fn directory(variable: &str, base: &str, id: &str) -> PathBuf {

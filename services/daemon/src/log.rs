@@ -1,10 +1,12 @@
 //! Logging: to the journal with structured fields where there is one, else to standard error; the
 //! level can be changed at run time through `org.freedesktop.LogControl1`
-//! (`systemctl service-log-level banger-vmd debug`).
+//! (`systemctl service-log-level banger-vmd debug`). It lasts until the next boot, since the
+//! service may leave and come back any moment.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use banger_api::ErrorKind;
+use banger_api::{Error, ErrorKind, Result};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -25,6 +27,19 @@ pub struct Level {
     current: Arc<Mutex<&'static str>>,
     filter: reload::Handle<Targets, Registry>,
     journal: bool,
+    /// Where the level is kept for the next instance.
+    file: PathBuf,
+}
+
+impl Level {
+    fn set(&self, level: &str) -> Result<()> {
+        let Some((name, filter)) = LEVELS.iter().find(|(name, _)| *name == level) else {
+            return Err(ErrorKind::InvalidArgs.error(format!("{level:?} is not a syslog level")));
+        };
+        self.filter.reload(targets(*filter)).map_err(Error::internal)?;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        Ok(())
+    }
 }
 
 /// syslog's names in the order of their severity, and what they mean to us.
@@ -45,7 +60,7 @@ fn targets(level: LevelFilter) -> Targets {
 }
 
 /// Starts logging. Fields become `BANGER_…=` in the journal.
-pub(crate) fn init(id: &str) -> Level {
+pub(crate) fn init(id: &str, runtime_dir: &Path) -> Level {
     let (filter, handle) = reload::Layer::new(targets(LevelFilter::INFO));
     let journal = libsystemd::logging::connected_to_journal()
         .then(|| tracing_journald::layer().ok())
@@ -53,9 +68,18 @@ pub(crate) fn init(id: &str) -> Level {
         .map(|layer| {
             layer.with_syslog_identifier(format!("banger-{id}")).with_field_prefix(Some("BANGER".into()))
         });
-    let level = Level { current: Arc::new(Mutex::new("info")), filter: handle, journal: journal.is_some() };
+    let level = Level {
+        current: Arc::new(Mutex::new("info")),
+        filter: handle,
+        journal: journal.is_some(),
+        file: runtime_dir.join("log-level"),
+    };
     let stderr = journal.is_none().then(|| fmt::layer().with_writer(std::io::stderr).with_target(false));
     tracing_subscriber::registry().with(filter).with(journal).with(stderr).init();
+    if let Ok(kept) = std::fs::read_to_string(&level.file) {
+        // A damaged file is as good as none.
+        let _ = level.set(&kept);
+    }
     level
 }
 
@@ -81,7 +105,7 @@ impl LogControl {
         property: &str,
         header: Option<Header<'_>>,
         connection: &Connection,
-    ) -> banger_api::Result<()> {
+    ) -> Result<()> {
         let header = header.ok_or_else(|| ErrorKind::AccessDenied.error("no caller"))?;
         self.gate.enter_member(INTERFACE, property, &header, connection, &[]).await.map(drop)
     }
@@ -100,13 +124,12 @@ impl LogControl {
         level: String,
         #[zbus(header)] header: Option<Header<'_>>,
         #[zbus(connection)] connection: &Connection,
-    ) -> banger_api::Result<()> {
+    ) -> Result<()> {
         self.authorize("LogLevel", header, connection).await?;
-        let Some((name, filter)) = LEVELS.iter().find(|(name, _)| *name == level) else {
-            return Err(ErrorKind::InvalidArgs.error(format!("{level:?} is not a syslog level")));
-        };
-        self.level.filter.reload(targets(*filter)).map_err(banger_api::Error::internal)?;
-        *self.level.current.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        self.level.set(&level)?;
+        if let Err(error) = std::fs::write(&self.level.file, &level) {
+            tracing::warn!("the log level will not last: {error}");
+        }
         Ok(())
     }
 
@@ -121,7 +144,7 @@ impl LogControl {
         target: String,
         #[zbus(header)] header: Option<Header<'_>>,
         #[zbus(connection)] connection: &Connection,
-    ) -> banger_api::Result<()> {
+    ) -> Result<()> {
         self.authorize("LogTarget", header, connection).await?;
         if target == self.target() || target == "auto" {
             return Ok(());
