@@ -5,12 +5,9 @@
 //! Race-free use: call the method, then `Wait` on the job; or subscribe to `JobRemoved` of the
 //! manager first, call the method, and match the path.
 
-use zbus::{OwnedObjectPath, proxy};
+use zbus::proxy;
 
 pub const INTERFACE: &str = "org.banger.Job1";
-
-/// What a job is, read in one go by `Describe`-like listings: id, kind, subject, state, path.
-pub type JobRow = (u32, String, String, String, OwnedObjectPath);
 
 #[proxy(interface = "org.banger.Job1", assume_defaults = false)]
 pub trait Job {

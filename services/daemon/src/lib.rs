@@ -61,8 +61,6 @@ pub struct Context {
     pub idle: Idle,
     /// `$STATE_DIRECTORY`, or the place systemd would give.
     pub state_dir: PathBuf,
-    /// `$RUNTIME_DIRECTORY`, or the place systemd would give.
-    pub runtime_dir: PathBuf,
     /// The last instance since boot left because it was idle. If not, it may have been cut off in
     /// the middle of something: look for what it left behind.
     pub clean: bool,
@@ -126,8 +124,7 @@ where
     let idle = Idle::new();
     let hub = Hub::new();
     let gate = Gate::new(spec.access, idle.clone());
-    let runtime_dir = runtime_dir(service);
-    let clean_mark = runtime_dir.join(CLEAN_MARK);
+    let clean_mark = runtime_dir(service).join(CLEAN_MARK);
     let context = Context {
         service,
         clean: std::fs::remove_file(&clean_mark).is_ok(),
@@ -137,7 +134,6 @@ where
         gate: gate.clone(),
         idle: idle.clone(),
         state_dir: directory("STATE_DIRECTORY", "/var/lib/banger", service.id),
-        runtime_dir,
     };
     hub.add(service.path, zbus::fdo::ObjectManager).await;
     hub.add("/org/freedesktop/LogControl1", log::LogControl::new(service.id, level, gate)).await;
@@ -221,6 +217,7 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
+/// `$RUNTIME_DIRECTORY`, or the place systemd would give.
 fn runtime_dir(service: Service) -> PathBuf {
     directory("RUNTIME_DIRECTORY", "/run/banger", service.id)
 }
