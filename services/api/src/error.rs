@@ -71,6 +71,14 @@ kinds! {
     /// systemd refused or failed to act on the VM's unit.
     UnitFailed = "org.banger.Error.UnitFailed";
 
+    NoSuchVolume = "org.banger.Error.NoSuchVolume";
+    /// A VM has the volume.
+    VolumeInUse = "org.banger.Error.VolumeInUse";
+    /// The VMM refused, or does not answer.
+    VmmFailed = "org.banger.Error.VmmFailed";
+    /// What the VM needs is not there or does not work; the message names all of it.
+    NotReady = "org.banger.Error.NotReady";
+
     NoSuchImage = "org.banger.Error.NoSuchImage";
     /// VMs use the image.
     ImageInUse = "org.banger.Error.ImageInUse";

@@ -18,6 +18,7 @@ pub const LEASE: &str = "org.banger.Network1.Lease";
 /// Who may call what.
 pub const ACCESS: &[Entry] = &[
     (MANAGER, "Acquire", Access::Internal),
+    (MANAGER, "SetNat", Access::Internal),
     (MANAGER, "Release", Access::Internal),
     (MANAGER, "GetLease", Access::Read),
     (MANAGER, "ListLeases", Access::Read),
@@ -99,6 +100,9 @@ pub trait Network {
     /// Options: `address s` (required), `uid u`, `nat b`; see [`AcquireOptions`]. Asking again
     /// with the same address gives the same lease, with the new `uid` and `nat`.
     fn acquire(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Lease>;
+
+    /// Lets the guest of a lease leave the host, or keeps it from that, at once.
+    fn set_nat(&self, holder: &str, nat: bool) -> zbus::Result<()>;
 
     /// Gives a lease back: its TAP goes away.
     fn release(&self, holder: &str) -> zbus::Result<()>;

@@ -31,18 +31,41 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "CreateVm", Access::Action(VM_MANAGE)),
     (MANAGER, "StartVm", Access::Action(VM_MANAGE)),
     (MANAGER, "StopVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "RestartVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "KillVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "PauseVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "ResumeVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "ResetVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "SetVm", Access::Action(VM_MANAGE)),
     (MANAGER, "DeleteVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "CheckVm", Access::Read),
     (MANAGER, "ListVms", Access::Read),
     (MANAGER, "GetVm", Access::Read),
+    (MANAGER, "CreateVolume", Access::Action(VM_MANAGE)),
+    (MANAGER, "DeleteVolume", Access::Action(VM_MANAGE)),
+    (MANAGER, "ListVolumes", Access::Read),
+    // For units of banger's own: the boot, and the timer that looks whose time is up.
+    (MANAGER, "Autostart", Access::Internal),
+    (MANAGER, "Reap", Access::Internal),
     // Only for the unit of the VM itself, which the service finds out from systemd.
     (MANAGER, "PrepareVm", Access::Own),
     (MANAGER, "ReleaseVm", Access::Own),
     (VM, "Start", Access::Action(VM_MANAGE)),
     (VM, "Stop", Access::Action(VM_MANAGE)),
+    (VM, "Restart", Access::Action(VM_MANAGE)),
+    (VM, "Kill", Access::Action(VM_MANAGE)),
+    (VM, "Pause", Access::Action(VM_MANAGE)),
+    (VM, "Resume", Access::Action(VM_MANAGE)),
+    (VM, "Reset", Access::Action(VM_MANAGE)),
+    (VM, "Set", Access::Action(VM_MANAGE)),
     (VM, "Delete", Access::Action(VM_MANAGE)),
     (VM, "Describe", Access::Read),
     (crate::job::INTERFACE, "Cancel", Access::Action(VM_MANAGE)),
 ];
+
+/// One volume as `ListVolumes` returns it: name, size in bytes, time of creation (microseconds
+/// since 1970), the VMs that have it.
+pub type VolumeRow = (String, u64, u64, Vec<String>);
 
 /// One VM as `ListVms` returns it: name, state, image, address (empty without network), path.
 pub type VmRow = (String, String, String, String, OwnedObjectPath);
@@ -71,9 +94,10 @@ pub trait Manager {
     /// Creates a VM, and starts it if asked to.
     ///
     /// The image is pulled if it is not there. With an empty `name` the VM gets a readable one,
-    /// which is the job's outcome. Options: `cpus u`, `memory t` (bytes), `disk t` (bytes),
-    /// `kernel s`, `kernel_arguments s`, `vmm s` (`auto`, `qemu`, `firecracker`), `network b`,
-    /// `nat b`, `init s` (`auto`, `agent`, `image`), `start b`.
+    /// which is the job's outcome. Options: `kernel s`, `start b`, and those of [`set_vm`], which
+    /// have defaults in `/etc/banger/vmd.conf`.
+    ///
+    /// [`set_vm`]: ManagerProxy::set_vm
     #[zbus(allow_interactive_auth)]
     fn create_vm(
         &self,
@@ -99,6 +123,59 @@ pub trait Manager {
     #[zbus(allow_interactive_auth)]
     fn delete_vm(&self, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
+    /// Stops a VM, if it runs, and starts it again. Options: as `StopVm`.
+    #[zbus(allow_interactive_auth)]
+    fn restart_vm(
+        &self,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Sends a signal to the VMM. The guest hears nothing of it.
+    #[zbus(allow_interactive_auth)]
+    fn kill_vm(&self, name: &str, signal: i32) -> zbus::Result<()>;
+
+    /// Makes the guest's CPUs stand still.
+    #[zbus(allow_interactive_auth)]
+    fn pause_vm(&self, name: &str) -> zbus::Result<()>;
+
+    #[zbus(allow_interactive_auth)]
+    fn resume_vm(&self, name: &str) -> zbus::Result<()>;
+
+    /// Throws away what the guest wrote to its disk; the work disk and volumes stay.
+    #[zbus(allow_interactive_auth)]
+    fn reset_vm(&self, name: &str) -> zbus::Result<()>;
+
+    /// Changes what a VM is to be. Returns the names of the options that are in effect now, and
+    /// of those that will be from the next start.
+    ///
+    /// Options: `cpus u`, `memory t`, `disk t`, `work t` (bytes; disks only grow), `volumes
+    /// a(ssb)` (volume, path in the guest, read-only), `kernel_arguments s`, `vmm s` (`auto`,
+    /// `qemu`, `firecracker`), `init s` (`auto`, `agent`, `image`), `network b`, `nat b`,
+    /// `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
+    /// `remove_labels as`, `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
+    /// (seconds, 0: for ever), `expiry s` (`stop`, `delete`), `memory_max t` (bytes),
+    /// `cpu_quota u` (percent of one CPU), `io_weight u`, `tasks_max t` (0: no limit).
+    #[zbus(allow_interactive_auth)]
+    fn set_vm(
+        &self,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(Vec<String>, Vec<String>)>;
+
+    /// What keeps a VM from starting: pairs of an error's name and message; none if nothing does.
+    fn check_vm(&self, name: &str) -> zbus::Result<Vec<(String, String)>>;
+
+    /// Makes a volume: a disk that exists by itself, with an empty filesystem of `bytes`.
+    #[zbus(allow_interactive_auth)]
+    fn create_volume(&self, name: &str, bytes: u64) -> zbus::Result<()>;
+
+    /// Deletes a volume that no VM has.
+    #[zbus(allow_interactive_auth)]
+    fn delete_volume(&self, name: &str) -> zbus::Result<()>;
+
+    fn list_volumes(&self) -> zbus::Result<Vec<VolumeRow>>;
+
     fn list_vms(&self) -> zbus::Result<Vec<VmRow>>;
 
     fn get_vm(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
@@ -107,7 +184,9 @@ pub trait Manager {
     fn prepare_vm(&self, name: &str) -> zbus::Result<LaunchPlan>;
 
     /// For the VM's unit: gives back what only a running VM needs.
-    fn release_vm(&self, name: &str) -> zbus::Result<()>;
+    /// `result` is `$SERVICE_RESULT` of systemd.exec(5), `goodbye` the guest's last word
+    /// (`power-off`, `reboot` or nothing). Returns whether the unit is to fail, and why.
+    fn release_vm(&self, name: &str, result: &str, goodbye: &str) -> zbus::Result<(bool, String)>;
 
     #[zbus(signal)]
     fn vm_new(&self, name: String, vm: OwnedObjectPath) -> zbus::Result<()>;
@@ -128,12 +207,24 @@ pub trait Vm {
     fn stop(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<(u32, OwnedObjectPath)>;
     #[zbus(allow_interactive_auth)]
     fn delete(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn restart(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<(u32, OwnedObjectPath)>;
+    #[zbus(allow_interactive_auth)]
+    fn kill(&self, signal: i32) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn pause(&self) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn resume(&self) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn reset(&self) -> zbus::Result<()>;
+    #[zbus(allow_interactive_auth)]
+    fn set(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<(Vec<String>, Vec<String>)>;
     /// Everything about the VM as JSON.
     fn describe(&self) -> zbus::Result<String>;
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn name(&self) -> zbus::Result<String>;
-    /// `created`, `starting`, `running`, `stopping`, `stopped` or `failed`.
+    /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `failed`.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
     /// The image's name when the VM was created.
@@ -146,14 +237,45 @@ pub trait Vm {
     /// Empty without network.
     #[zbus(property(emits_changed_signal = "const"))]
     fn address(&self) -> zbus::Result<String>;
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property)]
     fn cpus(&self) -> zbus::Result<u32>;
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property)]
     fn memory_bytes(&self) -> zbus::Result<u64>;
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property)]
     fn disk_bytes(&self) -> zbus::Result<u64>;
+    /// Size of the disk at `/work`, 0 without one.
+    #[zbus(property)]
+    fn work_bytes(&self) -> zbus::Result<u64>;
+    /// Volume, path in the guest, read-only.
+    #[zbus(property)]
+    fn volumes(&self) -> zbus::Result<Vec<(String, String, bool)>>;
+    #[zbus(property)]
+    fn nat(&self) -> zbus::Result<bool>;
+    #[zbus(property)]
+    fn labels(&self) -> zbus::Result<HashMap<String, String>>;
+    /// `no`, `on-failure` or `always`.
+    #[zbus(property)]
+    fn restart_policy(&self) -> zbus::Result<String>;
+    /// Whether it starts with the host.
+    #[zbus(property)]
+    fn autostart(&self) -> zbus::Result<bool>;
+    /// Seconds after its start at which the VM has had its time; 0: never.
+    #[zbus(property)]
+    fn ttl(&self) -> zbus::Result<u64>;
+    /// What happens then: `stop` or `delete`.
+    #[zbus(property)]
+    fn expiry(&self) -> zbus::Result<String>;
+    /// When it was last started, microseconds since 1970; 0: never.
+    #[zbus(property)]
+    fn started_timestamp(&self) -> zbus::Result<u64>;
+    /// When its last run ended; 0: never.
+    #[zbus(property)]
+    fn ended_timestamp(&self) -> zbus::Result<u64>;
+    /// How its last run ended, for people; empty before the first end.
+    #[zbus(property)]
+    fn end_reason(&self) -> zbus::Result<String>;
     /// `auto`, `qemu` or `firecracker`, as asked for.
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property)]
     fn vmm(&self) -> zbus::Result<String>;
     /// The systemd unit that is the VM.
     #[zbus(property(emits_changed_signal = "const"))]

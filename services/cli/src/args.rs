@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use banger_core::units::{parse_seconds, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// microVMs on this host
@@ -56,6 +57,18 @@ pub enum Command {
     Start(Start),
     /// Stop VMs
     Stop(Stop),
+    /// Stop VMs and start them again
+    Restart(Restart),
+    /// Send a signal to the VMMs of VMs
+    Kill(Kill),
+    /// Make VMs stand still
+    Pause(Several),
+    /// Let paused VMs go on
+    Resume(Several),
+    /// Throw away what VMs wrote to their disks
+    Reset(Several),
+    /// Change what a VM is to be
+    Set(Set),
     /// Delete VMs and their disks
     Rm(Rm),
     /// Pull an image from a registry
@@ -65,6 +78,9 @@ pub enum Command {
     /// Manage VMs
     #[command(subcommand)]
     Vm(Vm),
+    /// Manage volumes: disks that exist by themselves
+    #[command(subcommand)]
+    Volume(Volume),
     /// Manage images
     #[command(subcommand)]
     Image(Image),
@@ -128,9 +144,19 @@ pub struct Run {
     pub command: Vec<String>,
 }
 
-/// What a VM is made of.
+/// What a VM is made of when it is created.
 #[derive(Debug, Args)]
 pub struct Machine {
+    /// Kernel of `banger kernel ls`, instead of the default one
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub kernel: Option<String>,
+    #[command(flatten)]
+    pub spec: Spec,
+}
+
+/// What a VM is to be; all of it can be changed later.
+#[derive(Debug, Args)]
+pub struct Spec {
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub cpus: Option<u32>,
@@ -140,11 +166,19 @@ pub struct Machine {
     /// Room for the VM's own writes, such as 10G
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Machine")]
     pub disk: Option<u64>,
-    /// Kernel of `banger kernel ls`, instead of the default one
-    #[arg(long, value_name = "NAME", help_heading = "Machine")]
-    pub kernel: Option<String>,
+    /// A disk at /work that a reset keeps, such as 20G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Machine")]
+    pub work: Option<u64>,
+    /// Volume of `banger volume ls` to mount at PATH; with :ro nobody writes it
+    #[arg(
+        long = "volume",
+        value_name = "VOLUME:PATH[:ro]",
+        value_parser = parse_volume,
+        help_heading = "Machine"
+    )]
+    pub volumes: Vec<Attachment>,
     /// Added to the kernel's command line
-    #[arg(long, value_name = "ARGUMENTS", help_heading = "Machine")]
+    #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true, help_heading = "Machine")]
     pub kernel_arguments: Option<String>,
     /// Virtual machine monitor
     #[arg(long, value_enum, help_heading = "Machine")]
@@ -152,12 +186,104 @@ pub struct Machine {
     /// PID 1: the image's own, banger's agent, or the image's if it has one
     #[arg(long, value_enum, help_heading = "Machine")]
     pub init: Option<Init>,
+    /// Network interface
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        overrides_with = "no_network",
+        help_heading = "Network"
+    )]
+    pub network: Option<bool>,
     /// No network interface
-    #[arg(long, help_heading = "Machine")]
+    #[arg(long, help_heading = "Network")]
     pub no_network: bool,
+    /// Reach addresses beyond the host
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        overrides_with = "no_nat",
+        help_heading = "Network"
+    )]
+    pub nat: Option<bool>,
     /// Reach the host and other VMs only
-    #[arg(long, conflicts_with = "no_network", help_heading = "Machine")]
+    #[arg(long, help_heading = "Network")]
     pub no_nat: bool,
+    /// Environment variable for everything that runs in the VM; without VALUE that of the caller
+    #[arg(long = "setenv", value_name = "NAME[=VALUE]", help_heading = "Machine")]
+    pub environment: Vec<String>,
+    /// Label, for people and programs
+    #[arg(short, long = "label", value_name = "NAME=VALUE", value_parser = parse_pair, help_heading = "Life")]
+    pub labels: Vec<(String, String)>,
+    /// When to start it again after it ended by itself
+    #[arg(long, value_enum, value_name = "POLICY", help_heading = "Life")]
+    pub restart: Option<RestartPolicy>,
+    /// Start it with the host
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Life"
+    )]
+    pub autostart: Option<bool>,
+    /// Stop it this long after its start, such as 90s, 15min or 2h; 0: never
+    #[arg(long, value_name = "SPAN", value_parser = parse_seconds, help_heading = "Life")]
+    pub ttl: Option<u64>,
+    /// What happens when its time is up
+    #[arg(long, value_enum, help_heading = "Life")]
+    pub expiry: Option<Expiry>,
+    /// Limit of the host's memory it takes, VMM and all
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit, help_heading = "Limits")]
+    pub memory_max: Option<u64>,
+    /// Limit of CPU time, in percent of one CPU
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, help_heading = "Limits")]
+    pub cpu_quota: Option<u32>,
+    /// Share of the host's I/O, 1 to 10000
+    #[arg(long, value_name = "WEIGHT", help_heading = "Limits")]
+    pub io_weight: Option<u32>,
+    /// Limit of processes and threads of its VMM
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub tasks_max: Option<u64>,
+}
+
+/// A volume in a guest: its name, the path there, whether it is read-only.
+pub type Attachment = (String, String, bool);
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum RestartPolicy {
+    No,
+    OnFailure,
+    Always,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Expiry {
+    Stop,
+    Delete,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Says which changes are in effect now, and which from the VM's next start. Disks only grow. For limits, 0
+means none.")]
+pub struct Set {
+    pub vm: String,
+    #[command(flatten)]
+    pub spec: Spec,
+    /// Remove a variable
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub unsetenv: Vec<String>,
+    /// Remove a label
+    #[arg(long, value_name = "NAME", help_heading = "Life")]
+    pub remove_label: Vec<String>,
+    /// Take all volumes away
+    #[arg(long, conflicts_with = "volumes", help_heading = "Machine")]
+    pub no_volumes: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -230,10 +356,27 @@ pub struct Ps {
     pub all: bool,
 }
 
+/// Which VMs a command is about.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Vms {
+    /// All VMs that the command makes sense for
+    #[arg(short, long)]
+    pub all: bool,
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Several {
+    #[command(flatten)]
+    pub vms: Vms,
+}
+
 #[derive(Debug, Args)]
 pub struct Start {
-    #[arg(required = true, value_name = "VM")]
-    pub vms: Vec<String>,
+    #[command(flatten)]
+    pub vms: Vms,
 }
 
 #[derive(Debug, Args)]
@@ -241,8 +384,26 @@ pub struct Stop {
     /// Kill a VM that has not stopped after this many seconds
     #[arg(short, long, value_name = "SECONDS")]
     pub timeout: Option<u32>,
-    #[arg(required = true, value_name = "VM")]
-    pub vms: Vec<String>,
+    #[command(flatten)]
+    pub vms: Vms,
+}
+
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// Kill a VM that has not stopped after this many seconds
+    #[arg(short, long, value_name = "SECONDS")]
+    pub timeout: Option<u32>,
+    #[command(flatten)]
+    pub vms: Vms,
+}
+
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// Name or number
+    #[arg(short, long, default_value = "KILL", value_parser = parse_signal)]
+    pub signal: i32,
+    #[command(flatten)]
+    pub vms: Vms,
 }
 
 #[derive(Debug, Args)]
@@ -250,8 +411,8 @@ pub struct Rm {
     /// Kill the VM first if it runs, and do not complain if there is none
     #[arg(short, long)]
     pub force: bool,
-    #[arg(required = true, value_name = "VM")]
-    pub vms: Vec<String>,
+    #[command(flatten)]
+    pub vms: Vms,
 }
 
 #[derive(Debug, Args)]
@@ -277,10 +438,24 @@ pub enum Vm {
     Start(Start),
     /// Stop VMs
     Stop(Stop),
+    /// Stop VMs and start them again
+    Restart(Restart),
+    /// Send a signal to the VMMs of VMs
+    Kill(Kill),
+    /// Make VMs stand still
+    Pause(Several),
+    /// Let paused VMs go on
+    Resume(Several),
+    /// Throw away what VMs wrote to their disks
+    Reset(Several),
+    /// Change what a VM is to be
+    Set(Set),
     /// Delete VMs and their disks
     Rm(Rm),
     /// Show everything about a VM
     Show { vm: String },
+    /// Say what keeps a VM from starting
+    Check { vm: String },
     /// List all VMs
     Ls,
 }
@@ -297,6 +472,24 @@ pub struct Create {
     pub machine: Machine,
     /// Image: a name of `banger images`, or HOST[:PORT]/REPO[:TAG]
     pub image: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Create a volume with an empty filesystem
+    Create {
+        /// Its size, such as 10G
+        #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "8G")]
+        size: u64,
+        volume: String,
+    },
+    /// List volumes, and who has them
+    Ls,
+    /// Delete volumes and what is in them
+    Rm {
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -366,24 +559,45 @@ pub enum Session {
     Ls,
 }
 
-/// `512M`, `2G`, `1.5GiB`, `1048576`: always powers of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let exponent = match unit.to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 1,
-        "M" | "MB" | "MIB" => 2,
-        "G" | "GB" | "GIB" => 3,
-        "T" | "TB" | "TIB" => 4,
-        _ => return Err(format!("unknown unit {unit:?}; use K, M, G or T")),
+fn parse_volume(text: &str) -> Result<Attachment, String> {
+    let wrong = || format!("{text:?} is not VOLUME:PATH or VOLUME:PATH:ro");
+    let (volume, rest) = text.split_once(':').ok_or_else(wrong)?;
+    let (path, read_only) = match rest.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (rest, false),
     };
-    let number: f64 = number.parse().map_err(|_| "not a size such as 512M or 2G".to_owned())?;
-    let bytes = number * 1024f64.powi(exponent);
-    if bytes < 1.0 || bytes > 2f64.powi(60) {
-        return Err("out of range".to_owned());
+    if volume.is_empty() || !path.starts_with('/') || path.contains(':') {
+        return Err(wrong());
     }
-    Ok(bytes as u64)
+    Ok((volume.to_owned(), path.to_owned(), read_only))
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// As a size, but 0 is no limit.
+fn parse_limit(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+/// `150` or `150%`.
+fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    number.parse().map_err(|_| format!("{text:?} is not a percentage such as 150%"))
+}
+
+/// `KILL`, `SIGKILL`, `9`.
+fn parse_signal(text: &str) -> Result<i32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse::<nix::sys::signal::Signal>()
+        .map(|signal| signal as i32)
+        .map_err(|_| format!("{text:?} is not a signal such as TERM or 15"))
 }
 
 #[cfg(test)]
@@ -397,13 +611,23 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
-        assert_eq!(parse_size("512M"), Ok(512 << 20));
-        assert_eq!(parse_size("1.5GiB"), Ok(3 << 29));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        for bad in ["", "M", "1X", "-1G", "0", "99999999T", "1..2G"] {
-            assert!(parse_size(bad).is_err(), "{bad:?}");
+    fn volumes_and_signals() {
+        assert_eq!(parse_volume("data:/srv"), Ok(("data".into(), "/srv".into(), false)));
+        assert_eq!(parse_volume("data:/srv:ro"), Ok(("data".into(), "/srv".into(), true)));
+        for bad in ["data", "data:srv", ":/srv", "data:/srv:rw", ""] {
+            assert!(parse_volume(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(parse_signal("term"), Ok(15));
+        assert_eq!(parse_signal("SIGKILL"), Ok(9));
+        assert!(parse_signal("NEVER").is_err());
+    }
+
+    #[test]
+    fn names_or_all() {
+        let parses = |line: &str| Arguments::try_parse_from(line.split(' ')).is_ok();
+        assert!(parses("banger stop -a") && parses("banger stop a b"));
+        assert!(!parses("banger stop") && !parses("banger stop -a b"));
+        assert!(parses("banger set web --no-nat --cpus 2 --autostart=false"));
     }
 
     #[test]

@@ -51,6 +51,10 @@ pub const UPTIME_KEY: &str = "X_BANGER_UPTIME_USEC";
 /// Status key that gives the reason when the guest cannot come up.
 pub const FAILURE_KEY: &str = "X_BANGER_FAILURE";
 
+/// Status key of the guest's last word when it goes down in order, one of
+/// [`crate::ending::Goodbye`].
+pub const GOODBYE_KEY: &str = "X_BANGER_GOODBYE";
+
 /// Everything a guest has to know to become its VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

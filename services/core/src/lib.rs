@@ -6,6 +6,9 @@
 
 pub mod acl;
 pub mod address;
+pub mod ending;
 pub mod guest;
 pub mod name;
+pub mod spec;
+pub mod units;
 pub mod vm;

@@ -61,6 +61,8 @@ pub struct Context {
     pub idle: Idle,
     /// `$STATE_DIRECTORY`, or the place systemd would give.
     pub state_dir: PathBuf,
+    /// `$RUNTIME_DIRECTORY`, or the place systemd would give; lost at reboot, kept until then.
+    pub runtime_dir: PathBuf,
     /// The last instance since boot left because it was idle. If not, it may have been cut off in
     /// the middle of something: look for what it left behind.
     pub clean: bool,
@@ -133,6 +135,7 @@ where
         hub: hub.clone(),
         gate: gate.clone(),
         idle: idle.clone(),
+        runtime_dir: runtime_dir(service),
         state_dir: directory("STATE_DIRECTORY", "/var/lib/banger", service.id),
     };
     hub.add(service.path, zbus::fdo::ObjectManager).await;

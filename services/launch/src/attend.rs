@@ -11,13 +11,17 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use banger_core::guest::{FAILURE_KEY, GuestConfig, STAGE_KEY};
+use banger_core::ending::Goodbye;
+use banger_core::guest::{FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY};
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
 use sd_notify::NotifyState;
 
 /// Name of the guest's configuration in the runtime directory.
 pub const CONFIG: &str = "guest.json";
+
+/// Name of the file with the guest's last word, there once it has begun to go down in order.
+pub const GOODBYE: &str = "goodbye";
 
 /// The longest status line a guest may write, in bytes.
 const MAX_LINE: u64 = 4096;
@@ -31,15 +35,15 @@ pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     // guest may call again when its first call broke off.
     for stream in listener.incoming() {
         let stream = stream.context("cannot accept the guest's call")?;
-        if let Err(error) = converse(stream, &runtime_dir.join(CONFIG)) {
+        if let Err(error) = converse(stream, &runtime_dir) {
             eprintln!("the guest's call ended: {error:#}");
         }
     }
     Ok(())
 }
 
-fn converse(mut stream: UnixStream, config: &Path) -> Result<()> {
-    stream.write_all(configuration(config)?.as_bytes())?;
+fn converse(mut stream: UnixStream, runtime_dir: &Path) -> Result<()> {
+    stream.write_all(configuration(&runtime_dir.join(CONFIG))?.as_bytes())?;
     let mut lines = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -47,7 +51,11 @@ fn converse(mut stream: UnixStream, config: &Path) -> Result<()> {
         if read == 0 {
             return Ok(());
         }
-        for state in translate(&String::from_utf8_lossy(&line)) {
+        let line = String::from_utf8_lossy(&line);
+        if let Some(goodbye) = goodbye(&line) {
+            fs::write(runtime_dir.join(GOODBYE), goodbye.as_str())?;
+        }
+        for state in translate(&line) {
             status(&state);
         }
     }
@@ -63,6 +71,12 @@ fn configuration(path: &Path) -> Result<String> {
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
     config.seed = seed.iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(serde_json::to_string(&config)? + "\n")
+}
+
+/// The guest's last word, if the line is that.
+fn goodbye(line: &str) -> Option<Goodbye> {
+    let (key, word) = line.trim_end().split_once('=')?;
+    if key == GOODBYE_KEY { Goodbye::parse(word) } else { None }
 }
 
 /// What a guest's status line means to systemd.
@@ -98,6 +112,13 @@ mod tests {
         assert_eq!(translate("READY=1\n"), ["STATUS=ready", "READY=1"]);
         assert_eq!(translate("X_BANGER_STAGE=agent\n"), ["STATUS=agent"]);
         assert_eq!(translate("X_BANGER_FAILURE=no disk\n"), ["STATUS=failed: no disk"]);
+    }
+
+    #[test]
+    fn a_goodbye_is_one_of_two_words() {
+        assert_eq!(goodbye("X_BANGER_GOODBYE=reboot\n"), Some(Goodbye::Reboot));
+        assert_eq!(goodbye("X_BANGER_GOODBYE=never\n"), None);
+        assert_eq!(goodbye("STATUS=reboot\n"), None);
     }
 
     #[test]

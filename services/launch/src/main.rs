@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use banger_api::vm::{LAUNCH_SOCKET, ManagerProxy};
 use banger_core::name::VmName;
 use clap::Parser;
@@ -60,11 +60,19 @@ fn named(name: &str, command: impl FnOnce(&VmName, PathBuf) -> Result<()>) -> Re
     command(&name, runtime_dir)
 }
 
-fn release(name: &VmName, _: PathBuf) -> Result<()> {
-    block_on(async {
-        vmd().await?.release_vm(name.as_str()).await.map_err(banger_api::Error::from)?;
-        Ok(())
-    })
+/// Fails, and the unit with it, if the run did not end as it should.
+fn release(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
+    let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+    let goodbye = std::fs::read_to_string(runtime_dir.join(attend::GOODBYE)).unwrap_or_default();
+    let (failed, reason) = block_on(async {
+        let vmd = vmd().await?;
+        Ok(vmd.release_vm(name.as_str(), &result, &goodbye).await.map_err(banger_api::Error::from)?)
+    })?;
+    if failed {
+        bail!("{reason}");
+    }
+    eprintln!("{reason}");
+    Ok(())
 }
 
 /// The VM's user is too short-lived to be known to the bus, so this goes to vmd directly.

@@ -136,6 +136,33 @@ impl Leases {
         }
     }
 
+    /// Whether the guest of a lease may leave the host, from now on.
+    pub async fn set_nat(&self, holder: String, nat: bool, call: Call) -> Result<()> {
+        let leases = self.clone();
+        detached(async move {
+            let _call = call;
+            leases.set_nat_of(holder, nat).await
+        })
+        .await
+    }
+
+    async fn set_nat_of(&self, holder: String, nat: bool) -> Result<()> {
+        let _kernel = self.0.kernel.lock().await;
+        let before = self.0.store.transact(move |t| store::find(t, &holder)).await?;
+        let row = Row { nat, ..before.clone() };
+        self.put(row.clone()).await?;
+        if let Err(error) = self.apply_rules().await {
+            self.put(before).await?;
+            return Err(error);
+        }
+        self.publish(row).await;
+        Ok(())
+    }
+
+    async fn put(&self, row: Row) -> Result<()> {
+        self.0.store.transact(move |t| store::put(t, &row)).await
+    }
+
     /// Gives a lease back.
     pub async fn release(&self, holder: String, call: Call) -> Result<()> {
         let leases = self.clone();

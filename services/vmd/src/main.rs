@@ -5,7 +5,9 @@
 //! be restarted or killed at any time without a VM noticing.
 
 mod bus;
+mod config;
 mod effects;
+mod request;
 mod store;
 mod supervisor;
 
@@ -26,5 +28,6 @@ fn main() -> ExitCode {
 async fn start(context: Context) -> Result<()> {
     let supervisor = Supervisor::open(context.clone()).await?;
     context.hub.add(VMD.path, Manager::new(supervisor.clone(), context.gate.clone())).await;
-    supervisor.publish_all().await
+    supervisor.publish_all().await;
+    Ok(())
 }

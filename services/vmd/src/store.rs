@@ -1,19 +1,27 @@
 //! The rows of vmd, and the reservation: the one transaction that gives a VM its name and address.
+//!
+//! vmd alone writes this file, so [`VmStore`] keeps a copy of all rows in memory, for whoever only
+//! wants to look.
 
-use std::collections::BTreeSet;
+mod volumes;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
 use banger_core::name::VmName;
-use banger_core::vm::Spec;
+use banger_core::spec::Spec;
 use banger_daemon::Store;
 use banger_daemon::store::db;
 use ipnet::Ipv4Net;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE vms (
         name         TEXT    PRIMARY KEY,
         address      INTEGER NOT NULL UNIQUE,
@@ -24,7 +32,16 @@ const MIGRATIONS: &[&str] = &["
         created_usec INTEGER NOT NULL,
         started_usec INTEGER
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE vms ADD COLUMN ended TEXT;
+    CREATE TABLE volumes (
+        name         TEXT    PRIMARY KEY,
+        bytes        INTEGER NOT NULL,
+        created_usec INTEGER NOT NULL
+    ) STRICT;
+",
+];
 
 /// One VM as it is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +59,26 @@ pub struct VmRow {
     pub created_usec: u64,
     /// When it was last started, if ever.
     pub started_usec: Option<u64>,
+    /// How its last run ended, if it has.
+    pub ended: Option<Ended>,
+}
+
+/// How a run of a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Microseconds since 1970.
+    pub usec: u64,
+    /// For people.
+    pub reason: String,
+}
+
+/// A disk that exists by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRow {
+    pub name: VmName,
+    pub bytes: u64,
+    /// Microseconds since 1970.
+    pub created_usec: u64,
 }
 
 impl VmRow {
@@ -65,11 +102,23 @@ pub struct Draft {
 }
 
 #[derive(Debug, Clone)]
-pub struct VmStore(Store);
+pub struct VmStore {
+    store: Store,
+    rows: Arc<Mutex<BTreeMap<VmName, VmRow>>>,
+    /// Held from a change to its being in `rows`, so that these never go back in time.
+    changing: Arc<tokio::sync::Mutex<()>>,
+}
 
 impl VmStore {
-    pub fn open(path: &Path) -> Result<Self> {
-        Store::open(path, MIGRATIONS).map(Self)
+    pub async fn open(path: &Path) -> Result<Self> {
+        let store = Store::open(path, MIGRATIONS)?;
+        let rows = store.transact(list).await?;
+        let rows = rows.into_iter().map(|row| (row.name.clone(), row)).collect();
+        Ok(Self { store, rows: Arc::new(Mutex::new(rows)), changing: Arc::default() })
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<VmName, VmRow>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reservation: checks the name, takes the next free address and inserts the row, all in
@@ -77,60 +126,95 @@ impl VmStore {
     /// here, and exactly one gets it.
     ///
     /// # Errors
-    /// `NameTaken`, `NoFreeAddress`.
+    /// `NameTaken`, `NoFreeAddress`, `NoSuchVolume`, `VolumeInUse`.
     pub async fn reserve(&self, draft: Draft) -> Result<VmRow> {
-        self.0.transact(move |transaction| reserve(transaction, draft)).await
+        let _changing = self.changing.lock().await;
+        let row = self.store.transact(move |transaction| reserve(transaction, draft)).await?;
+        self.rows().insert(row.name.clone(), row.clone());
+        Ok(row)
     }
 
     /// Fails with `NameTaken` if there is a VM of this name. Only a courtesy before long work:
     /// [`VmStore::reserve`] decides.
-    pub async fn check_free(&self, name: VmName) -> Result<()> {
-        self.0.transact(move |transaction| check_free(transaction, &name)).await
+    pub fn check_free(&self, name: &VmName) -> Result<()> {
+        if self.contains(name) { Err(taken(name)) } else { Ok(()) }
     }
 
-    pub async fn get(&self, name: VmName) -> Result<VmRow> {
-        self.0
+    pub fn contains(&self, name: &VmName) -> bool {
+        self.rows().contains_key(name)
+    }
+
+    /// # Errors
+    /// `NoSuchVm`.
+    pub fn get(&self, name: &VmName) -> Result<VmRow> {
+        self.rows().get(name).cloned().ok_or_else(|| no_such_vm(name.as_str()))
+    }
+
+    /// All VMs, by name.
+    pub fn list(&self) -> Vec<VmRow> {
+        self.rows().values().cloned().collect()
+    }
+
+    pub async fn mark_started(&self, name: &VmName, usec: u64) -> Result<VmRow> {
+        self.change(name, move |row| {
+            row.started_usec = Some(usec);
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn mark_ended(&self, name: &VmName, ended: Ended) -> Result<VmRow> {
+        self.change(name, move |row| {
+            row.ended = Some(ended);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Changes what a VM is to be.
+    ///
+    /// # Errors
+    /// What `change` returns, `NoSuchVolume`, `VolumeInUse`.
+    pub async fn set_spec(
+        &self,
+        name: &VmName,
+        change: impl FnOnce(&mut Spec) -> Result<()> + Send + 'static,
+    ) -> Result<VmRow> {
+        self.change(name, |row| change(&mut row.spec)).await
+    }
+
+    /// Changes a row, in the file and then in memory.
+    async fn change(
+        &self,
+        name: &VmName,
+        change: impl FnOnce(&mut VmRow) -> Result<()> + Send + 'static,
+    ) -> Result<VmRow> {
+        let _changing = self.changing.lock().await;
+        let mut row = self.get(name)?;
+        let row = self
+            .store
             .transact(move |transaction| {
-                let row = transaction
-                    .query_row("SELECT * FROM vms WHERE name = ?", [name.as_str()], |row| Ok(read(row)))
-                    .optional()
-                    .map_err(db)?;
-                row.unwrap_or_else(|| Err(no_such_vm(name.as_str())))
+                change(&mut row)?;
+                volumes::check_attached(transaction, &row.name, &row.spec)?;
+                update(transaction, &row)?;
+                Ok(row)
             })
-            .await
-    }
-
-    pub async fn list(&self) -> Result<Vec<VmRow>> {
-        self.0
-            .transact(|transaction| {
-                let mut statement = transaction.prepare("SELECT * FROM vms ORDER BY name").map_err(db)?;
-                let rows = statement.query_map([], |row| Ok(read(row))).map_err(db)?;
-                rows.map(|row| row.map_err(db)?).collect()
-            })
-            .await
-    }
-
-    pub async fn mark_started(&self, name: VmName, usec: u64) -> Result<()> {
-        self.0
-            .transact(move |transaction| {
-                transaction
-                    .execute(
-                        "UPDATE vms SET started_usec = ? WHERE name = ?",
-                        params![usec as i64, name.as_str()],
-                    )
-                    .map(drop)
-                    .map_err(db)
-            })
-            .await
+            .await?;
+        self.rows().insert(row.name.clone(), row.clone());
+        Ok(row)
     }
 
     /// Frees name and address.
-    pub async fn remove(&self, name: VmName) -> Result<()> {
-        self.0
+    pub async fn remove(&self, name: &VmName) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        let gone = name.clone();
+        self.store
             .transact(move |transaction| {
-                transaction.execute("DELETE FROM vms WHERE name = ?", [name.as_str()]).map(drop).map_err(db)
+                transaction.execute("DELETE FROM vms WHERE name = ?", [gone.as_str()]).map(drop).map_err(db)
             })
-            .await
+            .await?;
+        self.rows().remove(name);
+        Ok(())
     }
 }
 
@@ -148,6 +232,7 @@ fn reserve(transaction: &Transaction<'_>, draft: Draft) -> Result<VmRow> {
         }
     }
     let name = outcome?;
+    volumes::check_attached(transaction, &name, &draft.spec)?;
     let address = address::next_free(draft.range, &addresses(transaction)?).ok_or_else(|| {
         ErrorKind::NoFreeAddress.error(format!(
             "all {} addresses of {} are taken: delete VMs, or configure a larger range in /etc/banger/netd.conf",
@@ -164,22 +249,30 @@ fn reserve(transaction: &Transaction<'_>, draft: Draft) -> Result<VmRow> {
         spec: draft.spec,
         created_usec: draft.created_usec,
         started_usec: None,
+        ended: None,
     };
     insert(transaction, &row)?;
     Ok(row)
 }
 
 fn check_free(transaction: &Transaction<'_>, name: &VmName) -> Result<()> {
-    let taken = transaction
+    let found = transaction
         .query_row("SELECT 1 FROM vms WHERE name = ?", [name.as_str()], |_| Ok(()))
         .optional()
         .map_err(db)?;
-    match taken {
-        None => Ok(()),
-        Some(()) => Err(ErrorKind::NameTaken.error(format!(
-            "there is a VM {name} already: choose another name, or delete it with `banger rm {name}`"
-        ))),
-    }
+    found.map_or(Ok(()), |()| Err(taken(name)))
+}
+
+fn taken(name: &VmName) -> Error {
+    ErrorKind::NameTaken.error(format!(
+        "there is a VM {name} already: choose another name, or delete it with `banger rm {name}`"
+    ))
+}
+
+fn list(transaction: &Transaction<'_>) -> Result<Vec<VmRow>> {
+    let mut statement = transaction.prepare("SELECT * FROM vms ORDER BY name").map_err(db)?;
+    let rows = statement.query_map([], |row| Ok(read(row))).map_err(db)?;
+    rows.map(|row| row.map_err(db)?).collect()
 }
 
 fn addresses(transaction: &Transaction<'_>) -> Result<BTreeSet<Ipv4Addr>> {
@@ -207,11 +300,25 @@ fn insert(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
         .map_err(db)
 }
 
+fn update(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
+    let spec = serde_json::to_string(&row.spec).map_err(Error::internal)?;
+    let ended = row.ended.as_ref().map(serde_json::to_string).transpose().map_err(Error::internal)?;
+    transaction
+        .execute(
+            "UPDATE vms SET spec = ?, started_usec = ?, ended = ? WHERE name = ?",
+            params![spec, row.started_usec.map(|usec| usec as i64), ended, row.name.as_str()],
+        )
+        .map(drop)
+        .map_err(db)
+}
+
 fn read(row: &Row<'_>) -> Result<VmRow> {
     let text = |column: &str| row.get::<_, String>(column).map_err(db);
     let name = VmName::new(&text("name")?).map_err(Error::internal)?;
-    let spec = serde_json::from_str(&text("spec")?)
-        .map_err(|error| Error::internal(format!("row of {name}: {error}")))?;
+    let malformed = |error: serde_json::Error| Error::internal(format!("row of {name}: {error}"));
+    let spec = serde_json::from_str(&text("spec")?).map_err(malformed)?;
+    let ended = row.get::<_, Option<String>>("ended").map_err(db)?;
+    let ended = ended.map(|text| serde_json::from_str(&text).map_err(malformed)).transpose()?;
     Ok(VmRow {
         name,
         address: Ipv4Addr::from(row.get::<_, u32>("address").map_err(db)?),
@@ -221,6 +328,7 @@ fn read(row: &Row<'_>) -> Result<VmRow> {
         spec,
         created_usec: row.get::<_, i64>("created_usec").map_err(db)? as u64,
         started_usec: row.get::<_, Option<i64>>("started_usec").map_err(db)?.map(|usec| usec as u64),
+        ended,
     })
 }
 
@@ -228,9 +336,9 @@ fn read(row: &Row<'_>) -> Result<VmRow> {
 mod tests {
     use super::*;
 
-    fn store() -> (tempfile::TempDir, VmStore) {
+    async fn store() -> (tempfile::TempDir, VmStore) {
         let dir = tempfile::tempdir().expect("tempdir");
-        let store = VmStore::open(&dir.path().join("vmd.db")).expect("opens");
+        let store = VmStore::open(&dir.path().join("vmd.db")).await.expect("opens");
         (dir, store)
     }
 
@@ -248,7 +356,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_has_one_winner() {
-        let (_dir, store) = store();
+        let (_dir, store) = store().await;
         let tries: Vec<_> = (0..20)
             .map(|_| {
                 let store = store.clone();
@@ -267,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_are_unique_and_end() {
-        let (_dir, store) = store();
+        let (_dir, store) = store().await;
         let mut addresses = BTreeSet::new();
         for index in 0..5 {
             let row = store.reserve(draft(&[&format!("vm{index}")])).await.expect("reserves");
@@ -276,15 +384,15 @@ mod tests {
         let error = store.reserve(draft(&["vm5"])).await.expect_err("full");
         assert_eq!(error.kind(), ErrorKind::NoFreeAddress);
         // A failed reservation takes nothing, not even the name.
-        store.check_free(VmName::new("vm5").expect("valid")).await.expect("free");
-        store.remove(VmName::new("vm3").expect("valid")).await.expect("removes");
+        store.check_free(&VmName::new("vm5").expect("valid")).expect("free");
+        store.remove(&VmName::new("vm3").expect("valid")).await.expect("removes");
         let row = store.reserve(draft(&["vm5"])).await.expect("reserves");
         assert!(addresses.contains(&row.address), "the address of the removed VM is free again");
     }
 
     #[tokio::test]
     async fn falls_back_to_the_next_name() {
-        let (_dir, store) = store();
+        let (_dir, store) = store().await;
         store.reserve(draft(&["a"])).await.expect("reserves");
         let row = store.reserve(draft(&["a", "b"])).await.expect("reserves");
         assert_eq!(row.name.as_str(), "b");
@@ -292,12 +400,37 @@ mod tests {
 
     #[tokio::test]
     async fn rows_come_back() {
-        let (_dir, store) = store();
+        let (dir, store) = store().await;
+        let path = dir.path().join("vmd.db");
         let row = store.reserve(draft(&["web"])).await.expect("reserves");
-        assert_eq!(store.get(row.name.clone()).await.expect("there"), row);
-        store.mark_started(row.name.clone(), 7).await.expect("marks");
-        assert_eq!(store.list().await.expect("lists"), [VmRow { started_usec: Some(7), ..row }]);
-        let error = store.get(VmName::new("x").expect("valid")).await.expect_err("none");
+        assert_eq!(store.get(&row.name).expect("there"), row);
+        store.mark_started(&row.name, 7).await.expect("marks");
+        let ended = Ended { usec: 8, reason: "it was time".into() };
+        store.mark_ended(&row.name, ended.clone()).await.expect("marks");
+        let wanted = |spec: &mut Spec| {
+            spec.cpus = 3;
+            Ok(())
+        };
+        store.set_spec(&row.name, wanted).await.expect("sets");
+        let mut now = VmRow { started_usec: Some(7), ended: Some(ended), ..row };
+        now.spec.cpus = 3;
+        assert_eq!(store.list(), [now.clone()]);
+        drop(store);
+        let store = VmStore::open(&path).await.expect("opens");
+        assert_eq!(store.list(), [now]);
+        let error = store.get(&VmName::new("x").expect("valid")).expect_err("none");
         assert_eq!(error.kind(), ErrorKind::NoSuchVm);
+    }
+
+    #[tokio::test]
+    async fn a_change_that_fails_changes_nothing() {
+        let (_dir, store) = store().await;
+        let row = store.reserve(draft(&["web"])).await.expect("reserves");
+        let refused = |spec: &mut Spec| {
+            spec.cpus = 9;
+            Err(ErrorKind::InvalidArgs.error("no"))
+        };
+        assert!(store.set_spec(&row.name, refused).await.is_err());
+        assert_eq!(store.get(&row.name).expect("there"), row);
     }
 }

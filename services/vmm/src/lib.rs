@@ -11,7 +11,7 @@ mod qemu;
 use std::path::{Path, PathBuf};
 
 use banger_core::guest::PowerOff;
-use banger_core::vm::VmmChoice;
+use banger_core::spec::VmmChoice;
 
 pub use firecracker::Firecracker;
 pub use qemu::Qemu;

@@ -6,6 +6,7 @@ mod network;
 mod run;
 mod session;
 mod vm;
+mod volume;
 
 use banger_api::{Error, Result};
 use clap::CommandFactory;
@@ -23,6 +24,13 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Ps(arguments) => vm::list(context, arguments.all).await?,
         Command::Start(arguments) => return vm::start(context, arguments).await,
         Command::Stop(arguments) => return vm::stop(context, arguments).await,
+        Command::Restart(arguments) => return vm::restart(context, arguments).await,
+        Command::Kill(arguments) => return vm::kill(context, arguments).await,
+        Command::Pause(arguments) => return vm::pause(context, arguments).await,
+        Command::Resume(arguments) => return vm::resume(context, arguments).await,
+        Command::Reset(arguments) => return vm::reset(context, arguments).await,
+        Command::Set(arguments) => vm::set(context, arguments).await?,
+        Command::Volume(command) => return volume::dispatch(context, command).await,
         Command::Rm(arguments) => return vm::remove(context, arguments).await,
         Command::Pull(arguments) => image::pull(context, arguments).await?,
         Command::Images => image::list(context).await?,

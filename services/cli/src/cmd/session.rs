@@ -145,13 +145,20 @@ async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
     }
 }
 
-/// `-e NAME=VALUE` and `-e NAME`.
+/// The environment of a command.
 fn environment(settings: &Settings, terminal: bool) -> Result<BTreeMap<String, String>> {
-    let mut environment = BTreeMap::new();
+    let mut environment = variables(&settings.env)?;
     if terminal {
-        environment.insert("TERM".into(), std::env::var("TERM").unwrap_or_else(|_| "linux".into()));
+        let of_caller = || std::env::var("TERM").unwrap_or_else(|_| "linux".into());
+        environment.entry("TERM".into()).or_insert_with(of_caller);
     }
-    for setting in &settings.env {
+    Ok(environment)
+}
+
+/// `NAME=VALUE`, and `NAME` with the caller's value.
+pub fn variables(settings: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut variables = BTreeMap::new();
+    for setting in settings {
         let (name, value) = match setting.split_once('=') {
             Some((name, value)) => (name, value.to_owned()),
             None => match std::env::var(setting) {
@@ -161,11 +168,11 @@ fn environment(settings: &Settings, terminal: bool) -> Result<BTreeMap<String, S
             },
         };
         if name.is_empty() {
-            return Err(ErrorKind::InvalidArgs.error(format!("-e {setting:?} names no variable")));
+            return Err(ErrorKind::InvalidArgs.error(format!("{setting:?} names no variable")));
         }
-        environment.insert(name.to_owned(), value);
+        variables.insert(name.to_owned(), value);
     }
-    Ok(environment)
+    Ok(variables)
 }
 
 enum Event {

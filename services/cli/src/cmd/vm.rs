@@ -9,8 +9,11 @@ use serde::Serialize;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::Context;
-use crate::args::{Create, Init, Machine, Rm, Start, Stop, Vm, Vmm};
-use crate::exit::SUCCESS;
+use crate::args::{
+    Attachment, Create, Expiry, Init, Kill, Machine, Restart, RestartPolicy, Rm, Set, Several, Spec, Start,
+    Stop, Vm, Vmm, Vms,
+};
+use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
 use crate::output::or_dash;
 
@@ -19,8 +22,15 @@ pub async fn dispatch(context: &Context, command: Vm) -> Result<u8> {
         Vm::Create(arguments) => create_command(context, arguments).await?,
         Vm::Start(arguments) => return start(context, arguments).await,
         Vm::Stop(arguments) => return stop(context, arguments).await,
+        Vm::Restart(arguments) => return restart(context, arguments).await,
+        Vm::Kill(arguments) => return kill(context, arguments).await,
+        Vm::Pause(arguments) => return pause(context, arguments).await,
+        Vm::Resume(arguments) => return resume(context, arguments).await,
+        Vm::Reset(arguments) => return reset(context, arguments).await,
+        Vm::Set(arguments) => set(context, arguments).await?,
         Vm::Rm(arguments) => return remove(context, arguments).await,
         Vm::Show { vm } => show(context, &vm).await?,
+        Vm::Check { vm } => return check(context, &vm).await,
         Vm::Ls => list(context, true).await?,
     }
     Ok(SUCCESS)
@@ -44,7 +54,7 @@ pub async fn list(context: &Context, all: bool) -> Result<()> {
         .await?
         .into_iter()
         .map(|(name, state, image, address, _)| Row { name, state, image, address })
-        .filter(|row| all || matches!(row.state.as_str(), "starting" | "running" | "stopping"))
+        .filter(|row| all || matches!(row.state.as_str(), "starting" | "running" | "paused" | "stopping"))
         .collect();
     context.output.rows(&rows, &["NAME", "STATE", "IMAGE", "ADDRESS"], |row| {
         vec![row.name.clone(), row.state.clone(), row.image.clone(), or_dash(&row.address)]
@@ -76,38 +86,103 @@ pub async fn create(
     machine: &Machine,
     start: bool,
 ) -> Result<Ended> {
-    let started = context.bus.vms().await?.create_vm(name, image, options(machine, start)).await?;
+    let started = context.bus.vms().await?.create_vm(name, image, options(machine, start)?).await?;
     let title = if name.is_empty() { format!("create a VM of {image}") } else { format!("create {name}") };
     job::follow(context, VMD, started, &title).await
 }
 
-fn options(machine: &Machine, start: bool) -> HashMap<&str, Variant<'_>> {
-    let vmm = machine.vmm.map(|vmm| match vmm {
+/// The options of `CreateVm`.
+fn options(machine: &Machine, start: bool) -> Result<HashMap<&str, Variant<'_>>> {
+    let builder =
+        OptionsBuilder::new().set("kernel", machine.kernel.as_deref()).set("start", start.then_some(true));
+    Ok(spec_options(builder, &machine.spec)?.build())
+}
+
+/// The options that `CreateVm` and `SetVm` share.
+fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<OptionsBuilder<'a>> {
+    let vmm = spec.vmm.map(|vmm| match vmm {
         Vmm::Auto => "auto",
         Vmm::Qemu => "qemu",
         Vmm::Firecracker => "firecracker",
     });
-    let init = machine.init.map(|init| match init {
+    let init = spec.init.map(|init| match init {
         Init::Auto => "auto",
         Init::Agent => "agent",
         Init::Image => "image",
     });
-    OptionsBuilder::new()
-        .set("cpus", machine.cpus)
-        .set("memory", machine.memory)
-        .set("disk", machine.disk)
-        .set("kernel", machine.kernel.as_deref())
-        .set("kernel_arguments", machine.kernel_arguments.as_deref())
+    let restart = spec.restart.map(|policy| match policy {
+        RestartPolicy::No => "no",
+        RestartPolicy::OnFailure => "on-failure",
+        RestartPolicy::Always => "always",
+    });
+    let expiry = spec.expiry.map(|expiry| match expiry {
+        Expiry::Stop => "stop",
+        Expiry::Delete => "delete",
+    });
+    let environment: HashMap<String, String> =
+        super::session::variables(&spec.environment)?.into_iter().collect();
+    let labels: HashMap<String, String> = spec.labels.iter().cloned().collect();
+    Ok(builder
+        .set("cpus", spec.cpus)
+        .set("memory", spec.memory)
+        .set("disk", spec.disk)
+        .set("work", spec.work)
+        .set("volumes", Some(spec.volumes.clone()).filter(|volumes| !volumes.is_empty()))
+        .set("kernel_arguments", spec.kernel_arguments.as_deref())
         .set("vmm", vmm)
         .set("init", init)
-        .set("network", machine.no_network.then_some(false))
-        .set("nat", machine.no_nat.then_some(false))
-        .set("start", start.then_some(true))
-        .build()
+        .set("network", spec.network.or(spec.no_network.then_some(false)))
+        .set("nat", spec.nat.or(spec.no_nat.then_some(false)))
+        .set("environment", Some(environment).filter(|map| !map.is_empty()))
+        .set("labels", Some(labels).filter(|map| !map.is_empty()))
+        .set("restart", restart)
+        .set("autostart", spec.autostart)
+        .set("ttl", spec.ttl)
+        .set("expiry", expiry)
+        .set("memory_max", spec.memory_max)
+        .set("cpu_quota", spec.cpu_quota)
+        .set("io_weight", spec.io_weight)
+        .set("tasks_max", spec.tasks_max))
 }
 
+pub async fn set(context: &Context, arguments: Set) -> Result<()> {
+    let list = |names: &[String]| Some(names.to_vec()).filter(|names| !names.is_empty());
+    let mut builder = spec_options(OptionsBuilder::new(), &arguments.spec)?
+        .set("remove_environment", list(&arguments.unsetenv))
+        .set("remove_labels", list(&arguments.remove_label));
+    if arguments.no_volumes {
+        builder = builder.set("volumes", Some(Vec::<Attachment>::new()));
+    }
+    let (live, next_start) = context.bus.vms().await?.set_vm(&arguments.vm, builder.build()).await?;
+    if context.output.json {
+        return context.output.value(&serde_json::json!({"live": live, "next_start": next_start}));
+    }
+    for (options, when) in [(live, "in effect"), (next_start, "from the next start")] {
+        if !options.is_empty() {
+            context.output.note(&format!("{when}: {}", options.join(", ")));
+        }
+    }
+    Ok(())
+}
+
+/// The VMs that a command is about; with `--all` those in one of the states.
+async fn select(context: &Context, vms: Vms, states: &[&str]) -> Result<Vec<String>> {
+    if !vms.all {
+        return Ok(vms.vms);
+    }
+    let all = context.bus.vms().await?.list_vms().await?;
+    let wanted = all.into_iter().filter(|(_, state, ..)| states.contains(&state.as_str()));
+    Ok(wanted.map(|(name, ..)| name).collect())
+}
+
+/// States of a VM that has a VMM, that has none, and all.
+const UP: &[&str] = &["starting", "running", "paused", "stopping"];
+const DOWN: &[&str] = &["created", "stopped", "failed"];
+const ANY: &[&str] = &["created", "starting", "running", "paused", "stopping", "stopped", "failed"];
+
 pub async fn start(context: &Context, arguments: Start) -> Result<u8> {
-    super::each(arguments.vms, async |name| start_one(context, &name).await.map(drop)).await
+    let vms = select(context, arguments.vms, DOWN).await?;
+    super::each(vms, async |name| start_one(context, &name).await.map(drop)).await
 }
 
 pub async fn start_one(context: &Context, name: &str) -> Result<Ended> {
@@ -116,7 +191,8 @@ pub async fn start_one(context: &Context, name: &str) -> Result<Ended> {
 }
 
 pub async fn stop(context: &Context, arguments: Stop) -> Result<u8> {
-    super::each(arguments.vms, async |name| stop_one(context, &name, arguments.timeout).await).await
+    let vms = select(context, arguments.vms, UP).await?;
+    super::each(vms, async |name| stop_one(context, &name, arguments.timeout).await).await
 }
 
 pub async fn stop_one(context: &Context, name: &str, timeout: Option<u32>) -> Result<()> {
@@ -125,8 +201,60 @@ pub async fn stop_one(context: &Context, name: &str, timeout: Option<u32>) -> Re
     job::follow(context, VMD, stopping, &format!("stop {name}")).await.map(drop)
 }
 
+pub async fn restart(context: &Context, arguments: Restart) -> Result<u8> {
+    let vms = select(context, arguments.vms, UP).await?;
+    super::each(vms, async |name| {
+        let options = OptionsBuilder::new().set("timeout", arguments.timeout).build();
+        let restarting = context.bus.vms().await?.restart_vm(&name, options).await?;
+        job::follow(context, VMD, restarting, &format!("restart {name}")).await.map(drop)
+    })
+    .await
+}
+
+pub async fn kill(context: &Context, arguments: Kill) -> Result<u8> {
+    let vms = select(context, arguments.vms, UP).await?;
+    super::each(vms, async |name| Ok(context.bus.vms().await?.kill_vm(&name, arguments.signal).await?)).await
+}
+
+pub async fn pause(context: &Context, arguments: Several) -> Result<u8> {
+    let vms = select(context, arguments.vms, &["running"]).await?;
+    super::each(vms, async |name| Ok(context.bus.vms().await?.pause_vm(&name).await?)).await
+}
+
+pub async fn resume(context: &Context, arguments: Several) -> Result<u8> {
+    let vms = select(context, arguments.vms, &["paused"]).await?;
+    super::each(vms, async |name| Ok(context.bus.vms().await?.resume_vm(&name).await?)).await
+}
+
+pub async fn reset(context: &Context, arguments: Several) -> Result<u8> {
+    let vms = select(context, arguments.vms, DOWN).await?;
+    super::each(vms, async |name| Ok(context.bus.vms().await?.reset_vm(&name).await?)).await
+}
+
+/// Says what keeps a VM from starting, with the exit code of the first thing.
+async fn check(context: &Context, name: &str) -> Result<u8> {
+    let problems = context.bus.vms().await?.check_vm(name).await?;
+    if context.output.json {
+        let shown: Vec<_> = problems
+            .iter()
+            .map(|(error, message)| serde_json::json!({"error": error, "message": message}))
+            .collect();
+        context.output.value(&shown)?;
+    }
+    let mut code = SUCCESS;
+    for (error, message) in problems.into_iter().rev() {
+        let error = ErrorKind::from_name(&error).unwrap_or(ErrorKind::Internal).error(message);
+        code = exit::code(&error, false);
+        if !context.output.json {
+            exit::complain(&error);
+        }
+    }
+    Ok(code)
+}
+
 pub async fn remove(context: &Context, arguments: Rm) -> Result<u8> {
-    super::each(arguments.vms, async |name| match remove_one(context, &name, arguments.force).await {
+    let vms = select(context, arguments.vms, if arguments.force { ANY } else { DOWN }).await?;
+    super::each(vms, async |name| match remove_one(context, &name, arguments.force).await {
         Err(error) if arguments.force && error.kind() == ErrorKind::NoSuchVm => Ok(()),
         Err(error) if error.kind() == ErrorKind::VmRunning => Err(error
             .kind()

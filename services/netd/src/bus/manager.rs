@@ -43,6 +43,18 @@ impl Manager {
         self.leases.acquire(holder, options, call).await
     }
 
+    /// Lets the guest of a lease leave the host, or keeps it from that, at once.
+    async fn set_nat(
+        &self,
+        holder: String,
+        nat: bool,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.set_nat(holder, nat, call).await
+    }
+
     /// Gives a lease back: its TAP goes away.
     async fn release(
         &self,

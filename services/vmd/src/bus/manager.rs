@@ -1,16 +1,16 @@
 //! `org.banger.Vm1.Manager`.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use banger_api::vm::{LaunchPlan, VmRow};
-use banger_api::{Options, Result};
+use banger_api::Result;
+use banger_api::vm::{LaunchPlan, VmRow, VolumeRow};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
-use crate::supervisor::{Create, Supervisor, vm_name, vm_path};
+use crate::request::{Change, Create, delete_options, stop_options, vm_name};
+use crate::supervisor::{Supervisor, vm_path};
 
 #[derive(Clone)]
 pub struct Manager {
@@ -24,29 +24,12 @@ impl Manager {
     }
 }
 
-/// The options of stopping: seconds after which the guest is killed.
-pub fn stop_options(options: HashMap<String, OwnedVariant>) -> Result<Option<Duration>> {
-    let mut options = Options::from(options);
-    let timeout = options.take::<u32>("timeout")?.map(|seconds| Duration::from_secs(seconds.into()));
-    options.finish()?;
-    Ok(timeout)
-}
-
-/// The options of deleting: whether a running VM is killed.
-pub fn delete_options(options: HashMap<String, OwnedVariant>) -> Result<bool> {
-    let mut options = Options::from(options);
-    let force = options.take("force")?.unwrap_or(false);
-    options.finish()?;
-    Ok(force)
-}
-
 #[interface(name = "org.banger.Vm1.Manager")]
 impl Manager {
     /// Creates a VM, and starts it if asked to. The image is pulled if it is not there.
     ///
-    /// Options: cpus (u), memory (t, bytes), disk (t, bytes), kernel (s), kernel_arguments (s),
-    /// vmm (s: auto, qemu, firecracker), network (b), nat (b), init (s: auto, agent, image),
-    /// start (b). The job's outcome is the VM's name.
+    /// Options: kernel (s), start (b), and all options of SetVm, which have defaults in vmd.conf.
+    /// The job's outcome is the VM's name.
     #[zbus(out_args("job_id", "job"))]
     async fn create_vm(
         &self,
@@ -57,7 +40,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
-        let request = Create::new(name, image, options.into())?;
+        let request = Create::new(name, image, options.into(), &self.supervisor.config().defaults)?;
         Ok(self.supervisor.create_job(request).await)
     }
 
@@ -99,6 +82,157 @@ impl Manager {
         self.supervisor.delete(&vm_name(name)?, delete_options(options)?).await
     }
 
+    /// Stops a VM, if it runs, and starts it again. Options: as StopVm.
+    #[zbus(out_args("job_id", "job"))]
+    async fn restart_vm(
+        &self,
+        name: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.restart_job(vm_name(name)?, stop_options(options)?).await
+    }
+
+    /// Sends a signal to the VMM. The guest hears nothing of it.
+    async fn kill_vm(
+        &self,
+        name: &str,
+        signal: i32,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.kill(&vm_name(name)?, signal).await
+    }
+
+    /// Makes the guest's CPUs stand still.
+    async fn pause_vm(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.pause(&vm_name(name)?).await
+    }
+
+    /// Lets the guest's CPUs go on.
+    async fn resume_vm(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.resume(&vm_name(name)?).await
+    }
+
+    /// Throws away what the guest wrote to its disk; the work disk and volumes stay.
+    async fn reset_vm(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.reset(&vm_name(name)?).await
+    }
+
+    /// Changes what a VM is to be. Says which options are in effect now, and which from the next
+    /// start.
+    ///
+    /// Options: cpus (u), memory (t), disk (t), work (t) (bytes; disks only grow), volumes
+    /// (a(ssb): volume, path in the guest, read-only), kernel_arguments (s), vmm (s: auto, qemu,
+    /// firecracker), init (s: auto, agent, image), network (b), nat (b), environment and labels
+    /// (a{ss}: added to those there are), remove_environment and remove_labels (as), restart (s:
+    /// no, on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
+    /// delete), memory_max (t, bytes), cpu_quota (u, percent of one CPU), io_weight (u), tasks_max
+    /// (t) (0: no limit).
+    #[zbus(out_args("live", "next_start"))]
+    async fn set_vm(
+        &self,
+        name: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(Vec<&'static str>, Vec<&'static str>)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        let effects = self.supervisor.set(&vm_name(name)?, Change::new(options.into())?).await?;
+        Ok((effects.live, effects.next_start))
+    }
+
+    /// What keeps a VM from starting: names and messages of errors; none if nothing does.
+    #[zbus(out_args("problems"))]
+    async fn check_vm(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, String)>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let problems = self.supervisor.check(&vm_name(name)?).await?;
+        let shown = |error: banger_api::Error| (error.kind().name().to_owned(), error.message().to_owned());
+        Ok(problems.into_iter().map(shown).collect())
+    }
+
+    /// Makes a volume: a disk that exists by itself, with an empty filesystem.
+    async fn create_volume(
+        &self,
+        name: &str,
+        bytes: u64,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("volume", name)]).await?;
+        self.supervisor.create_volume(vm_name(name)?, bytes).await
+    }
+
+    /// Deletes a volume that no VM has.
+    async fn delete_volume(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("volume", name)]).await?;
+        self.supervisor.delete_volume(vm_name(name)?).await
+    }
+
+    /// All volumes: name, size in bytes, time of creation (microseconds since 1970), the VMs that
+    /// have it.
+    #[zbus(out_args("volumes"))]
+    async fn list_volumes(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<VolumeRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.volumes().await
+    }
+
+    /// For the boot: starts every VM that is to start with the host.
+    async fn autostart(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.autostart().await
+    }
+
+    /// For the timer: stops or deletes the VMs whose time is up. Returns their names.
+    #[zbus(out_args("vms"))]
+    async fn reap(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<String>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.reap().await
+    }
+
     /// All VMs: name, state, image, address (empty without network), object path.
     #[zbus(out_args("vms"))]
     async fn list_vms(
@@ -107,14 +241,13 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<VmRow>> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
-        let rows = self.supervisor.list().await?;
         let row = |row: crate::store::VmRow| {
-            let state = self.supervisor.state(&row.name).as_str().to_owned();
+            let state = self.supervisor.state(&row).as_str().to_owned();
             let path = vm_path(&row.name);
             let address = row.shown_address();
             (row.name.to_string(), state, row.image, address, path)
         };
-        Ok(rows.into_iter().map(row).collect())
+        Ok(self.supervisor.list().into_iter().map(row).collect())
     }
 
     #[zbus(out_args("vm"))]
@@ -125,7 +258,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
-        let row = self.supervisor.get(&vm_name(name)?).await?;
+        let row = self.supervisor.get(&vm_name(name)?)?;
         Ok(vm_path(&row.name))
     }
 
@@ -141,15 +274,20 @@ impl Manager {
         self.supervisor.prepare(&vm_name(name)?, call.caller).await
     }
 
-    /// For the VM's unit alone: gives back what only a running VM needs.
+    /// For the VM's unit alone, after the end of its VMM: gives back what only a running VM needs.
+    /// Returns whether the unit is to fail, and how the run ended.
+    #[zbus(out_args("failed", "reason"))]
     async fn release_vm(
         &self,
         name: &str,
+        result: &str,
+        goodbye: &str,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
-    ) -> Result<()> {
+    ) -> Result<(bool, String)> {
         let call = self.gate.enter(&header, connection, &[]).await?;
-        self.supervisor.release(&vm_name(name)?, call.caller).await
+        let verdict = self.supervisor.release(&vm_name(name)?, result, goodbye, call.caller).await?;
+        Ok((verdict.failed, verdict.reason.to_owned()))
     }
 
     #[zbus(signal)]

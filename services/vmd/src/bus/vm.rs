@@ -4,25 +4,31 @@ use std::collections::HashMap;
 
 use banger_api::vm::vsock_socket;
 use banger_api::{Error, Result};
+use banger_core::name::VmName;
 use banger_daemon::Gate;
 use zbus::message::Header;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, fdo, interface};
 
-use crate::bus::manager::{delete_options, stop_options};
+use crate::request::{Change, delete_options, stop_options};
 use crate::store::VmRow;
 use crate::supervisor::{Supervisor, runtime_dir};
 
-/// What never changes of a VM comes from its row; its state from the supervisor.
+/// A VM as clients see it. It holds nothing but the name.
 #[derive(Clone)]
 pub struct VmObject {
     supervisor: Supervisor,
     gate: Gate,
-    row: VmRow,
+    name: VmName,
 }
 
 impl VmObject {
-    pub fn new(supervisor: Supervisor, gate: Gate, row: VmRow) -> Self {
-        Self { supervisor, gate, row }
+    pub fn new(supervisor: Supervisor, gate: Gate, name: VmName) -> Self {
+        Self { supervisor, gate, name }
+    }
+
+    /// The row; it may be gone by now, though its object is about to go as well.
+    fn row(&self) -> fdo::Result<VmRow> {
+        self.supervisor.get(&self.name).map_err(|error| fdo::Error::UnknownObject(error.message().to_owned()))
     }
 }
 
@@ -35,8 +41,8 @@ impl VmObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
-        let _call = self.gate.enter(&header, connection, &[("vm", self.row.name.as_str())]).await?;
-        self.supervisor.start_job(self.row.name.clone()).await
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.start_job(self.name.clone()).await
     }
 
     /// As StopVm of the manager.
@@ -47,8 +53,8 @@ impl VmObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
-        let _call = self.gate.enter(&header, connection, &[("vm", self.row.name.as_str())]).await?;
-        self.supervisor.stop_job(self.row.name.clone(), stop_options(options)?).await
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.stop_job(self.name.clone(), stop_options(options)?).await
     }
 
     /// As DeleteVm of the manager.
@@ -58,11 +64,77 @@ impl VmObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<()> {
-        let _call = self.gate.enter(&header, connection, &[("vm", self.row.name.as_str())]).await?;
-        self.supervisor.delete(&self.row.name, delete_options(options)?).await
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.delete(&self.name, delete_options(options)?).await
     }
 
-    /// Everything about the VM as JSON.
+    /// As RestartVm of the manager.
+    #[zbus(out_args("job_id", "job"))]
+    async fn restart(
+        &self,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.restart_job(self.name.clone(), stop_options(options)?).await
+    }
+
+    /// As KillVm of the manager.
+    async fn kill(
+        &self,
+        signal: i32,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.kill(&self.name, signal).await
+    }
+
+    /// As PauseVm of the manager.
+    async fn pause(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.pause(&self.name).await
+    }
+
+    /// As ResumeVm of the manager.
+    async fn resume(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.resume(&self.name).await
+    }
+
+    /// As ResetVm of the manager.
+    async fn reset(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        self.supervisor.reset(&self.name).await
+    }
+
+    /// As SetVm of the manager.
+    #[zbus(out_args("live", "next_start"))]
+    async fn set(
+        &self,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(Vec<&'static str>, Vec<&'static str>)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
+        let effects = self.supervisor.set(&self.name, Change::new(options.into())?).await?;
+        Ok((effects.live, effects.next_start))
+    }
+
+    /// Everything about the VM as JSON. Of its environment only the names: values may be secret.
     #[zbus(out_args("json"))]
     async fn describe(
         &self,
@@ -70,10 +142,12 @@ impl VmObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
-        let row = self.supervisor.get(&self.row.name).await?;
+        let row = self.supervisor.get(&self.name)?;
+        let mut spec = serde_json::to_value(&row.spec).map_err(Error::internal)?;
+        spec["environment"] = row.spec.environment.keys().cloned().collect();
         let description = serde_json::json!({
             "name": row.name,
-            "state": self.supervisor.state(&row.name).as_str(),
+            "state": self.supervisor.state(&row).as_str(),
             "image": row.image,
             "image_id": row.image_id,
             "kernel": row.kernel,
@@ -81,81 +155,148 @@ impl VmObject {
             "unit": row.name.unit(),
             "created_usec": row.created_usec,
             "started_usec": row.started_usec,
-            "spec": row.spec,
+            "ended": row.ended,
+            "disk_used": self.supervisor.disk_used(&row).await?,
+            "spec": spec,
         });
         serde_json::to_string(&description).map_err(Error::internal)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn name(&self) -> String {
-        self.row.name.to_string()
+        self.name.to_string()
     }
 
-    /// created, starting, running, stopping, stopped or failed.
+    /// created, starting, running, paused, stopping, stopped or failed.
     #[zbus(property)]
-    fn state(&self) -> String {
-        self.supervisor.state(&self.row.name).as_str().to_owned()
+    fn state(&self) -> fdo::Result<String> {
+        Ok(self.supervisor.state(&self.row()?).as_str().to_owned())
     }
 
     /// The image's name when the VM was created.
     #[zbus(property(emits_changed_signal = "const"))]
-    fn image(&self) -> String {
-        self.row.image.clone()
+    fn image(&self) -> fdo::Result<String> {
+        Ok(self.row()?.image)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
-    fn image_id(&self) -> String {
-        self.row.image_id.clone()
+    fn image_id(&self) -> fdo::Result<String> {
+        Ok(self.row()?.image_id)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
-    fn kernel(&self) -> String {
-        self.row.kernel.clone()
+    fn kernel(&self) -> fdo::Result<String> {
+        Ok(self.row()?.kernel)
     }
 
     /// The guest's address, empty without network.
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn address(&self) -> String {
-        self.row.shown_address()
+    #[zbus(property)]
+    fn address(&self) -> fdo::Result<String> {
+        Ok(self.row()?.shown_address())
     }
 
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn cpus(&self) -> u32 {
-        self.row.spec.cpus
+    #[zbus(property)]
+    fn cpus(&self) -> fdo::Result<u32> {
+        Ok(self.row()?.spec.cpus)
     }
 
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn memory_bytes(&self) -> u64 {
-        self.row.spec.memory
+    #[zbus(property)]
+    fn memory_bytes(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.memory)
     }
 
     /// The size of the disk as the guest sees it; the file takes less.
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn disk_bytes(&self) -> u64 {
-        self.row.spec.disk
+    #[zbus(property)]
+    fn disk_bytes(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.disk)
+    }
+
+    /// The size of the disk at /work, 0 without one.
+    #[zbus(property)]
+    fn work_bytes(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.work)
+    }
+
+    /// Volume, path in the guest, read-only.
+    #[zbus(property)]
+    fn volumes(&self) -> fdo::Result<Vec<(String, String, bool)>> {
+        let mounts = self.row()?.spec.volumes;
+        Ok(mounts.into_iter().map(|mount| (mount.volume, mount.path, mount.read_only)).collect())
     }
 
     /// auto, qemu or firecracker, as asked for.
-    #[zbus(property(emits_changed_signal = "const"))]
-    fn vmm(&self) -> String {
-        self.row.spec.vmm.as_str().to_owned()
+    #[zbus(property)]
+    fn vmm(&self) -> fdo::Result<String> {
+        Ok(self.row()?.spec.vmm.as_str().to_owned())
+    }
+
+    #[zbus(property)]
+    fn nat(&self) -> fdo::Result<bool> {
+        Ok(self.row()?.spec.nat)
+    }
+
+    #[zbus(property)]
+    fn labels(&self) -> fdo::Result<HashMap<String, String>> {
+        Ok(self.row()?.spec.labels.into_iter().collect())
+    }
+
+    /// no, on-failure or always.
+    #[zbus(property)]
+    fn restart_policy(&self) -> fdo::Result<String> {
+        Ok(self.row()?.spec.restart.as_str().to_owned())
+    }
+
+    /// Whether it starts with the host.
+    #[zbus(property)]
+    fn autostart(&self) -> fdo::Result<bool> {
+        Ok(self.row()?.spec.autostart)
+    }
+
+    /// Seconds after its start at which the VM has had its time; 0: never.
+    #[zbus(property)]
+    fn ttl(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.ttl)
+    }
+
+    /// What happens then: stop or delete.
+    #[zbus(property)]
+    fn expiry(&self) -> fdo::Result<String> {
+        Ok(self.row()?.spec.expiry.as_str().to_owned())
     }
 
     /// The systemd unit that is the VM.
     #[zbus(property(emits_changed_signal = "const"))]
     fn unit(&self) -> String {
-        self.row.name.unit()
+        self.name.unit()
     }
 
     /// The socket that leads to the guest's vsock ports; there while the VM runs.
     #[zbus(property(emits_changed_signal = "const"))]
     fn vsock_socket(&self) -> String {
-        vsock_socket(&runtime_dir(&self.row.name)).to_string_lossy().into_owned()
+        vsock_socket(&runtime_dir(&self.name)).to_string_lossy().into_owned()
     }
 
     /// Microseconds since 1970.
     #[zbus(property(emits_changed_signal = "const"))]
-    fn created_timestamp(&self) -> u64 {
-        self.row.created_usec
+    fn created_timestamp(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.created_usec)
+    }
+
+    /// When it was last started, microseconds since 1970; 0: never.
+    #[zbus(property)]
+    fn started_timestamp(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.started_usec.unwrap_or(0))
+    }
+
+    /// When its last run ended; 0: never.
+    #[zbus(property)]
+    fn ended_timestamp(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.ended.map_or(0, |ended| ended.usec))
+    }
+
+    /// How its last run ended, for people; empty before the first end.
+    #[zbus(property)]
+    fn end_reason(&self) -> fdo::Result<String> {
+        Ok(self.row()?.ended.map(|ended| ended.reason).unwrap_or_default())
     }
 }

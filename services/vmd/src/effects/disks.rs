@@ -1,6 +1,14 @@
-//! The disks of VMs: one sparse file each, an empty ext4 that takes the writes of the guest.
+//! The disks of VMs and volumes: sparse files, each an empty ext4 at first.
 //!
-//! Making one writes a few hundred kilobytes of metadata, whatever its size and its image's.
+//! ```text
+//! vms/NAME/disk.img           takes the writes of the guest; a reset makes it anew
+//! vms/NAME/work.img           mounted at /work; a reset keeps it
+//! vms/NAME/volume-VOLUME.img  hard link to a volume's file while the VM has it
+//! volumes/NAME.img            a disk that exists by itself
+//! ```
+//!
+//! Making one writes a few hundred kilobytes of metadata, whatever its size and its image's. A VM
+//! sees nothing but its own directory; that is why volumes are linked into it.
 
 use std::fs::Permissions;
 use std::io;
@@ -8,10 +16,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use banger_api::{Error, Result};
+use banger_api::{Error, ErrorKind, Result};
 use banger_core::acl;
 use banger_core::name::VmName;
-use rustix::fs::{XattrFlags, setxattr};
+use banger_core::spec::Spec;
+use banger_core::units::MIB;
+use rustix::fs::{XattrFlags, removexattr, setxattr};
 use tokio::fs;
 use tokio::process::Command;
 
@@ -19,60 +29,160 @@ use tokio::process::Command;
 const MKE2FS: &[&str] =
     &["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
 
-/// The directory of all VMs' disks.
+/// A guest that cannot write its disk because the host's is full loses data, so none starts with
+/// less than this much space left.
+const ROOM: u64 = 128 * MIB;
+
+/// The directories of all disks.
 #[derive(Debug, Clone)]
-pub struct Disks(PathBuf);
+pub struct Disks {
+    vms: PathBuf,
+    volumes: PathBuf,
+}
+
+/// One disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFile {
+    /// Name by which the VMM knows it.
+    pub id: String,
+    pub path: PathBuf,
+    pub read_only: bool,
+}
 
 impl Disks {
-    pub async fn open(directory: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&directory).await?;
-        Ok(Self(directory))
-    }
-
-    pub fn path(&self, name: &VmName) -> PathBuf {
-        self.directory(name).join("disk.img")
+    /// Opens the directories below a service's state directory.
+    pub async fn open(state_dir: PathBuf) -> Result<Self> {
+        let disks = Self { vms: state_dir.join("vms"), volumes: state_dir.join("volumes") };
+        fs::create_dir_all(&disks.vms).await?;
+        fs::create_dir_all(&disks.volumes).await?;
+        Ok(disks)
     }
 
     fn directory(&self, name: &VmName) -> PathBuf {
-        self.0.join(name.as_str())
+        self.vms.join(name.as_str())
     }
 
-    /// Makes the VM's disk if it has none.
-    pub async fn ensure(&self, name: &VmName, bytes: u64) -> Result<()> {
-        let disk = self.path(name);
-        if fs::try_exists(&disk).await? {
-            return Ok(());
+    fn volume(&self, name: &str) -> PathBuf {
+        self.volumes.join(format!("{name}.img"))
+    }
+
+    /// The VM's own disks in the order in which the guest sees them, after the image's.
+    pub fn of(&self, name: &VmName, spec: &Spec) -> Vec<DiskFile> {
+        let directory = self.directory(name);
+        let own = |id: &str| DiskFile {
+            id: id.to_owned(),
+            path: directory.join(format!("{id}.img")),
+            read_only: false,
+        };
+        let mut disks = vec![own("disk")];
+        if spec.work > 0 {
+            disks.push(own("work"));
         }
+        disks.extend(spec.volumes.iter().map(|mount| DiskFile {
+            read_only: mount.read_only,
+            ..own(&format!("volume-{}", mount.volume))
+        }));
+        disks
+    }
+
+    /// Makes whichever disks of the VM are missing, and lets those grow that are to be larger.
+    pub async fn ensure(&self, name: &VmName, spec: &Spec) -> Result<()> {
         let directory = self.directory(name);
         fs::create_dir_all(&directory).await?;
         // The VM's user passes through it to its disk. Nobody else comes this far: what is above is
         // closed, and a VM sees no other VM's directory.
         fs::set_permissions(&directory, Permissions::from_mode(0o711)).await?;
-        // Under its own name only when it is whole: a disk that exists is a disk that works.
-        let draft = disk.with_extension("new");
-        fs::File::create(&draft).await?.set_len(bytes).await?;
-        format(&draft).await?;
-        fs::File::open(&draft).await?.sync_all().await?;
-        fs::rename(&draft, &disk).await?;
-        fs::File::open(directory).await?.sync_all().await?;
+        make(&directory.join("disk.img"), spec.disk).await?;
+        if spec.work > 0 {
+            make(&directory.join("work.img"), spec.work).await?;
+        }
+        self.link_volumes(&directory, spec).await
+    }
+
+    /// Links the VM's volumes into its directory, and no others.
+    async fn link_volumes(&self, directory: &Path, spec: &Spec) -> Result<()> {
+        let mut entries = fs::read_dir(directory).await?;
+        while let Some(entry) = entries.next_entry().await? {
+            if entry.file_name().to_string_lossy().starts_with("volume-") {
+                fs::remove_file(entry.path()).await?;
+            }
+        }
+        for mount in &spec.volumes {
+            let link = directory.join(format!("volume-{}.img", mount.volume));
+            fs::hard_link(self.volume(&mount.volume), link).await?;
+        }
         Ok(())
     }
 
-    /// Opens the disk to one user, whoever had it before; `None` closes it to all.
-    pub fn grant(&self, name: &VmName, user: Option<u32>) -> Result<()> {
+    /// Opens the VM's disks to one user, whoever had them before; `None` closes them to all. What
+    /// several VMs may read is open to all who can see it.
+    pub fn grant(&self, name: &VmName, spec: &Spec, user: Option<u32>) -> Result<()> {
         let users: Vec<u32> = user.into_iter().collect();
-        let list = acl::only(acl::READ_WRITE, &users);
-        match setxattr(self.path(name), acl::ACCESS, &list, XattrFlags::empty()) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::NOENT) if user.is_none() => Ok(()),
-            Err(error) => Err(Error::internal(format!(
-                "cannot open {} to the VM's user: {error}; its filesystem must support POSIX access lists",
-                self.path(name).display()
-            ))),
+        for disk in self.of(name, spec) {
+            let granted = if disk.read_only {
+                share(&disk.path)
+            } else {
+                setxattr(&disk.path, acl::ACCESS, &acl::only(acl::READ_WRITE, &users), XattrFlags::empty())
+                    .map_err(io::Error::from)
+            };
+            match granted {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && user.is_none() => {}
+                Err(error) => {
+                    return Err(Error::internal(format!(
+                        "cannot open {} to the VM's user: {error}; its filesystem must support POSIX access lists",
+                        disk.path.display()
+                    )));
+                }
+                Ok(()) => {}
+            }
         }
+        Ok(())
     }
 
-    /// Deletes the VM's disk.
+    /// Makes the VM's own disk anew; work disk and volumes stay.
+    pub async fn reset(&self, name: &VmName, spec: &Spec) -> Result<()> {
+        // Renamed into the old one's place, so that there is a whole one at every instant.
+        let disk = self.directory(name).join("disk.img");
+        let fresh = draft(&disk, spec.disk).await?;
+        publish(&fresh, &disk).await
+    }
+
+    /// # Errors
+    /// `NoSpace` if hardly anything is left for what the guest will write.
+    pub fn check_room(&self, name: &VmName) -> Result<()> {
+        let room = self.room()?;
+        if room >= ROOM {
+            return Ok(());
+        }
+        Err(ErrorKind::NoSpace.error(format!(
+            "{} MiB are left for the disk of {name} in {}, less than {} MiB: free some space",
+            room / MIB,
+            self.vms.display(),
+            ROOM / MIB
+        )))
+    }
+
+    /// Bytes that VMs' disks can still take together.
+    fn room(&self) -> Result<u64> {
+        let filesystem = rustix::fs::statvfs(&self.vms).map_err(io::Error::from)?;
+        Ok(filesystem.f_bavail.saturating_mul(filesystem.f_frsize))
+    }
+
+    /// Bytes on the host that the VM's own disks take.
+    pub async fn used(&self, name: &VmName, spec: &Spec) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        let mut used = 0;
+        for disk in self.of(name, &Spec { volumes: Vec::new(), ..spec.clone() }) {
+            match fs::metadata(&disk.path).await {
+                Ok(metadata) => used += metadata.blocks() * 512,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(used)
+    }
+
+    /// Deletes the VM's disks. Volumes stay: only their links go.
     pub async fn remove(&self, name: &VmName) -> Result<()> {
         match fs::remove_dir_all(self.directory(name)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
@@ -83,12 +193,81 @@ impl Disks {
     /// The names that have a directory here.
     pub async fn list(&self) -> Result<Vec<VmName>> {
         let mut names = Vec::new();
-        let mut entries = fs::read_dir(&self.0).await?;
+        let mut entries = fs::read_dir(&self.vms).await?;
         while let Some(entry) = entries.next_entry().await? {
             names.extend(entry.file_name().to_str().and_then(|name| VmName::new(name).ok()));
         }
         Ok(names)
     }
+
+    pub async fn make_volume(&self, name: &VmName, bytes: u64) -> Result<()> {
+        make(&self.volume(name.as_str()), bytes).await
+    }
+
+    pub async fn remove_volume(&self, name: &VmName) -> Result<()> {
+        match fs::remove_file(self.volume(name.as_str())).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The names of the volumes that have a file.
+    pub async fn list_volumes(&self) -> Result<Vec<VmName>> {
+        let mut names = Vec::new();
+        let mut entries = fs::read_dir(&self.volumes).await?;
+        while let Some(entry) = entries.next_entry().await? {
+            let file = entry.file_name();
+            let name = file.to_str().and_then(|file| file.strip_suffix(".img"));
+            names.extend(name.and_then(|name| VmName::new(name).ok()));
+        }
+        Ok(names)
+    }
+}
+
+/// Makes a disk if there is none, and lets one grow that is too small.
+async fn make(disk: &Path, bytes: u64) -> Result<()> {
+    if fs::try_exists(disk).await? {
+        return extend(disk, bytes).await.map(drop);
+    }
+    let fresh = draft(disk, bytes).await?;
+    publish(&fresh, disk).await
+}
+
+/// Makes a disk beside the place where it is to be: one that has its name is whole.
+async fn draft(disk: &Path, bytes: u64) -> Result<PathBuf> {
+    let draft = disk.with_extension("new");
+    fs::File::create(&draft).await?.set_len(bytes).await?;
+    format(&draft).await?;
+    Ok(draft)
+}
+
+/// Puts a finished file into its place, durably.
+async fn publish(draft: &Path, place: &Path) -> Result<()> {
+    fs::File::open(draft).await?.sync_all().await?;
+    fs::rename(draft, place).await?;
+    if let Some(directory) = place.parent() {
+        fs::File::open(directory).await?.sync_all().await?;
+    }
+    Ok(())
+}
+
+/// Lets a file grow; the guest lets its filesystem follow. Returns whether it was smaller.
+async fn extend(disk: &Path, bytes: u64) -> Result<bool> {
+    let file = fs::File::options().write(true).open(disk).await?;
+    let smaller = file.metadata().await?.len() < bytes;
+    if smaller {
+        file.set_len(bytes).await?;
+    }
+    Ok(smaller)
+}
+
+/// Lets everybody who can see the file read it, and nobody but its owner write it.
+fn share(path: &Path) -> io::Result<()> {
+    match removexattr(path, acl::ACCESS) {
+        Err(error) if error != rustix::io::Errno::NODATA => return Err(error.into()),
+        _ => {}
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
 async fn format(disk: &Path) -> Result<()> {

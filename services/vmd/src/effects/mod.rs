@@ -1,5 +1,6 @@
 //! What vmd does outside itself: systemd's units, disks, the other services.
 
 pub mod disks;
+pub mod marks;
 pub mod peers;
 pub mod units;

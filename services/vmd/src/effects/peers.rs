@@ -121,6 +121,11 @@ impl Peers {
         Ok(self.network().await?.acquire(holder, options.to_dict()).await?)
     }
 
+    /// Whether the holder's guest may leave the host, from now on.
+    pub async fn set_nat(&self, holder: &str, nat: bool) -> Result<()> {
+        Ok(self.network().await?.set_nat(holder, nat).await?)
+    }
+
     /// Nothing happens if the holder has no lease.
     pub async fn release_network(&self, holder: &str) -> Result<()> {
         match self.network().await?.release(holder).await.map_err(Error::from) {

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
+use banger_core::spec::Limits;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use zbus::fdo::PropertiesChanged;
-use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, proxy};
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
 /// How many signals may wait for us before we slow the connection down.
 const SIGNAL_QUEUE: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -32,12 +33,41 @@ trait Systemd {
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
+    fn set_unit_properties(
+        &self,
+        name: &str,
+        runtime: bool,
+        properties: &[(&str, Variant<'_>)],
+    ) -> zbus::Result<()>;
+    fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
     #[zbus(name = "GetUnitByPID")]
     fn get_unit_by_pid(&self, pid: u32) -> zbus::Result<OwnedObjectPath>;
     fn list_units_by_patterns(&self, states: &[&str], patterns: &[&str]) -> zbus::Result<Vec<ListedUnit>>;
     #[zbus(signal)]
     fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: String, result: String) -> zbus::Result<()>;
+}
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Unit",
+    default_service = "org.freedesktop.systemd1",
+    assume_defaults = false
+)]
+trait Unit {
+    /// Id and path of the job under way; 0 if there is none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn job(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
+}
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Job",
+    default_service = "org.freedesktop.systemd1",
+    assume_defaults = false
+)]
+trait Job {
+    /// `start`, `stop`, `restart`, …
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn job_type(&self) -> zbus::Result<String>;
 }
 
 /// What systemd says of a VM's unit.
@@ -161,8 +191,26 @@ impl Units {
 
     /// Stops the unit and returns when it is down.
     pub async fn stop(&self, name: &VmName) -> Result<()> {
+        self.stop_and(name, async { Ok(()) }).await
+    }
+
+    /// Ends the unit without asking the guest. That it is meant to end, systemd knows before the
+    /// VMM dies: nobody takes it for a crash.
+    pub async fn end(&self, name: &VmName) -> Result<()> {
+        self.stop_and(name, async {
+            // There may be nothing left to kill.
+            if let Err(error) = self.kill(name).await {
+                tracing::debug!("{name}: {error}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn stop_and(&self, name: &VmName, meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
         let mut removed = self.0.systemd.receive_job_removed().await?;
         let job = self.0.systemd.stop_unit(&name.unit(), "replace").await.map_err(refused)?;
+        meanwhile.await?;
         loop {
             let signal = removed.next().await.ok_or_else(lost)?;
             if *signal.args()?.job() == job {
@@ -171,10 +219,61 @@ impl Units {
         }
     }
 
+    /// Starts the unit as soon as what it does now is over, without waiting for that.
+    pub async fn start_again(&self, name: &VmName) -> Result<()> {
+        self.0.systemd.start_unit(&name.unit(), "replace").await.map(drop).map_err(refused)
+    }
+
     /// Kills everything in the unit.
     pub async fn kill(&self, name: &VmName) -> Result<()> {
         const SIGKILL: i32 = 9;
         self.0.systemd.kill_unit(&name.unit(), "all", SIGKILL).await.map_err(refused)
+    }
+
+    /// Sends a signal to the VMM.
+    pub async fn signal(&self, name: &VmName, signal: i32) -> Result<()> {
+        self.0.systemd.kill_unit(&name.unit(), "main", signal).await.map_err(refused)
+    }
+
+    /// Whether somebody asked systemd to stop or to restart the unit.
+    pub async fn is_stop_asked(&self, name: &VmName) -> Result<bool> {
+        let bus = self.0.systemd.inner().connection();
+        let unit = self.0.systemd.load_unit(&name.unit()).await.map_err(refused)?;
+        let unit = UnitProxy::builder(bus).path(unit).build().await?;
+        let (id, job) = unit.job().await?;
+        if id == 0 {
+            return Ok(false);
+        }
+        let job = JobProxy::builder(bus).path(job).build().await?;
+        // A job that has ended meanwhile was none to stop a unit that is still stopping.
+        Ok(job.job_type().await.is_ok_and(|kind| kind != "start"))
+    }
+
+    /// Sets the limits that the specification names, until the next boot; the rest stays as the
+    /// unit's files say.
+    pub async fn set_limits(&self, name: &VmName, limits: &Limits) -> Result<()> {
+        let properties = limit_properties(limits);
+        if properties.is_empty() {
+            return Ok(());
+        }
+        self.0.systemd.set_unit_properties(&name.unit(), true, &properties).await.map_err(refused)
+    }
+
+    /// Takes limits away that the specification named before.
+    pub async fn clear_limits(&self, name: &VmName, options: &[&str]) -> Result<()> {
+        let none = |option: &&str| match *option {
+            "memory_max" => Some(("MemoryMax", Variant::from(u64::MAX))),
+            "cpu_quota" => Some(("CPUQuotaPerSecUSec", Variant::from(u64::MAX))),
+            // systemd's own default of both.
+            "io_weight" => Some(("IOWeight", Variant::from(u64::MAX))),
+            "tasks_max" => Some(("TasksMax", Variant::from(u64::MAX))),
+            _ => None,
+        };
+        let properties: Vec<_> = options.iter().filter_map(none).collect();
+        if properties.is_empty() {
+            return Ok(());
+        }
+        self.0.systemd.set_unit_properties(&name.unit(), true, &properties).await.map_err(refused)
     }
 
     /// Lets systemd forget that the unit failed.
@@ -191,6 +290,18 @@ impl Units {
     }
 }
 
+/// Limits as systemd's bus API names them, see org.freedesktop.systemd1(5).
+fn limit_properties(limits: &Limits) -> Vec<(&'static str, Variant<'static>)> {
+    const USEC_PER_PERCENT: u64 = 10_000;
+    let mut properties: Vec<(&'static str, Variant<'static>)> = Vec::new();
+    let mut add = |name, value: Option<u64>| properties.extend(value.map(|value| (name, value.into())));
+    add("MemoryMax", limits.memory_max);
+    add("CPUQuotaPerSecUSec", limits.cpu_quota.map(|percent| u64::from(percent) * USEC_PER_PERCENT));
+    add("IOWeight", limits.io_weight.map(u64::from));
+    add("TasksMax", limits.tasks_max);
+    properties
+}
+
 fn vm_of(path: &str) -> Option<VmName> {
     VmName::from_unit(&banger_api::path::decode(UNIT_PREFIX, path)?)
 }
@@ -202,4 +313,17 @@ fn refused(error: zbus::Error) -> Error {
 
 fn lost() -> Error {
     ErrorKind::ServiceUnavailable.error("the connection to systemd is lost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_limits_that_are_named_are_set() {
+        assert!(limit_properties(&Limits::default()).is_empty());
+        let limits = Limits { cpu_quota: Some(150), tasks_max: Some(9), ..Limits::default() };
+        let expected = [("CPUQuotaPerSecUSec", 1_500_000u64.into()), ("TasksMax", 9u64.into())];
+        assert_eq!(limit_properties(&limits), expected);
+    }
 }

@@ -1,0 +1,120 @@
+//! How a run of a VM ended, and what follows from it.
+
+use crate::spec::Restart;
+
+/// What a guest says last, if it goes down in order; the words are those of [`Goodbye::as_str`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goodbye {
+    PowerOff,
+    Reboot,
+}
+
+impl Goodbye {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Goodbye::PowerOff => "power-off",
+            Goodbye::Reboot => "reboot",
+        }
+    }
+
+    pub fn parse(word: &str) -> Option<Self> {
+        [Goodbye::PowerOff, Goodbye::Reboot].into_iter().find(|goodbye| goodbye.as_str() == word)
+    }
+}
+
+/// What is known when the VMM is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End<'a> {
+    /// `$SERVICE_RESULT` of systemd.exec(5).
+    pub result: &'a str,
+    pub goodbye: Option<Goodbye>,
+    /// Whether somebody on the host asked for the end.
+    pub asked: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the unit is to count as failed, even if systemd sees nothing wrong with the VMM.
+    pub failed: bool,
+    /// Whether the VM is to be started again.
+    pub again: bool,
+    /// For people.
+    pub reason: &'static str,
+}
+
+/// A guest that panics resets its machine, upon which its VMM ends as if all were well. So only a
+/// goodbye tells an orderly end from a crash.
+pub fn judge(end: End<'_>, policy: Restart) -> Verdict {
+    let verdict = |failed, again, reason| Verdict { failed, again, reason };
+    match (end.result, end.goodbye) {
+        ("success", _) if end.asked => verdict(false, false, "stopped on request"),
+        ("timeout", _) if end.asked => verdict(false, false, "killed, as it did not stop in time"),
+        (_, _) if end.asked => verdict(false, false, "killed on request"),
+        ("success", Some(Goodbye::PowerOff)) => {
+            verdict(false, policy == Restart::Always, "the guest powered itself off")
+        }
+        ("success", Some(Goodbye::Reboot)) => verdict(false, true, "the guest rebooted"),
+        ("success", None) => verdict(
+            true,
+            policy != Restart::No,
+            "the guest ended without shutting down: its kernel panicked, or it was reset",
+        ),
+        (result, _) => verdict(true, policy != Restart::No, explain(result)),
+    }
+}
+
+fn explain(result: &str) -> &'static str {
+    match result {
+        "signal" => "its VMM was killed",
+        "core-dump" => "its VMM crashed",
+        "oom-kill" => "the host, or its unit's limit, ran out of memory",
+        "timeout" => "it did not come up in time",
+        "exit-code" => "its VMM, or what prepares it, failed",
+        "resources" => "systemd could not set its unit up",
+        _ => "its unit failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(result: &str, goodbye: Option<Goodbye>, asked: bool, policy: Restart) -> (bool, bool) {
+        let verdict = judge(End { result, goodbye, asked }, policy);
+        (verdict.failed, verdict.again)
+    }
+
+    #[test]
+    fn what_was_asked_for_is_never_undone() {
+        for result in ["success", "signal", "timeout", "exit-code"] {
+            assert_eq!(end(result, None, true, Restart::Always), (false, false), "{result}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_says_nothing_has_failed() {
+        assert_eq!(end("success", None, false, Restart::No), (true, false));
+        assert_eq!(end("success", None, false, Restart::OnFailure), (true, true));
+    }
+
+    #[test]
+    fn a_guest_may_power_off_and_reboot() {
+        let off = Some(Goodbye::PowerOff);
+        assert_eq!(end("success", off, false, Restart::OnFailure), (false, false));
+        assert_eq!(end("success", off, false, Restart::Always), (false, true));
+        assert_eq!(end("success", Some(Goodbye::Reboot), false, Restart::No), (false, true));
+    }
+
+    #[test]
+    fn a_dead_vmm_is_a_failure_whatever_the_guest_said() {
+        let off = Some(Goodbye::PowerOff);
+        assert_eq!(end("signal", off, false, Restart::No), (true, false));
+        assert_eq!(end("core-dump", None, false, Restart::Always), (true, true));
+    }
+
+    #[test]
+    fn words_come_back() {
+        assert_eq!(Goodbye::parse("reboot"), Some(Goodbye::Reboot));
+        assert_eq!(Goodbye::parse(""), None);
+    }
+}

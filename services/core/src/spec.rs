@@ -1,0 +1,403 @@
+//! What a VM is to be: what was asked for when it was created, and may be changed later.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::Init;
+use crate::units::{GIB, MIB, TIB};
+
+/// What was asked for. Rows written before a field existed read as its default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spec {
+    /// Virtual CPUs, 1 to 64.
+    pub cpus: u32,
+    /// Memory in bytes, a multiple of 1 MiB.
+    pub memory: u64,
+    /// Size of the disk that takes the writes, in bytes. The file is sparse.
+    pub disk: u64,
+    /// Size of the disk mounted at `/work`, which a reset keeps, in bytes; 0: none.
+    pub work: u64,
+    /// Volumes, in the order in which the guest sees them.
+    pub volumes: Vec<Mount>,
+    pub vmm: VmmChoice,
+    pub network: bool,
+    /// Whether the guest reaches addresses beyond the host.
+    pub nat: bool,
+    pub init: Init,
+    /// Words added to the kernel command line.
+    pub kernel_arguments: String,
+    /// Laid over the image's environment, for everything that runs in the guest.
+    pub environment: BTreeMap<String, String>,
+    /// For people and programs; banger reads none of them.
+    pub labels: BTreeMap<String, String>,
+    pub restart: Restart,
+    /// Whether it starts with the host.
+    pub autostart: bool,
+    /// Seconds after its start (or its creation, if it never was started) at which the VM has had
+    /// its time; 0: never.
+    pub ttl: u64,
+    /// What happens then.
+    pub expiry: Expiry,
+    pub limits: Limits,
+}
+
+/// A volume in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Name of the volume.
+    pub volume: String,
+    /// Absolute path in the guest.
+    pub path: String,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Limits that systemd sets on the VM's unit; `None` leaves what the unit's files say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// `MemoryMax=`, bytes.
+    pub memory_max: Option<u64>,
+    /// `CPUQuota=`, percent of one CPU.
+    pub cpu_quota: Option<u32>,
+    /// `IOWeight=`, 1 to 10000.
+    pub io_weight: Option<u32>,
+    /// `TasksMax=`.
+    pub tasks_max: Option<u64>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: 512 * MIB,
+            disk: 8 * GIB,
+            work: 0,
+            volumes: Vec::new(),
+            vmm: VmmChoice::Auto,
+            network: true,
+            nat: true,
+            init: Init::Auto,
+            kernel_arguments: String::new(),
+            environment: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            restart: Restart::No,
+            autostart: false,
+            ttl: 0,
+            expiry: Expiry::Stop,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Which virtual machine monitor runs the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmChoice {
+    /// Firecracker where it is installed and KVM works, else QEMU.
+    #[default]
+    Auto,
+    Qemu,
+    Firecracker,
+}
+
+/// When a VM that ended by itself is started again; the words are those of `Restart=` in
+/// systemd.service(5). One that was stopped never is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    #[default]
+    No,
+    /// When its VMM died or its guest did not shut down in order.
+    OnFailure,
+    /// Also when the guest powered itself off.
+    Always,
+}
+
+/// What happens to a VM whose time is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expiry {
+    #[default]
+    Stop,
+    Delete,
+}
+
+/// Why a specification cannot be met anywhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSpec {
+    #[error("{0} is not a number of CPUs: use 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    #[error("{0} bytes of memory: use at least 64 MiB and whole MiB")]
+    Memory(u64),
+    #[error("a disk of {0} bytes: use at least 64 MiB and at most 64 TiB")]
+    Disk(u64),
+    #[error("{0:?} is not a path for a volume: use an absolute one without . and .., other than /")]
+    MountPath(String),
+    #[error("two volumes at {0}: give each a path of its own")]
+    MountTwice(String),
+    #[error("{0} volumes: use at most {MAX_VOLUMES}")]
+    Volumes(usize),
+    #[error("kernel arguments must be printable ASCII of at most {MAX_KERNEL_ARGUMENTS} characters")]
+    KernelArguments,
+    #[error("{0:?} is not a name for an environment variable: use letters, digits and _")]
+    VariableName(String),
+    #[error("{0:?} is not a label: use letters, digits and ._/- in its name, and no control characters")]
+    Label(String),
+    #[error("{what} must not be longer than {MAX_MAP} bytes in all", what = .0)]
+    TooLong(&'static str),
+    #[error("an I/O weight of {0}: use 1 to 10000")]
+    IoWeight(u32),
+    #[error("a limit of 0 for {0}: leave it out for no limit")]
+    Limit(&'static str),
+    #[error("{0:?} is not a VMM: use auto, qemu or firecracker")]
+    Vmm(String),
+    #[error("{0:?} is not an init: use auto, agent or image")]
+    Init(String),
+    #[error("{0:?} is not a restart policy: use no, on-failure or always")]
+    Restart(String),
+    #[error("{0:?} is not what can happen to a VM whose time is up: use stop or delete")]
+    Expiry(String),
+}
+
+const MAX_CPUS: u32 = 64;
+const MAX_KERNEL_ARGUMENTS: usize = 1024;
+const MAX_VOLUMES: usize = 16;
+/// The most that environment or labels may take.
+const MAX_MAP: usize = 64 << 10;
+
+impl Spec {
+    /// # Errors
+    /// The first thing that cannot be met on any host.
+    pub fn check(&self) -> Result<(), InvalidSpec> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(InvalidSpec::Cpus(self.cpus));
+        }
+        if self.memory < 64 * MIB || !self.memory.is_multiple_of(MIB) {
+            return Err(InvalidSpec::Memory(self.memory));
+        }
+        check_disk(self.disk)?;
+        if self.work != 0 {
+            check_disk(self.work)?;
+        }
+        check_mounts(&self.volumes)?;
+        let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+        if self.kernel_arguments.len() > MAX_KERNEL_ARGUMENTS || !self.kernel_arguments.bytes().all(printable)
+        {
+            return Err(InvalidSpec::KernelArguments);
+        }
+        check_environment(&self.environment)?;
+        check_labels(&self.labels)?;
+        self.limits.check()
+    }
+}
+
+/// # Errors
+/// [`InvalidSpec::Disk`].
+pub fn check_disk(bytes: u64) -> Result<(), InvalidSpec> {
+    if (64 * MIB..=64 * TIB).contains(&bytes) { Ok(()) } else { Err(InvalidSpec::Disk(bytes)) }
+}
+
+fn check_mounts(mounts: &[Mount]) -> Result<(), InvalidSpec> {
+    if mounts.len() > MAX_VOLUMES {
+        return Err(InvalidSpec::Volumes(mounts.len()));
+    }
+    let mut seen = Vec::new();
+    for Mount { path, .. } in mounts {
+        let clean = path.strip_prefix('/').is_some_and(|relative| {
+            relative.split('/').all(|part| !matches!(part, "" | "." | ".."))
+                && !relative.contains(char::is_control)
+        });
+        if !clean || path.len() > 1024 {
+            return Err(InvalidSpec::MountPath(path.clone()));
+        }
+        if seen.contains(&path) {
+            return Err(InvalidSpec::MountTwice(path.clone()));
+        }
+        seen.push(path);
+    }
+    Ok(())
+}
+
+fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
+    for (name, value) in environment {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if name.is_empty()
+            || !name.chars().all(word)
+            || name.starts_with(|c: char| c.is_ascii_digit())
+            || value.contains('\0')
+        {
+            return Err(InvalidSpec::VariableName(name.clone()));
+        }
+    }
+    check_length("environment", environment)
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
+    for (name, value) in labels {
+        let word = |c: char| c.is_ascii_alphanumeric() || "._/-".contains(c);
+        if name.is_empty() || !name.chars().all(word) || value.contains(char::is_control) {
+            return Err(InvalidSpec::Label(name.clone()));
+        }
+    }
+    check_length("labels", labels)
+}
+
+fn check_length(what: &'static str, map: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
+    let length: usize = map.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if length > MAX_MAP { Err(InvalidSpec::TooLong(what)) } else { Ok(()) }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), InvalidSpec> {
+        if self.memory_max == Some(0) {
+            return Err(InvalidSpec::Limit("memory"));
+        }
+        if self.cpu_quota == Some(0) {
+            return Err(InvalidSpec::Limit("CPU time"));
+        }
+        if self.tasks_max == Some(0) {
+            return Err(InvalidSpec::Limit("tasks"));
+        }
+        match self.io_weight {
+            Some(weight) if !(1..=10_000).contains(&weight) => Err(InvalidSpec::IoWeight(weight)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The names of the fields in which two specifications differ, as the options of `CreateVm` and
+/// `SetVm` name them.
+pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
+    macro_rules! compare {
+        ($($name:literal: $($field:ident).+;)*) => {
+            vec![$(($name, old.$($field).+ != new.$($field).+),)*]
+        };
+    }
+    let all = compare! {
+        "cpus": cpus;
+        "memory": memory;
+        "disk": disk;
+        "work": work;
+        "volumes": volumes;
+        "vmm": vmm;
+        "network": network;
+        "nat": nat;
+        "init": init;
+        "kernel_arguments": kernel_arguments;
+        "environment": environment;
+        "labels": labels;
+        "restart": restart;
+        "autostart": autostart;
+        "ttl": ttl;
+        "expiry": expiry;
+        "memory_max": limits.memory_max;
+        "cpu_quota": limits.cpu_quota;
+        "io_weight": limits.io_weight;
+        "tasks_max": limits.tasks_max;
+    };
+    all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+macro_rules! words {
+    ($type:ident, $error:expr, $($word:literal = $variant:ident),*) => {
+        impl $type {
+            pub fn as_str(self) -> &'static str {
+                match self { $($type::$variant => $word,)* }
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = InvalidSpec;
+
+            fn from_str(word: &str) -> Result<Self, InvalidSpec> {
+                match word {
+                    $($word => Ok($type::$variant),)*
+                    _ => Err($error(word.to_owned())),
+                }
+            }
+        }
+    };
+}
+
+words!(VmmChoice, InvalidSpec::Vmm, "auto" = Auto, "qemu" = Qemu, "firecracker" = Firecracker);
+words!(Init, InvalidSpec::Init, "auto" = Auto, "agent" = Agent, "image" = Image);
+words!(Restart, InvalidSpec::Restart, "no" = No, "on-failure" = OnFailure, "always" = Always);
+words!(Expiry, InvalidSpec::Expiry, "stop" = Stop, "delete" = Delete);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(Spec::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn refuses_what_no_host_has() {
+        let spec = Spec::default;
+        assert_eq!(Spec { cpus: 0, ..spec() }.check(), Err(InvalidSpec::Cpus(0)));
+        assert_eq!(Spec { memory: MIB, ..spec() }.check(), Err(InvalidSpec::Memory(MIB)));
+        assert_eq!(Spec { memory: GIB + 1, ..spec() }.check(), Err(InvalidSpec::Memory(GIB + 1)));
+        assert_eq!(Spec { disk: 1, ..spec() }.check(), Err(InvalidSpec::Disk(1)));
+        assert_eq!(Spec { work: 1, ..spec() }.check(), Err(InvalidSpec::Disk(1)));
+        let kernel_arguments = "a\nb".to_owned();
+        assert_eq!(Spec { kernel_arguments, ..spec() }.check(), Err(InvalidSpec::KernelArguments));
+        let limits = Limits { io_weight: Some(0), ..Limits::default() };
+        assert_eq!(Spec { limits, ..spec() }.check(), Err(InvalidSpec::IoWeight(0)));
+    }
+
+    #[test]
+    fn refuses_names_that_break_things() {
+        for name in ["", "1A", "A=B", "A B", "Ä"] {
+            let environment = BTreeMap::from([(name.to_owned(), String::new())]);
+            let spec = Spec { environment, ..Spec::default() };
+            assert_eq!(spec.check(), Err(InvalidSpec::VariableName(name.to_owned())));
+        }
+        let labels = BTreeMap::from([("a".to_owned(), "x\ny".to_owned())]);
+        assert_eq!(Spec { labels, ..Spec::default() }.check(), Err(InvalidSpec::Label("a".into())));
+    }
+
+    #[test]
+    fn volumes_have_paths_of_their_own() {
+        let with = |paths: &[&str]| {
+            let mount =
+                |path: &&str| Mount { volume: "v".into(), path: (*path).to_owned(), read_only: false };
+            Spec { volumes: paths.iter().map(mount).collect(), ..Spec::default() }.check()
+        };
+        assert_eq!(with(&["/data", "/srv/x"]), Ok(()));
+        assert_eq!(with(&["/data", "/data"]), Err(InvalidSpec::MountTwice("/data".into())));
+        for path in ["", "/", "data", "/a/../b", "/a//b", "/a/", "/a\n"] {
+            assert_eq!(with(&[path]), Err(InvalidSpec::MountPath(path.into())));
+        }
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let old = Spec::default();
+        let new =
+            Spec { cpus: 2, limits: Limits { tasks_max: Some(9), ..Limits::default() }, ..Spec::default() };
+        assert_eq!(differences(&old, &new), ["cpus", "tasks_max"]);
+        assert!(differences(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn words_come_back() {
+        assert_eq!("qemu".parse(), Ok(VmmChoice::Qemu));
+        assert_eq!(VmmChoice::Firecracker.as_str(), "firecracker");
+        assert_eq!("on-failure".parse(), Ok(Restart::OnFailure));
+        assert_eq!("x".parse::<Init>(), Err(InvalidSpec::Init("x".into())));
+    }
+
+    #[test]
+    fn specs_survive_storage() {
+        let text = serde_json::to_string(&Spec::default()).expect("serializes");
+        assert_eq!(serde_json::from_str::<Spec>(&text).expect("parses"), Spec::default());
+        // A row written before a field existed.
+        assert_eq!(serde_json::from_str::<Spec>("{}").expect("parses"), Spec::default());
+    }
+}

@@ -1,0 +1,158 @@
+//! Changes to what a VM is to be. Each takes effect at once where that is possible, else from the
+//! next start; which, the caller is told.
+
+use banger_api::{ErrorKind, Result};
+use banger_core::name::VmName;
+use banger_core::spec::{Spec, differences};
+use banger_core::vm::State;
+use zbus::{OwnedVariant, Str};
+
+use super::Supervisor;
+use crate::request::Change;
+use crate::store::VmRow;
+
+/// Names of changed options.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Effects {
+    /// In effect now.
+    pub live: Vec<&'static str>,
+    /// From the next start on.
+    pub next_start: Vec<&'static str>,
+}
+
+impl Supervisor {
+    /// # Errors
+    /// `InvalidArgs`, `NoSuchVolume`, `VolumeInUse`: nothing is changed then. If something cannot
+    /// be changed live although it should, its error is returned, and the change holds from the
+    /// next start.
+    pub async fn set(&self, name: &VmName, change: Change) -> Result<Effects> {
+        self.get(name)?;
+        let _guard = self.lock(name).await;
+        let old = self.get(name)?;
+        let new = self
+            .0
+            .store
+            .set_spec(name, move |spec| {
+                let old = spec.clone();
+                change.apply(spec)?;
+                check_sizes(&old, spec)
+            })
+            .await?;
+        let state = self.state(&new);
+        let changed = differences(&old.spec, &new.spec);
+        let removed: Vec<&str> =
+            changed.iter().copied().filter(|option| is_unset(option, &new.spec)).collect();
+        self.0.units.clear_limits(name, &removed).await?;
+        let mut effects = Effects::default();
+        for option in changed {
+            let live = !state.is_up() && at_rest(option) || self.set_live(option, &new, state).await?;
+            if live { effects.live.push(option) } else { effects.next_start.push(option) }
+        }
+        self.changed(name, properties(&new.spec));
+        self.leave_word();
+        tracing::info!(vm = name.as_str(), live = ?effects.live, next_start = ?effects.next_start, "changed");
+        Ok(effects)
+    }
+
+    /// Brings one changed option to a VM. Returns whether it is in effect now.
+    async fn set_live(&self, option: &str, row: &VmRow, state: State) -> Result<bool> {
+        let name = &row.name;
+        match option {
+            // Read when they are needed.
+            "labels" | "restart" | "autostart" | "ttl" | "expiry" => Ok(true),
+            "memory_max" | "cpu_quota" | "io_weight" | "tasks_max" if state.is_up() => {
+                self.0.units.set_limits(name, &row.spec.limits).await?;
+                Ok(true)
+            }
+            "nat" if state.is_up() && row.spec.network => {
+                self.0.peers.set_nat(name.as_str(), row.spec.nat).await?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Leaves word for banger-autostart.service and banger-reap.timer whether there is anything to
+    /// do for them, so that vmd need not be started for nothing.
+    pub(super) fn leave_word(&self) {
+        let rows = self.0.store.list();
+        self.note("autostart", rows.iter().any(|row| row.spec.autostart));
+        self.note("reap", rows.iter().any(|row| row.spec.ttl > 0));
+    }
+
+    fn note(&self, name: &str, wanted: bool) {
+        let note = self.0.context.state_dir.join(name);
+        let noted = if wanted { std::fs::write(&note, "") } else { std::fs::remove_file(&note) };
+        match noted {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("cannot change {}: {error}", note.display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Starts every VM that is to start with the host. systemd orders them by their units.
+    pub async fn autostart(&self) -> Result<()> {
+        for row in self.0.store.list() {
+            if row.spec.autostart && !self.state(&row).is_up() {
+                tracing::info!(vm = row.name.as_str(), "starting with the host");
+                self.0.units.start_again(&row.name).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an option of a VM that does not run is in effect as soon as it is written.
+fn at_rest(option: &str) -> bool {
+    matches!(option, "labels" | "restart" | "autostart" | "ttl" | "expiry")
+}
+
+/// Whether the option is a limit that is not set any longer.
+fn is_unset(option: &str, spec: &Spec) -> bool {
+    match option {
+        "memory_max" => spec.limits.memory_max.is_none(),
+        "cpu_quota" => spec.limits.cpu_quota.is_none(),
+        "io_weight" => spec.limits.io_weight.is_none(),
+        "tasks_max" => spec.limits.tasks_max.is_none(),
+        _ => false,
+    }
+}
+
+/// Filesystems grow, but do not shrink.
+fn check_sizes(old: &Spec, new: &Spec) -> Result<()> {
+    for (what, old, new) in [("disk", old.disk, new.disk), ("work disk", old.work, new.work)] {
+        if new < old {
+            return Err(ErrorKind::InvalidArgs.error(format!(
+                "the {what} has {old} bytes and cannot shrink to {new}: create another VM, or keep its size"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The properties that show a specification.
+fn properties(spec: &Spec) -> Vec<(&'static str, OwnedVariant)> {
+    vec![
+        ("Cpus", spec.cpus.into()),
+        ("MemoryBytes", spec.memory.into()),
+        ("DiskBytes", spec.disk.into()),
+        ("WorkBytes", spec.work.into()),
+        ("Restart", Str::from(spec.restart.as_str()).into()),
+        ("Autostart", spec.autostart.into()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_only_grow() {
+        let old = Spec { work: 1 << 30, ..Spec::default() };
+        let mut new = Spec { disk: old.disk * 2, ..old.clone() };
+        assert!(check_sizes(&old, &new).is_ok());
+        new.work = 0;
+        assert_eq!(check_sizes(&old, &new).expect_err("refused").kind(), ErrorKind::InvalidArgs);
+    }
+}

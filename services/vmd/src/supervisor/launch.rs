@@ -1,0 +1,180 @@
+//! What the unit of a VM asks for: everything to execute before the VMM starts, and the verdict
+//! when it has ended.
+
+use std::path::Path;
+
+use banger_api::vm::LaunchPlan;
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::ending::{End, Goodbye, Verdict, judge};
+use banger_core::name::VmName;
+use banger_core::vm::Stage;
+use banger_daemon::gate::Caller;
+use banger_daemon::jobs::now_usec;
+use banger_vmm::{Vmm, probe};
+
+use super::{Supervisor, lock, plan};
+use crate::effects::peers::{BootSet, NetLease};
+use crate::store::{Ended, VmRow};
+
+/// What a VM holds while it runs.
+struct Held {
+    boot: BootSet,
+    network: Option<NetLease>,
+}
+
+impl Supervisor {
+    /// For the VM's unit: gets everything ready and returns what to execute.
+    pub async fn prepare(&self, name: &VmName, caller: Caller) -> Result<LaunchPlan> {
+        self.check_unit(name, caller).await?;
+        let outcome = self.prepare_for(name, caller.uid).await;
+        if let Err(error) = &outcome {
+            tracing::warn!(vm = name.as_str(), "cannot start: {error}");
+            if let Some(start) = lock(&self.0.starts).get_mut(name) {
+                start.failure = Some(error.clone());
+            }
+        }
+        outcome
+    }
+
+    async fn prepare_for(&self, name: &VmName, uid: u32) -> Result<LaunchPlan> {
+        let row = self.get(name)?;
+        let vmm = self.preflight(&row).await?;
+        let held = match self.hold(&row, uid).await {
+            Ok(held) => held,
+            Err(error) => {
+                self.let_go(name).await;
+                return Err(error);
+            }
+        };
+        self.unmark_paused(name)?;
+        let row = self.0.store.mark_started(name, now_usec()).await?;
+        tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
+        self.launch_plan(&row, &held, vmm.as_ref())
+    }
+
+    /// Takes what the VM needs while it runs, one thing after the other.
+    async fn hold(&self, row: &VmRow, uid: u32) -> Result<Held> {
+        let name = &row.name;
+        let boot = self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;
+        self.0.disks.ensure(name, &row.spec).await?;
+        self.0.disks.grant(name, &row.spec, Some(uid))?;
+        self.0.units.set_limits(name, &row.spec.limits).await?;
+        if let Some(start) = lock(&self.0.starts).get(name) {
+            start.progress.stage(Stage::Network.as_str());
+        }
+        let network = if row.spec.network {
+            Some(self.0.peers.acquire_network(name.as_str(), row.address, uid, row.spec.nat).await?)
+        } else {
+            None
+        };
+        Ok(Held { boot, network })
+    }
+
+    /// Gives back what [`Supervisor::hold`] took, in reverse. The image stays leased as long as
+    /// there is the VM.
+    async fn let_go(&self, name: &VmName) {
+        if let Err(error) = self.give_back(name).await {
+            tracing::warn!(vm = name.as_str(), "cannot give back what it held: {error}");
+        }
+    }
+
+    async fn give_back(&self, name: &VmName) -> Result<()> {
+        self.0.peers.release_network(name.as_str()).await?;
+        match self.get(name) {
+            Ok(row) => self.0.disks.grant(name, &row.spec, None),
+            // It was deleted meanwhile, and its disks with it.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn launch_plan(&self, row: &VmRow, held: &Held, vmm: &dyn Vmm) -> Result<LaunchPlan> {
+        let disks = self.0.disks.of(&row.name, &row.spec);
+        let machine = plan::machine(row, &held.boot, held.network.as_ref(), disks);
+        let config = plan::guest_config(row, &held.boot, held.network.as_ref(), vmm.power_off())?;
+        let plan = vmm.plan(&machine);
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let helpers = plan.helpers.into_iter().map(|helper| (helper.command, text(&helper.ready))).collect();
+        Ok(LaunchPlan {
+            files: plan.files.into_iter().collect(),
+            helpers,
+            command: plan.main,
+            guest_config: serde_json::to_string(&config).map_err(Error::internal)?,
+        })
+    }
+
+    /// Looks whether the VM can start at all, before anything is taken for it.
+    ///
+    /// # Errors
+    /// One that names everything that is wrong, with the kind of the first.
+    async fn preflight(&self, row: &VmRow) -> Result<Box<dyn Vmm + Send>> {
+        let host = probe::host();
+        let vmm = banger_vmm::choose(row.spec.vmm, &host)
+            .map_err(|missing| ErrorKind::VmmMissing.error(missing.to_string()));
+        let mut wrong = Vec::new();
+        wrong.extend(vmm.as_ref().err().cloned());
+        wrong.extend(self.0.disks.check_room(&row.name).err());
+        wrong.extend(plan::check_memory(row.spec.memory, rustix::system::sysinfo().totalram).err());
+        wrong.extend(self.0.peers.resolve_kernel(&row.kernel).await.err());
+        if row.spec.network {
+            wrong.extend(self.0.peers.range().await.err());
+        }
+        match (vmm, wrong.as_slice()) {
+            (Ok(vmm), []) => Ok(vmm),
+            (_, [only]) => Err(only.clone()),
+            (_, several) => {
+                let all: Vec<&str> = several.iter().map(Error::message).collect();
+                Err(ErrorKind::NotReady.error(format!("{} cannot start: {}", row.name, all.join("; "))))
+            }
+        }
+    }
+
+    /// What keeps a VM from starting; empty if nothing does.
+    pub async fn check(&self, name: &VmName) -> Result<Vec<Error>> {
+        let row = self.get(name)?;
+        Ok(self.preflight(&row).await.err().into_iter().collect())
+    }
+
+    /// For the VM's unit, after the end of its VMM: gives back what only a running VM needs, and
+    /// judges how it ended. `result` is `$SERVICE_RESULT`.
+    pub async fn release(
+        &self,
+        name: &VmName,
+        result: &str,
+        goodbye: &str,
+        caller: Caller,
+    ) -> Result<Verdict> {
+        self.check_unit(name, caller).await?;
+        let asked = self.0.units.is_stop_asked(name).await?;
+        let verdict = match self.get(name) {
+            Ok(row) => {
+                let end = End { result, goodbye: Goodbye::parse(goodbye), asked };
+                let verdict = judge(end, row.spec.restart);
+                let ended = Ended { usec: now_usec(), reason: verdict.reason.to_owned() };
+                self.0.store.mark_ended(name, ended).await?;
+                self.changed(name, vec![("EndReason", zbus::Str::from(verdict.reason).into())]);
+                verdict
+            }
+            // It is being deleted.
+            Err(_) => Verdict { failed: false, again: false, reason: "deleted" },
+        };
+        self.give_back(name).await?;
+        self.unmark_paused(name)?;
+        if verdict.again {
+            tracing::info!(vm = name.as_str(), "starting again: {}", verdict.reason);
+            self.0.units.start_again(name).await?;
+        }
+        Ok(verdict)
+    }
+
+    /// Only the unit of a VM may prepare and release it; systemd knows which process is whose.
+    async fn check_unit(&self, name: &VmName, caller: Caller) -> Result<()> {
+        let denied = || {
+            ErrorKind::AccessDenied.error(format!("only {} may do this: start the VM instead", name.unit()))
+        };
+        let pid = caller.pid.ok_or_else(denied)?;
+        match self.0.units.contains(name, pid).await {
+            Ok(true) => Ok(()),
+            _ => Err(denied()),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Start, stop and everything between. Each VM has a lock of its own, which is all that any of
+//! this waits for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::guest;
+use banger_core::name::VmName;
+use banger_core::vm::{Stage, State};
+use banger_daemon::Progress;
+use tokio::sync::Notify;
+use zbus::OwnedObjectPath;
+
+use super::{Start, Supervisor, lock, vm_path};
+
+/// The result of a start that a stop or a delete cut short.
+const INTERRUPTED: &str = "interrupted";
+
+impl Supervisor {
+    /// Starts the job that starts a VM.
+    pub async fn start_job(&self, name: VmName) -> Result<(u32, OwnedObjectPath)> {
+        self.get(&name)?;
+        let this = self.clone();
+        let subject = name.to_string();
+        let work = |progress: Progress| async move {
+            let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
+            this.start_locked(&name, &progress).await?;
+            Ok(name.to_string())
+        };
+        Ok(self.0.context.jobs.start("start", &subject, work).await)
+    }
+
+    pub(super) async fn start_locked(&self, name: &VmName, progress: &Progress) -> Result<()> {
+        let state = self.state_of(name)?;
+        if state.is_up() {
+            return Err(ErrorKind::VmRunning.error(format!("{name} is {} already", state.as_str())));
+        }
+        progress.stage(Stage::Start.as_str());
+        // Somebody wants it now: what it did before counts no longer against it.
+        self.0.units.reset_failed(name).await;
+        let interrupt = Arc::new(Notify::new());
+        let start = Start { progress: progress.clone(), failure: None, interrupt: interrupt.clone() };
+        lock(&self.0.starts).insert(name.clone(), start);
+        let tell = |status: &str| {
+            if is_stage(status) {
+                progress.stage(status);
+            }
+        };
+        let starting = async {
+            tokio::select! {
+                result = self.0.units.start(name, tell) => result,
+                () = interrupt.notified() => Ok(INTERRUPTED.to_owned()),
+            }
+        };
+        let started = progress.cancelable(starting).await;
+        let failure = lock(&self.0.starts).remove(name).and_then(|start| start.failure);
+        match started {
+            Ok(result) if result == "done" => {
+                progress.stage(Stage::Ready.as_str());
+                tracing::info!(vm = name.as_str(), "running");
+                Ok(())
+            }
+            Ok(result) if result == INTERRUPTED => {
+                self.0.units.end(name).await?;
+                Err(ErrorKind::VmNotRunning.error(format!("{name} was stopped before it was up")))
+            }
+            Ok(result) => Err(failure.unwrap_or_else(|| self.boot_failure(name, &result))),
+            Err(error) => {
+                if error.kind() == ErrorKind::JobCanceled {
+                    self.0.units.end(name).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn boot_failure(&self, name: &VmName, result: &str) -> Error {
+        let status = self.0.units.view(name).status;
+        let reason = match status.strip_prefix("failed: ") {
+            Some(reason) => reason.to_owned(),
+            None if is_stage(&status) => format!("it ended in the stage {status} ({result})"),
+            None => format!("its unit ended with {result}"),
+        };
+        ErrorKind::BootFailed
+            .error(format!("{name} did not come up: {reason}; see journalctl -u {}", name.unit()))
+    }
+
+    /// Starts the job that stops a VM. After `timeout` the guest is not asked any longer.
+    pub async fn stop_job(&self, name: VmName, timeout: Option<Duration>) -> Result<(u32, OwnedObjectPath)> {
+        self.check_up(&name)?;
+        let this = self.clone();
+        let subject = name.to_string();
+        let work = |progress: Progress| async move {
+            progress.stage("stop");
+            this.interrupt_start(&name);
+            let _guard = this.lock(&name).await;
+            this.stop_locked(&name, timeout).await?;
+            Ok(name.to_string())
+        };
+        Ok(self.0.context.jobs.start("stop", &subject, work).await)
+    }
+
+    /// Stops a VM that may have stopped by itself meanwhile.
+    pub(super) async fn stop_now(&self, name: &VmName) -> Result<()> {
+        let _guard = self.lock(name).await;
+        if self.state_of(name)?.is_up() { self.stop_locked(name, None).await } else { Ok(()) }
+    }
+
+    fn check_up(&self, name: &VmName) -> Result<State> {
+        let state = self.state_of(name)?;
+        if state.is_up() {
+            return Ok(state);
+        }
+        Err(ErrorKind::VmNotRunning
+            .error(format!("{name} does not run (it is {}); start it first", state.as_str())))
+    }
+
+    async fn stop_locked(&self, name: &VmName, timeout: Option<Duration>) -> Result<()> {
+        if self.state_of(name)? == State::Paused {
+            // A guest that stands still cannot shut down.
+            self.resume_locked(name).await?;
+        }
+        let stop = self.0.units.stop(name);
+        let Some(timeout) = timeout else { return stop.await };
+        tokio::pin!(stop);
+        match tokio::time::timeout(timeout, &mut stop).await {
+            Ok(stopped) => stopped,
+            Err(_) => {
+                tracing::warn!(vm = name.as_str(), "did not stop in time; killing it");
+                self.0.units.kill(name).await?;
+                stop.await
+            }
+        }
+    }
+
+    /// Starts the job that stops a VM, if it runs, and starts it again.
+    pub async fn restart_job(
+        &self,
+        name: VmName,
+        timeout: Option<Duration>,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        self.get(&name)?;
+        let this = self.clone();
+        let subject = name.to_string();
+        let work = |progress: Progress| async move {
+            progress.stage("stop");
+            this.interrupt_start(&name);
+            let _guard = this.lock(&name).await;
+            if this.state_of(&name)?.is_up() {
+                this.stop_locked(&name, timeout).await?;
+            }
+            this.start_locked(&name, &progress).await?;
+            Ok(name.to_string())
+        };
+        Ok(self.0.context.jobs.start("restart", &subject, work).await)
+    }
+
+    /// Sends a signal to the VMM, whatever else is under way.
+    pub async fn kill(&self, name: &VmName, signal: i32) -> Result<()> {
+        if !(1..=64).contains(&signal) {
+            return Err(ErrorKind::InvalidArgs.error(format!("there is no signal {signal}: use 1 to 64")));
+        }
+        self.check_up(name)?;
+        self.interrupt_start(name);
+        self.0.units.signal(name, signal).await
+    }
+
+    /// Makes the guest's CPUs stand still.
+    pub async fn pause(&self, name: &VmName) -> Result<()> {
+        self.get(name)?;
+        let _guard = self.lock(name).await;
+        match self.state_of(name)? {
+            State::Paused => return Ok(()),
+            State::Running => {}
+            state => {
+                return Err(ErrorKind::VmNotRunning
+                    .error(format!("{name} is {}: only a running VM can be paused", state.as_str())));
+            }
+        }
+        self.control(name)?;
+        self.0.marks.set(name)?;
+        lock(&self.0.paused).insert(name.clone());
+        self.state_changed(name);
+        tracing::info!(vm = name.as_str(), "paused");
+        Ok(())
+    }
+
+    pub async fn resume(&self, name: &VmName) -> Result<()> {
+        self.get(name)?;
+        let _guard = self.lock(name).await;
+        match self.state_of(name)? {
+            State::Running => Ok(()),
+            State::Paused => self.resume_locked(name).await,
+            state => Err(ErrorKind::VmNotRunning.error(format!("{name} is {}, not paused", state.as_str()))),
+        }
+    }
+
+    async fn resume_locked(&self, name: &VmName) -> Result<()> {
+        self.control(name)?;
+        self.unmark_paused(name)?;
+        tracing::info!(vm = name.as_str(), "resumed");
+        Ok(())
+    }
+
+    /// Control of the VMM, which the next change brings.
+    fn control(&self, name: &VmName) -> Result<()> {
+        Err(ErrorKind::NotSupported.error(format!("cannot pause {name} yet")))
+    }
+
+    /// Forgets that a VM was paused, once it is not.
+    pub(super) fn unmark_paused(&self, name: &VmName) -> Result<()> {
+        self.0.marks.clear(name)?;
+        if lock(&self.0.paused).remove(name) {
+            self.state_changed(name);
+        }
+        Ok(())
+    }
+
+    /// A VM that is being started need not come up before it is stopped.
+    fn interrupt_start(&self, name: &VmName) {
+        if let Some(start) = lock(&self.0.starts).get(name) {
+            start.interrupt.notify_one();
+        }
+    }
+
+    /// Throws away what the guest wrote: the next start begins with the image as it is. The work
+    /// disk and volumes stay.
+    pub async fn reset(&self, name: &VmName) -> Result<()> {
+        self.get(name)?;
+        let _guard = self.lock(name).await;
+        let row = self.get(name)?;
+        let state = self.state(&row);
+        if state.is_up() {
+            return Err(ErrorKind::VmRunning
+                .error(format!("{name} is {}: stop it before its disk is reset", state.as_str())));
+        }
+        self.0.disks.reset(name, &row.spec).await?;
+        tracing::info!(vm = name.as_str(), "reset to its image");
+        Ok(())
+    }
+
+    pub async fn delete(&self, name: &VmName, force: bool) -> Result<()> {
+        self.get(name)?;
+        if force {
+            self.interrupt_start(name);
+        }
+        let _guard = self.lock(name).await;
+        // Somebody may have been quicker.
+        let state = self.state_of(name)?;
+        if state.is_up() {
+            if !force {
+                return Err(ErrorKind::VmRunning
+                    .error(format!("{name} is {}: stop it first, or use force", state.as_str())));
+            }
+            self.0.units.end(name).await?;
+        }
+        self.unpublish(name).await
+    }
+
+    /// Removes a VM that does not run: everything it holds first, its row last, so that its name
+    /// is free only when nothing of it is left.
+    pub(super) async fn unpublish(&self, name: &VmName) -> Result<()> {
+        self.0.peers.release_network(name.as_str()).await?;
+        self.0.disks.remove(name).await?;
+        self.0.peers.release_image(name.as_str()).await?;
+        self.0.units.reset_failed(name).await;
+        self.unmark_paused(name)?;
+        self.0.store.remove(name).await?;
+        self.forget_lock(name);
+        self.0.units.forget(name);
+        let path = vm_path(name);
+        self.0.context.hub.remove(&path).await;
+        self.signal("VmRemoved", name, path);
+        self.leave_word();
+        tracing::info!(vm = name.as_str(), "deleted");
+        Ok(())
+    }
+}
+
+/// Whether a unit's status is a stage's name.
+fn is_stage(status: &str) -> bool {
+    [Stage::Kernel, Stage::Ready].iter().any(|stage| stage.as_str() == status)
+        || guest::STAGES.contains(&status)
+}

@@ -1,0 +1,190 @@
+//! The supervisor: what is done to VMs, and in which order.
+//!
+//! - `create`: the three phases of a create
+//! - `lifecycle`: start, stop, restart, kill, pause, resume, reset, delete
+//! - `change`: what a VM is to be, changed later
+//! - `launch`: what the VM's unit asks for when it starts and when it has ended
+//! - `plan`: from rows and leases to machines and guests' configurations; pure
+//! - `reap`: VMs whose time is up
+//! - `volumes`: disks that exist by themselves
+//! - `reconcile`: what an instance that was cut off may have left
+//!
+//! Starting a VM is starting its unit, whoever does it; the unit calls [`Supervisor::prepare`]
+//! before it executes the VMM, and [`Supervisor::release`] after the VMM's end.
+
+mod change;
+mod create;
+mod launch;
+mod lifecycle;
+mod plan;
+mod reap;
+mod reconcile;
+mod volumes;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use banger_api::vm::{RUNTIME_DIR, VM, VM_PREFIX};
+use banger_api::{Error, Result, VMD, path};
+use banger_core::name::VmName;
+use banger_core::vm::State;
+use banger_daemon::{Context, Progress};
+use tokio::sync::{Notify, OwnedMutexGuard};
+use zbus::{OwnedObjectPath, OwnedVariant};
+
+use crate::bus::VmObject;
+use crate::config::Config;
+use crate::effects::disks::Disks;
+use crate::effects::marks::Marks;
+use crate::effects::peers::Peers;
+use crate::effects::units::Units;
+use crate::store::{VmRow, VmStore};
+
+/// All VMs. Cheap to clone.
+#[derive(Clone)]
+pub struct Supervisor(Arc<Inner>);
+
+struct Inner {
+    context: Context,
+    config: Config,
+    store: VmStore,
+    units: Units,
+    disks: Disks,
+    peers: Peers,
+    /// One lock for the lifecycle of each VM.
+    locks: Mutex<HashMap<VmName, Arc<tokio::sync::Mutex<()>>>>,
+    /// The starts under way, so that the unit's call to prepare can tell its progress and its
+    /// failure to the job that waits for it.
+    starts: Mutex<HashMap<VmName, Start>>,
+    /// VMs whose CPUs stand still. As durable as they are: the marks go with a reboot.
+    paused: Mutex<HashSet<VmName>>,
+    marks: Marks,
+    making_volumes: tokio::sync::Mutex<()>,
+}
+
+struct Start {
+    progress: Progress,
+    failure: Option<Error>,
+    /// Told by whoever wants the VM down before it is up.
+    interrupt: Arc<Notify>,
+}
+
+impl Supervisor {
+    pub async fn open(context: Context) -> Result<Self> {
+        let config: Config = banger_daemon::config::load("vmd")?;
+        let store = VmStore::open(&context.state_dir.join("vmd.db")).await?;
+        let disks = Disks::open(context.state_dir.clone()).await?;
+        let marks = Marks::new(context.runtime_dir.join("paused"));
+        let paused = Mutex::new(marks.list()?);
+        let units = {
+            let (hub, store) = (context.hub.clone(), store.clone());
+            Units::follow(&context.bus, move |name, active_state| {
+                // A unit without a row is none of our objects.
+                let Ok(row) = store.get(name) else { return };
+                let state = State::of(active_state, row.started_usec.is_some()).as_str();
+                hub.changed(&vm_path(name), VM, vec![("State", zbus::Str::from(state).into())]);
+            })
+            .await?
+        };
+        let peers = Peers::new(context.bus.clone());
+        let supervisor = Self(Arc::new(Inner {
+            context,
+            config,
+            store,
+            units,
+            disks,
+            peers,
+            locks: Mutex::default(),
+            starts: Mutex::default(),
+            paused,
+            marks,
+            making_volumes: tokio::sync::Mutex::default(),
+        }));
+        supervisor.reconcile().await?;
+        Ok(supervisor)
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Serves the objects of all VMs.
+    pub async fn publish_all(&self) {
+        for row in self.0.store.list() {
+            self.publish(&row.name).await;
+        }
+    }
+
+    async fn publish(&self, name: &VmName) -> OwnedObjectPath {
+        let path = vm_path(name);
+        let object = VmObject::new(self.clone(), self.0.context.gate.clone(), name.clone());
+        self.0.context.hub.add(&path, object).await;
+        path
+    }
+
+    /// What the VM is doing, without asking anybody.
+    pub fn state(&self, row: &VmRow) -> State {
+        let state = State::of(&self.0.units.view(&row.name).active_state, row.started_usec.is_some());
+        match state {
+            State::Running if lock(&self.0.paused).contains(&row.name) => State::Paused,
+            state => state,
+        }
+    }
+
+    pub fn state_of(&self, name: &VmName) -> Result<State> {
+        Ok(self.state(&self.get(name)?))
+    }
+
+    pub fn list(&self) -> Vec<VmRow> {
+        self.0.store.list()
+    }
+
+    /// # Errors
+    /// `NoSuchVm`.
+    pub fn get(&self, name: &VmName) -> Result<VmRow> {
+        self.0.store.get(name)
+    }
+
+    async fn lock(&self, name: &VmName) -> OwnedMutexGuard<()> {
+        let lock = lock(&self.0.locks).entry(name.clone()).or_default().clone();
+        lock.lock_owned().await
+    }
+
+    /// Drops the lock of a VM that is gone, which the caller holds, unless somebody waits for it.
+    fn forget_lock(&self, name: &VmName) {
+        const MAP_AND_CALLER: usize = 2;
+        let mut locks = lock(&self.0.locks);
+        if locks.get(name).is_some_and(|lock| Arc::strong_count(lock) <= MAP_AND_CALLER) {
+            locks.remove(name);
+        }
+    }
+
+    fn signal(&self, member: &'static str, name: &VmName, path: OwnedObjectPath) {
+        self.0.context.hub.emit(VMD.path, VMD.manager, member, (name.to_string(), path));
+    }
+
+    /// Says that properties of a VM have changed.
+    fn changed(&self, name: &VmName, properties: Vec<(&'static str, OwnedVariant)>) {
+        self.0.context.hub.changed(&vm_path(name), VM, properties);
+    }
+
+    fn state_changed(&self, name: &VmName) {
+        if let Ok(state) = self.state_of(name) {
+            self.changed(name, vec![("State", zbus::Str::from(state.as_str()).into())]);
+        }
+    }
+}
+
+pub fn vm_path(name: &VmName) -> OwnedObjectPath {
+    path::encode(VM_PREFIX, name.as_str())
+}
+
+/// Where the VMM of a VM keeps its sockets.
+pub fn runtime_dir(name: &VmName) -> PathBuf {
+    Path::new(RUNTIME_DIR).join(name.as_str())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

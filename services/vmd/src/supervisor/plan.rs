@@ -1,0 +1,102 @@
+//! From a row and its leases to a machine and its guest's configuration: pure.
+
+use std::collections::BTreeMap;
+
+use banger_api::vm::vsock_socket;
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::address;
+use banger_core::guest::{self, GuestConfig, PowerOff, ProcessDefaults, Rootfs};
+use banger_vmm::{Disk, Kernel, Machine, Nic};
+
+use super::runtime_dir;
+use crate::effects::disks::DiskFile;
+use crate::effects::peers::{BootSet, NetLease};
+use crate::store::VmRow;
+
+/// The first and the second disk of a guest. The work disk, if there is one, and the volumes
+/// follow.
+const IMAGE_DEVICE: &str = "/dev/vda";
+const OVERLAY_DEVICE: &str = "/dev/vdb";
+
+pub fn machine(row: &VmRow, boot: &BootSet, network: Option<&NetLease>, own: Vec<DiskFile>) -> Machine {
+    let image = Disk { id: "image".into(), path: boot.rootfs.clone().into(), read_only: true };
+    let own = own.into_iter().map(|disk| Disk { id: disk.id, path: disk.path, read_only: disk.read_only });
+    let runtime_dir = runtime_dir(&row.name);
+    Machine {
+        name: row.name.to_string(),
+        cpus: row.spec.cpus,
+        memory: row.spec.memory,
+        kernel: Kernel {
+            vmlinuz: boot.vmlinuz.clone().into(),
+            vmlinux: boot.vmlinux.clone().into(),
+            initramfs: boot.initramfs.clone().into(),
+            arguments: row.spec.kernel_arguments.clone(),
+        },
+        disks: std::iter::once(image).chain(own).collect(),
+        network: network.map(|lease| Nic { tap: lease.tap.clone(), mac: lease.mac.clone() }),
+        context_id: address::context_id(row.address),
+        vsock_socket: vsock_socket(&runtime_dir),
+        runtime_dir,
+    }
+}
+
+pub fn guest_config(
+    row: &VmRow,
+    boot: &BootSet,
+    network: Option<&NetLease>,
+    power_off: PowerOff,
+) -> Result<GuestConfig> {
+    let network = network
+        .map(|lease| -> Result<guest::Network> {
+            let parse = |text: &str| {
+                text.parse().map_err(|_| Error::internal(format!("netd gave {text:?} for an address")))
+            };
+            Ok(guest::Network {
+                address: parse(&lease.address)?,
+                prefix: lease.prefix,
+                gateway: parse(&lease.gateway)?,
+                dns: lease.dns.iter().map(|server| parse(server)).collect::<Result<_>>()?,
+                domain: String::new(),
+            })
+        })
+        .transpose()?;
+    let env: BTreeMap<String, String> = boot
+        .env
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    Ok(GuestConfig {
+        protocol: guest::PROTOCOL,
+        hostname: row.name.to_string(),
+        // The attendant fills in the moment's.
+        realtime_usec: 0,
+        seed: String::new(),
+        rootfs: Rootfs {
+            image: IMAGE_DEVICE.into(),
+            fstype: boot.rootfs_type.clone(),
+            overlay: OVERLAY_DEVICE.into(),
+        },
+        network,
+        init: row.spec.init,
+        power_off,
+        process: ProcessDefaults {
+            env,
+            user: boot.user.clone(),
+            working_directory: boot.working_directory.clone(),
+        },
+    })
+}
+
+/// # Errors
+/// `NotReady` if the host could never hold the guest's memory.
+pub fn check_memory(wanted: u64, host: u64) -> Result<()> {
+    if wanted < host {
+        return Ok(());
+    }
+    Err(ErrorKind::NotReady.error(format!(
+        "{} MiB of memory are more than the host's {} MiB: give it less with `banger set --memory`",
+        wanted >> 20,
+        host >> 20
+    )))
+}
