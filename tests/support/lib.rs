@@ -54,6 +54,15 @@ impl Done {
         }
         self.stderr
     }
+
+    /// Asserts that it failed, with these words in what it says.
+    #[track_caller]
+    pub fn failed(self, words: &[&str]) {
+        assert_ne!(self.status, 0, "{self}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} in: {self}");
+        }
+    }
 }
 
 impl std::fmt::Display for Done {

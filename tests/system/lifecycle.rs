@@ -2,7 +2,7 @@
 
 use banger_api::VMD;
 use banger_api::vm::VM;
-use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, run, sh};
+use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, json, run, sh, start};
 
 #[test]
 fn busctl_alone_creates_starts_lists_stops_and_deletes() {
@@ -101,4 +101,171 @@ fn running_vms_are_not_deleted_by_mistake() {
     assert!(!leases.contains("t-careful"), "{leases}");
     let leases = Way::Bus.call(banger_api::NETD, "ListLeases", &[]).ok();
     assert!(!leases.contains("t-careful"), "{leases}");
+}
+
+#[test]
+fn a_restart_is_a_new_boot_on_the_same_disk() {
+    let vm = Vm::running("t-restart", BUSYBOX);
+    vm.sh("echo kept >/root/file; sync").ok();
+    let pid = vm.pid();
+    banger(&["restart", vm.name()]).ok();
+    assert_ne!(vm.pid(), pid);
+    assert_eq!(vm.sh("cat /root/file").ok(), "kept\n");
+    // Of one that does not run it is a start.
+    banger(&["stop", vm.name()]).ok();
+    let restarted = Way::Bus.call(VMD, "RestartVm", &["sa{sv}", vm.name(), "0"]);
+    Way::Bus.wait(VMD, restarted).ok();
+    assert_eq!(vm.state(), "running");
+}
+
+#[test]
+fn a_signal_reaches_the_vmm_and_the_end_has_a_reason() {
+    let vm = Vm::running("t-kill", BUSYBOX);
+    banger(&["kill", "--signal", "NEVER", vm.name()]).failed(&["NEVER"]);
+    Way::Bus.call(VMD, "KillVm", &["si", vm.name(), "99"]).failed(&["no signal 99"]);
+    assert_eq!(vm.state(), "running");
+    banger(&["kill", vm.name()]).ok();
+    eventually("the VM fails", || vm.state() == "failed");
+    assert_eq!(json(&["vm", "show", vm.name()])["ended"]["reason"], "its VMM was killed");
+    banger(&["kill", vm.name()]).refused(&["does not run"]);
+}
+
+#[test]
+fn a_reset_brings_the_image_back_and_keeps_the_work_disk() {
+    let vm = Vm::named("t-reset");
+    banger(&["run", "-d", "--name", vm.name(), "--work", "128M", BUSYBOX]).ok();
+    vm.sh("echo x >/root/file; rm /bin/wget; echo kept >/work/file; sync").ok();
+    banger(&["reset", vm.name()]).refused(&["stop it"]);
+    banger(&["stop", vm.name()]).ok();
+    Way::Bus.call(VMD, "ResetVm", &["s", vm.name()]).ok();
+    banger(&["start", vm.name()]).ok();
+    assert_eq!(vm.sh("ls /root/file; ls /bin/wget; cat /work/file").ok(), "/bin/wget\nkept\n");
+}
+
+#[test]
+fn several_at_once_and_each_that_fails_is_named() {
+    let (one, two) = (Vm::named("t-several-one"), Vm::named("t-several-two"));
+    for vm in [&one, &two] {
+        banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
+    }
+    let done = banger(&["start", one.name(), "t-several-none", two.name()]);
+    assert_ne!(done.status, 0);
+    assert!(done.stderr.contains("t-several-none"), "{done}");
+    assert_eq!((one.state().as_str(), two.state().as_str()), ("running", "running"));
+    banger(&["stop", one.name(), two.name()]).ok();
+    assert_eq!((one.state().as_str(), two.state().as_str()), ("stopped", "stopped"));
+}
+
+#[test]
+fn all_are_all() {
+    let (one, two) = (Vm::named("t-all-one"), Vm::named("t-all-two"));
+    for vm in [&one, &two] {
+        banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
+    }
+    banger(&["start", "--all"]).ok();
+    assert_eq!((one.state().as_str(), two.state().as_str()), ("running", "running"));
+    banger(&["stop", one.name()]).ok();
+    // Only those it makes sense for.
+    banger(&["stop", "--all"]).ok();
+    assert_eq!(two.state(), "stopped");
+    banger(&["rm", "--all"]).ok();
+    assert_eq!(json(&["vm", "ls"]), serde_json::json!([]));
+}
+
+#[test]
+fn a_slow_boot_delays_nobody() {
+    let (slow, quick) = (Vm::named("t-slow"), Vm::running("t-quick", BUSYBOX));
+    banger(&["vm", "create", "--name", slow.name(), BUSYBOX]).ok();
+    let starting = start("banger", &["start", slow.name()]);
+    eventually("the slow one has a VMM", || slow.state() == "starting" && slow.pid() > 0);
+    // It boots no further.
+    run("kill", &["-STOP", &slow.pid().to_string()]).ok();
+    banger(&["stop", quick.name()]).ok();
+    banger(&["start", quick.name()]).ok();
+    assert_eq!(slow.state(), "starting");
+    // And its own stop need not wait for it to come up.
+    run("kill", &["-CONT", &slow.pid().to_string()]).ok();
+    banger(&["stop", slow.name()]).ok();
+    assert_eq!(slow.state(), "stopped");
+    starting.join().expect("joins").refused(&["stopped before it was up"]);
+}
+
+#[test]
+fn a_guest_that_crashes_is_a_failed_vm_and_one_that_powers_off_is_not() {
+    let vm = Vm::running("t-ends", BUSYBOX);
+    let _ = vm.sh("echo c >/proc/sysrq-trigger");
+    eventually("the VM fails", || vm.state() == "failed");
+    let reason = json(&["vm", "show", vm.name()])["ended"]["reason"].clone();
+    assert!(reason.as_str().expect("a reason").contains("panicked"), "{reason}");
+    // The console is in the journal of the unit.
+    let log = sh(&format!("journalctl -u {} -o cat", vm.unit())).text();
+    assert!(log.contains("Kernel panic"), "{log}");
+
+    banger(&["start", vm.name()]).ok();
+    let _ = vm.sh("poweroff");
+    eventually("the VM stops", || vm.state() == "stopped");
+    let reason = json(&["vm", "show", vm.name()])["ended"]["reason"].clone();
+    assert_eq!(reason, "the guest powered itself off");
+}
+
+#[test]
+fn the_restart_policy_is_kept() {
+    let vm = Vm::named("t-policy");
+    banger(&["run", "-d", "--name", vm.name(), "--restart", "on-failure", BUSYBOX]).ok();
+    let first = vm.pid();
+    banger(&["kill", vm.name()]).ok();
+    eventually("it is up again", || vm.state() == "running" && vm.pid() != first);
+    // What was asked for is not undone.
+    banger(&["stop", vm.name()]).ok();
+    assert_eq!(vm.state(), "stopped");
+    banger(&["start", vm.name()]).ok();
+    let _ = vm.sh("poweroff");
+    eventually("it stays down", || vm.state() == "stopped");
+    banger(&["start", vm.name()]).ok();
+    let second = vm.pid();
+    // A guest that reboots is a VM that starts again, whatever its policy.
+    let _ = vm.sh("reboot");
+    eventually("it is up again", || vm.state() == "running" && vm.pid() != second);
+    banger(&["rm", "-f", vm.name()]).ok();
+    assert!(!sh("systemctl is-active banger-vm@t-policy").text().starts_with("act"));
+}
+
+#[test]
+fn machinectl_knows_it() {
+    let vm = Vm::running("t-machine", BUSYBOX);
+    let listed = run("machinectl", &["list", "--no-legend"]).ok();
+    assert!(listed.lines().any(|line| line.contains("t-machine") && line.contains("banger")), "{listed}");
+    let shown = run("machinectl", &["show", vm.name(), "-p", "Unit", "-p", "Class", "-p", "Leader"]).ok();
+    assert!(shown.contains(&format!("Unit={}", vm.unit())), "{shown}");
+    assert!(shown.contains("Class=vm") && shown.contains(&format!("Leader={}", vm.pid())), "{shown}");
+    banger(&["stop", vm.name()]).ok();
+    assert_ne!(run("machinectl", &["show", vm.name()]).status, 0);
+}
+
+#[test]
+fn vms_start_with_the_host() {
+    let (wanted, other) = (Vm::named("t-auto"), Vm::named("t-manual"));
+    banger(&["vm", "create", "--name", wanted.name(), "--autostart", "--", BUSYBOX]).ok();
+    banger(&["vm", "create", "--name", other.name(), BUSYBOX]).ok();
+    // What the boot does.
+    assert_eq!(run("systemctl", &["is-enabled", "banger-autostart"]).text(), "enabled\n");
+    run("systemctl", &["start", "banger-autostart"]).ok();
+    eventually("it is up", || wanted.state() == "running");
+    assert_eq!(other.state(), "created");
+    banger(&["set", wanted.name(), "--autostart=false"]).ok();
+    // With nothing to start, vmd is not even asked.
+    run("systemctl", &["start", "banger-autostart"]).ok();
+    let met = run("systemctl", &["show", "-P", "ConditionResult", "banger-autostart"]).ok();
+    assert_eq!(met, "no\n");
+}
+
+#[test]
+fn a_vm_that_was_enabled_and_deleted_leaves_nothing_that_fails() {
+    let vm = Vm::named("t-enabled");
+    banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
+    run("systemctl", &["enable", &vm.unit()]).ok();
+    banger(&["rm", vm.name()]).ok();
+    run("systemctl", &["start", &vm.unit()]).failed(&["Assertion failed"]);
+    assert_eq!(run("systemctl", &["show", "-P", "ActiveState", &vm.unit()]).ok(), "inactive\n");
+    run("systemctl", &["disable", &vm.unit()]).ok();
 }

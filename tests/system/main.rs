@@ -1,11 +1,13 @@
 //! The system tests. They run inside the lab (`make check`), on real systemd, D-Bus, polkit,
 //! nftables, a real registry and real VMs, through the CLI and `busctl`, as users would.
 
+mod changes;
 mod contract;
 mod create;
 mod errors;
 mod guests;
 mod images;
+mod isolation;
 mod lifecycle;
 mod network;
 mod services;

@@ -1,5 +1,6 @@
 //! `vmd.conf`.
 
+use banger_api::Result;
 use banger_core::spec::Spec;
 use banger_core::units;
 use serde::{Deserialize, Deserializer, de};
@@ -9,6 +10,17 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Config {
     /// What a VM is made of unless its creator says otherwise.
     pub defaults: Defaults,
+}
+
+impl Config {
+    /// Reads the files, which happens whenever something in them matters: changes need no restart,
+    /// and mistakes are told to whom they concern.
+    ///
+    /// # Errors
+    /// `InvalidArgs` naming the file, the line and what is wrong there.
+    pub fn load() -> Result<Self> {
+        banger_daemon::config::load("vmd")
+    }
 }
 
 /// The options of `CreateVm` that can have a default of the admin's.
@@ -79,22 +91,22 @@ impl Defaults {
     }
 }
 
-fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
     units::parse_size(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
-fn size_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+fn size_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
     match String::deserialize(deserializer)?.as_str() {
         "0" => Ok(0),
         text => units::parse_size(text).map_err(de::Error::custom),
     }
 }
 
-fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+fn span<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
     units::parse_seconds(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
-fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+fn word<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: std::str::FromStr<Err = banger_core::spec::InvalidSpec>,

@@ -9,6 +9,7 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
+use crate::config::Config;
 use crate::request::{Change, Create, delete_options, stop_options, vm_name};
 use crate::supervisor::{Supervisor, vm_path};
 
@@ -40,7 +41,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
-        let request = Create::new(name, image, options.into(), &self.supervisor.config().defaults)?;
+        let request = Create::new(name, image, options.into(), &Config::load()?.defaults)?;
         Ok(self.supervisor.create_job(request).await)
     }
 

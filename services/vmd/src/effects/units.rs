@@ -204,7 +204,10 @@ impl Units {
             }
             Ok(())
         })
-        .await
+        .await?;
+        // To systemd a main process that was killed is a failure, also when that was the intention.
+        self.reset_failed(name).await;
+        Ok(())
     }
 
     async fn stop_and(&self, name: &VmName, meanwhile: impl Future<Output = Result<()>>) -> Result<()> {

@@ -128,8 +128,7 @@ impl Supervisor {
             Ok(stopped) => stopped,
             Err(_) => {
                 tracing::warn!(vm = name.as_str(), "did not stop in time; killing it");
-                self.0.units.kill(name).await?;
-                stop.await
+                self.0.units.end(name).await
             }
         }
     }

@@ -34,7 +34,6 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use crate::bus::VmObject;
-use crate::config::Config;
 use crate::effects::disks::Disks;
 use crate::effects::marks::Marks;
 use crate::effects::peers::Peers;
@@ -47,7 +46,6 @@ pub struct Supervisor(Arc<Inner>);
 
 struct Inner {
     context: Context,
-    config: Config,
     store: VmStore,
     units: Units,
     disks: Disks,
@@ -72,7 +70,6 @@ struct Start {
 
 impl Supervisor {
     pub async fn open(context: Context) -> Result<Self> {
-        let config: Config = banger_daemon::config::load("vmd")?;
         let store = VmStore::open(&context.state_dir.join("vmd.db")).await?;
         let disks = Disks::open(context.state_dir.clone()).await?;
         let marks = Marks::new(context.runtime_dir.join("paused"));
@@ -90,7 +87,6 @@ impl Supervisor {
         let peers = Peers::new(context.bus.clone());
         let supervisor = Self(Arc::new(Inner {
             context,
-            config,
             store,
             units,
             disks,
@@ -103,10 +99,6 @@ impl Supervisor {
         }));
         supervisor.reconcile().await?;
         Ok(supervisor)
-    }
-
-    pub fn config(&self) -> &Config {
-        &self.0.config
     }
 
     /// Serves the objects of all VMs.

@@ -1,0 +1,124 @@
+//! What a VM is to be, changed: now where that is possible, else from its next start.
+
+use banger_api::VMD;
+use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, json, run, sh};
+
+/// A property of the VM's unit.
+fn unit_property(vm: &Vm, name: &str) -> String {
+    run("systemctl", &["show", "-P", name, &vm.unit()]).ok().trim().to_owned()
+}
+
+#[test]
+fn set_says_what_is_in_effect_when() {
+    let vm = Vm::running("t-set", BUSYBOX);
+    let changed = json(&[
+        "set",
+        vm.name(),
+        "--cpus",
+        "2",
+        "--label",
+        "team=blue",
+        "--memory-max",
+        "1G",
+        "--cpu-quota",
+        "150%",
+        "--restart",
+        "on-failure",
+    ]);
+    assert_eq!(changed["live"], serde_json::json!(["labels", "restart", "memory_max", "cpu_quota"]));
+    assert_eq!(changed["next_start"], serde_json::json!(["cpus"]));
+
+    // Limits are the unit's, at once.
+    assert_eq!(unit_property(&vm, "MemoryMax"), "1073741824");
+    assert_eq!(unit_property(&vm, "CPUQuotaPerSecUSec"), "1.500000s");
+    assert_eq!(vm.sh("nproc").ok(), "1\n");
+    banger(&["restart", vm.name()]).ok();
+    assert_eq!(vm.sh("nproc").ok(), "2\n");
+    assert_eq!(unit_property(&vm, "MemoryMax"), "1073741824");
+
+    // 0 takes a limit away; labels add up.
+    banger(&["set", vm.name(), "--memory-max", "0", "--label", "tier=web", "--remove-label", "team"]).ok();
+    assert_eq!(unit_property(&vm, "MemoryMax"), "infinity");
+    let shown = json(&["vm", "show", vm.name()]);
+    assert_eq!(shown["spec"]["labels"], serde_json::json!({"tier": "web"}));
+    assert_eq!(shown["spec"]["restart"], "on-failure");
+}
+
+#[test]
+fn busctl_sets_and_shows() {
+    let vm = Vm::named("t-set-busctl");
+    banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
+    let arguments = ["sa{sv}", vm.name(), "2", "cpus", "u", "3", "labels", "a{ss}", "1", "a", "b"];
+    assert_eq!(Way::Bus.call(VMD, "SetVm", &arguments).ok(), "asas 1 \"labels\" 1 \"cpus\"\n");
+    let path = Way::Socket.call(VMD, "GetVm", &["s", vm.name()]).ok();
+    let path = path.split('"').nth(1).expect("a path").to_owned();
+    for (property, value) in [("Cpus", "v u 3\n"), ("Labels", "v a{ss} 1 \"a\" \"b\"\n")] {
+        let get = ["ss", banger_api::vm::VM, property];
+        let shown = Way::Socket.call_at(VMD, &path, "org.freedesktop.DBus.Properties", "Get", &get).ok();
+        assert_eq!(shown, value);
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_nothing_is_changed() {
+    let vm = Vm::named("t-set-refused");
+    banger(&["vm", "create", "--name", vm.name(), "--disk", "1G", BUSYBOX]).ok();
+    let before = json(&["vm", "show", vm.name()])["spec"].clone();
+    banger(&["set", vm.name(), "--cpus", "3", "--disk", "512M"]).refused(&["shrink"]);
+    banger(&["set", vm.name(), "--cpus", "0"]).refused(&["CPUs"]);
+    banger(&["set", vm.name(), "--cpus", "3", "--volume", "t-none:/data"]).refused(&["t-none"]);
+    let error = banger_tests::error_name(VMD, "SetVm", &["sa{sv}", vm.name(), "1", "cpu", "u", "3"]);
+    assert_eq!(error, "org.freedesktop.DBus.Error.InvalidArgs");
+    assert_eq!(json(&["vm", "show", vm.name()])["spec"], before);
+}
+
+#[test]
+fn nat_is_switched_under_a_running_guest() {
+    let vm = Vm::running("t-set-nat", BUSYBOX);
+    let fetch = "printf 'GET /hello HTTP/1.0\\r\\n\\r\\n' | nc -w 5 203.0.113.10 80 | grep 200";
+    vm.sh(fetch).ok();
+    banger(&["set", vm.name(), "--no-nat"]).ok();
+    assert_ne!(vm.sh(fetch).status, 0);
+    banger(&["set", vm.name(), "--nat"]).ok();
+    vm.sh(fetch).ok();
+}
+
+#[test]
+fn defaults_are_the_admins() {
+    let conf = "/etc/banger/vmd.conf";
+    let write = |text: &str| {
+        std::fs::create_dir_all("/etc/banger").expect("makes");
+        std::fs::write(conf, text).expect("writes");
+    };
+    let vm = Vm::named("t-defaults");
+    write("[defaults]\ncpus = 3\nmemory = \"256M\"\n");
+    let created = banger(&["vm", "create", "--name", vm.name(), BUSYBOX]);
+    // Wrong ones are named with file and line, and nothing is guessed.
+    write("[defaults]\ncpu = 3\n");
+    let refused = banger(&["vm", "create", BUSYBOX]);
+    std::fs::remove_file(conf).expect("removes");
+    created.ok();
+    refused.refused(&["/etc/banger/vmd.conf:2: unknown field `cpu`"]);
+    let spec = json(&["vm", "show", vm.name()])["spec"].clone();
+    assert_eq!((spec["cpus"].as_u64(), spec["memory"].as_u64()), (Some(3), Some(256 << 20)));
+}
+
+#[test]
+fn a_vm_whose_time_is_up_is_stopped_or_deleted() {
+    let kept = Vm::named("t-ttl-stop");
+    let gone = Vm::named("t-ttl-delete");
+    let ids = [
+        std::thread::spawn(|| banger(&["run", "-d", "--name", "t-ttl-stop", "--ttl", "5s", BUSYBOX])),
+        std::thread::spawn(|| {
+            banger(&["run", "-d", "--name", "t-ttl-delete", "--ttl", "5s", "--expiry", "delete", BUSYBOX])
+        }),
+    ];
+    for id in ids {
+        id.join().expect("joins").ok();
+    }
+    // The timer does it, with nobody else asking.
+    eventually("the VM is stopped", || kept.state() == "stopped");
+    eventually("the VM is deleted", || banger(&["vm", "show", gone.name()]).status != 0);
+    let log = sh("journalctl -u banger-vmd -o cat --since -5min").text();
+    assert!(log.contains("its time of 5 s is up"), "{log}");
+}
