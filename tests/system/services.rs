@@ -1,7 +1,16 @@
 //! The services themselves: killed, left idle, called by people who may not.
 
-use banger_api::SERVICES;
-use banger_tests::{BUSYBOX, Vm, as_user, banger, eventually, run, sh};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use banger_api::job::INTERFACE as JOB;
+use banger_api::service::ServiceProxy;
+use banger_api::{ErrorKind, IMAGED, NETD, SERVICES, SESSIOND, Service};
+use banger_tests::{
+    BUSYBOX, Vm, Way, as_user, banger, eventually, eventually_within, job_property, oci, run, sh, start,
+};
 
 #[test]
 fn no_vm_notices_the_death_of_a_service() {
@@ -33,43 +42,171 @@ fn a_stream_does_not_notice_the_death_of_sessiond() {
     assert_eq!(done.text().lines().count(), 40, "{done}");
 }
 
+/// A service that leaves after a second without work, until this is dropped.
+struct Hasty(Service);
+
+impl Hasty {
+    fn new(service: Service) -> Self {
+        let hasty = Self(service);
+        std::fs::create_dir_all(hasty.drop_in()).expect("creates");
+        let program = format!("/usr/libexec/banger/banger-{}", service.id);
+        let text = format!("[Service]\nExecStart=\nExecStart={program} --idle-timeout 1\n");
+        std::fs::write(format!("{}/idle.conf", hasty.drop_in()), text).expect("writes");
+        hasty.restart();
+        hasty
+    }
+
+    fn unit(&self) -> String {
+        format!("banger-{}.service", self.0.id)
+    }
+
+    fn drop_in(&self) -> String {
+        format!("/run/systemd/system/{}.d", self.unit())
+    }
+
+    fn restart(&self) {
+        run("systemctl", &["daemon-reload"]).ok();
+        run("systemctl", &["restart", &self.unit()]).ok();
+    }
+
+    #[track_caller]
+    fn leaves(&self) {
+        eventually("the service leaves", || !self.is_active());
+    }
+
+    fn is_active(&self) -> bool {
+        run("systemctl", &["is-active", &self.unit()]).text().trim() != "inactive"
+    }
+}
+
+impl Drop for Hasty {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(self.drop_in()).expect("removes");
+        self.restart();
+    }
+}
+
+/// Much longer than a hasty service stays.
+fn a_while() {
+    std::thread::sleep(Duration::from_secs(5));
+}
+
 #[test]
 fn idle_services_leave_and_come_back() {
-    let unit = "banger-sessiond.service";
-    let drop_in = "/run/systemd/system/banger-sessiond.service.d";
-    std::fs::create_dir_all(drop_in).expect("creates");
-    let program = "/usr/libexec/banger/banger-sessiond";
-    let text = format!("[Service]\nExecStart=\nExecStart={program} --idle-timeout 1\n");
-    std::fs::write(format!("{drop_in}/idle.conf"), text).expect("writes");
-    run("systemctl", &["daemon-reload"]).ok();
+    let hasty = Hasty::new(SESSIOND);
+    hasty.leaves();
+    for way in Way::BOTH {
+        way.call_at(SESSIOND, SESSIOND.path, "org.freedesktop.DBus.Peer", "Ping", &[]).ok();
+        hasty.leaves();
+    }
+}
+
+/// A registry that takes connections and never answers: a pull from it lasts.
+fn silent_registry() -> (TcpListener, String) {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let reference = format!("localhost:{}/silent:latest", silent.local_addr().expect("bound").port());
+    (silent, reference)
+}
+
+/// The lines that `dbus-monitor` prints about a signal, once it listens.
+fn monitor(member: &str) -> impl Iterator<Item = String> {
+    let rule = format!("type='signal',member='{member}'");
+    let mut monitor = Command::new("timeout")
+        .args(["120", "dbus-monitor", "--system", &rule])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(monitor.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    // Who becomes a monitor loses the name it had before.
+    assert!(lines.any(|line| line.contains("member=NameLost")));
+    lines
+}
+
+#[test]
+fn jobs_outlive_their_service() {
+    let unit = "banger-imaged.service";
+    let crafted = oci::push("t-outlive", &oci::tar(&[("data", b"pulled before")]));
+    let _ = banger(&["image", "rm", &crafted.reference]);
+    let started = Way::Bus.call(IMAGED, "Pull", &["sa{sv}", &crafted.reference, "0"]).ok();
+    let done = started.split('"').nth(1).expect("a job");
+    let name = Way::Bus.call_at(IMAGED, done, JOB, "Wait", &[]).ok();
+    let (silent, reference) = silent_registry();
+    let started = Way::Bus.call(IMAGED, "Pull", &["sa{sv}", &reference, "0"]).ok();
+    let cut = started.split('"').nth(1).expect("a job");
+    let _connection = silent.accept().expect("imaged calls");
+    for way in ["", "--peer"] {
+        let (silent, reference) = silent_registry();
+        let line = format!("banger {way} pull {reference}");
+        let follower = start("sh", &["-c", &line]);
+        let _connection = silent.accept().expect("imaged calls");
+        let mut signals = monitor("JobRemoved");
+        run("systemctl", &["kill", "-s", "KILL", unit]).ok();
+        follower.join().expect("joins").refused(&["banger-imaged ended", "run it again"]);
+        assert!(signals.any(|line| line.contains("object path \"/org/banger/Image1/job/")));
+    }
+    // A restart is no different, and it does not make what ended with the first instance new.
     run("systemctl", &["restart", unit]).ok();
-    eventually("sessiond leaves", || sh(&format!("systemctl is-active {unit}")).text().trim() == "inactive");
-    // By the bus.
-    run(
-        "busctl",
-        &["call", "org.banger.Session1", "/org/banger/Session1", "org.freedesktop.DBus.Peer", "Ping"],
-    )
-    .ok();
-    eventually("sessiond leaves again", || {
-        sh(&format!("systemctl is-active {unit}")).text().trim() == "inactive"
+    assert_eq!(job_property(IMAGED, cut, "State"), "v s \"failed\"\n");
+    assert_eq!(job_property(IMAGED, cut, "Subject"), format!("v s \"{reference}\"\n"));
+    assert_eq!(job_property(IMAGED, cut, "ErrorName"), "v s \"org.banger.Error.Interrupted\"\n");
+    assert_eq!(Way::Socket.call_at(IMAGED, done, JOB, "Wait", &[]).ok(), name);
+    let stored = || run("systemctl", &["show", "-P", "NFileDescriptorStore", unit]).ok();
+    assert_ne!(stored().trim(), "0");
+    eventually_within(Duration::from_secs(180), "the records are removed", || stored().trim() == "0");
+    assert_ne!(Way::Bus.call_at(IMAGED, cut, JOB, "Wait", &[]).status, 0);
+    banger(&["image", "rm", &crafted.reference]).ok();
+}
+
+#[test]
+fn no_service_leaves_with_an_outcome() {
+    let _hasty = Hasty::new(IMAGED);
+    let started = Way::Bus.call(IMAGED, "Pull", &["sa{sv}", "localhost:5000/t-no-such-image:1", "0"]).ok();
+    let job = started.split('"').nth(1).expect("a job");
+    assert_ne!(Way::Bus.call_at(IMAGED, job, JOB, "Wait", &[]).status, 0);
+    let pid = || run("systemctl", &["show", "-P", "MainPID", "banger-imaged.service"]).ok();
+    let before = pid();
+    a_while();
+    assert_eq!(job_property(IMAGED, job, "State"), "v s \"failed\"\n");
+    assert_eq!(pid(), before);
+}
+
+#[test]
+fn subscribers_keep_a_service() {
+    let hasty = Hasty::new(NETD);
+    let count = || {
+        let get = ["ss", "org.banger.Service1", "Subscribers"];
+        Way::Bus.call_at(NETD, NETD.path, "org.freedesktop.DBus.Properties", "Get", &get).ok()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let client = runtime.block_on(zbus::connection::Builder::system().build()).expect("connects");
+    let subscription = runtime.block_on(async {
+        let builder = ServiceProxy::builder(&client).destination(NETD.bus_name).path(NETD.path);
+        let proxy = builder.build().await.expect("a proxy");
+        proxy.subscribe().await.expect("subscribes");
+        proxy.subscribe().await.expect("subscribes twice");
+        proxy.unsubscribe().await.expect("takes back one");
+        proxy
     });
-    // By its socket.
-    let address = "--address=unix:path=/run/banger/sessiond.sock";
-    run(
-        "busctl",
-        &[
-            address,
-            "call",
-            "org.banger.Session1",
-            "/org/banger/Session1",
-            "org.freedesktop.DBus.Peer",
-            "Ping",
-        ],
-    )
-    .ok();
-    std::fs::remove_dir_all(drop_in).expect("removes");
-    run("systemctl", &["daemon-reload"]).ok();
-    run("systemctl", &["restart", unit]).ok();
+    assert_eq!(count(), "v u 1\n");
+    a_while();
+    assert!(hasty.is_active());
+    runtime.block_on(subscription.unsubscribe()).expect("takes back the other");
+    let error = banger_api::Error::from(runtime.block_on(subscription.unsubscribe()).expect_err("no more"));
+    assert_eq!(error.kind(), ErrorKind::NotSubscribed);
+    assert_eq!(count(), "v u 0\n");
+    hasty.leaves();
+    // Who leaves the bus does not have to say so.
+    runtime.block_on(subscription.subscribe()).expect("subscribes");
+    a_while();
+    assert!(hasty.is_active());
+    drop((subscription, client));
+    drop(runtime);
+    hasty.leaves();
+    for way in Way::BOTH {
+        way.call_at(NETD, NETD.path, "org.banger.Service1", "Subscribe", &[]).ok();
+    }
+    eventually("busctl's subscription ends with it", || count() == "v u 0\n");
 }
 
 #[test]

@@ -32,5 +32,7 @@ pub const SESSION_OPEN: &str = "org.banger.session.open";
 pub const COMMON: &[Entry] = &[
     ("org.freedesktop.LogControl1", "LogLevel", Access::Root),
     ("org.freedesktop.LogControl1", "LogTarget", Access::Root),
-    ("org.banger.Job1", "Wait", Access::Read),
+    (crate::job::INTERFACE, "Wait", Access::Read),
+    (crate::service::INTERFACE, "Subscribe", Access::Read),
+    (crate::service::INTERFACE, "Unsubscribe", Access::Read),
 ];

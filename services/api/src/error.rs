@@ -51,9 +51,14 @@ kinds! {
     /// The disk is full.
     NoSpace = "org.banger.Error.NoSpace";
 
+    /// The caller takes back a subscription that it does not have.
+    NotSubscribed = "org.banger.Error.NotSubscribed";
+
     NoSuchJob = "org.banger.Error.NoSuchJob";
     /// The job was canceled.
     JobCanceled = "org.banger.Error.JobCanceled";
+    /// The service ended (killed, restarted) while the job was under way.
+    Interrupted = "org.banger.Error.Interrupted";
 
     NoSuchVm = "org.banger.Error.NoSuchVm";
     /// Another object has this name.

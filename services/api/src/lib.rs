@@ -12,6 +12,7 @@ pub mod job;
 pub mod network;
 pub mod options;
 pub mod path;
+pub mod service;
 pub mod session;
 pub mod vm;
 

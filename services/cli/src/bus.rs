@@ -27,6 +27,11 @@ impl Bus {
         Self { peer, system: OnceCell::new(), vmd: OnceCell::new(), imaged: OnceCell::new() }
     }
 
+    /// The same way with new connections, after one broke.
+    pub fn renewed(&self) -> Self {
+        Self::new(self.peer)
+    }
+
     /// A connection on which the service's objects are. The bus starts it if need be.
     pub async fn connect(&self, service: Service) -> Result<Connection> {
         if !self.peer {

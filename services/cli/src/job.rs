@@ -75,21 +75,36 @@ pub async fn follow(
         tokio::spawn(async move { job.cancel().await });
     };
     let ended = now_usec();
-    let outcome = outcome.map_err(|error| explain(error.into(), service, title));
+    let outcome = match outcome.map_err(Error::from) {
+        Err(error) if error.kind() == ErrorKind::ServiceUnavailable => {
+            ask_successor(context, service, &path, title).await
+        }
+        outcome => outcome,
+    };
     // Gone with the service, if that is gone.
     let stages = if outcome.is_ok() { job.stages().await.unwrap_or_default() } else { Vec::new() };
     reporter.end(&outcome);
     Ok(Ended { outcome: outcome?, stages: durations(&stages, ended) })
 }
 
-fn explain(error: Error, service: Service, title: &str) -> Error {
-    if error.kind() != ErrorKind::ServiceUnavailable {
-        return error;
-    }
-    error.kind().error(format!(
-        "{title}: banger-{} went away in the middle of it; see what it says (journalctl -u banger-{0}) and try again",
-        service.id
-    ))
+/// The service went away in the middle of a job; the instance after it knows what became of it.
+async fn ask_successor(
+    context: &Context,
+    service: Service,
+    path: &OwnedObjectPath,
+    title: &str,
+) -> Result<String> {
+    let asked = async {
+        let job: JobProxy<'static> = context.bus.renewed().object(service, path).await?;
+        Ok(job.wait().await?)
+    };
+    asked.await.map_err(|error: Error| match error.kind() {
+        ErrorKind::ServiceUnavailable | ErrorKind::Internal => ErrorKind::ServiceUnavailable.error(format!(
+            "{title}: banger-{} went away in the middle of it; see what it says (journalctl -u banger-{0}) and try again",
+            service.id
+        )),
+        _ => error.context(title),
+    })
 }
 
 /// Each stage lasts until the next begins.

@@ -2,8 +2,10 @@
 //!
 //! The caller of a method gets the job's id and path at once; the work goes on in a task of its
 //! own, tells its stages and progress through [`Progress`], can be canceled, and its outcome stays
-//! readable for [`KEEP`] after its end.
+//! readable for [`KEEP`] after its end: the service does not leave before that, and if it is
+//! killed or restarted, the next instance tells the outcome (see [`crate::record`]).
 
+use std::fs::File;
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,7 @@ use tokio::sync::watch;
 use zbus::message::Header;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, interface};
 
+use crate::record::{self, Begun, Ended, Record};
 use crate::{Gate, Hub, Idle};
 
 /// How long a finished job stays readable.
@@ -39,9 +42,9 @@ struct Inner {
 #[derive(Clone)]
 pub struct Progress(Arc<Job>);
 
-struct Job {
+pub(crate) struct Job {
     id: u32,
-    kind: &'static str,
+    kind: String,
     subject: String,
     path: OwnedObjectPath,
     hub: Hub,
@@ -73,50 +76,122 @@ impl Jobs {
         F: FnOnce(Progress) -> Fut,
         Fut: Future<Output = Result<String>> + Send + 'static,
     {
-        let Inner { service, hub, gate, idle, next } = &*self.0;
-        let id = next.fetch_add(1, Ordering::Relaxed);
-        let path = ObjectPath::try_from(format!("{}/job/{id}", service.path))
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let begun = Begun { id, kind: kind.to_owned(), subject: subject.to_owned() };
+        let record = Record::begin(&begun);
+        let job = self.publish(begun, None).await;
+        let path = job.path.clone();
+        let Inner { service, hub, idle, .. } = &*self.0;
+        hub.emit(service.path, service.manager, "JobNew", (id, path.clone(), kind));
+
+        let (jobs, hold) = (self.clone(), idle.hold());
+        let task = tokio::spawn(work(Progress(job.clone())));
+        tokio::spawn(async move {
+            // A panic in the work is a failed job, not a job that hangs for ever.
+            let outcome = task.await.unwrap_or_else(|error| Err(Error::internal(error)));
+            // Before anybody is told, so that it stays true.
+            if let Some(record) = record {
+                record.end(&Ended::new(now_usec(), &outcome));
+            }
+            job.end(outcome);
+            jobs.announce_end(&job);
+            jobs.forget_after(&job, KEEP).await;
+            drop(hold);
+        });
+        (id, path)
+    }
+
+    /// Takes over the jobs of the instance before this one, which left these records: what had
+    /// ended can be read for the rest of its time, what had not has failed. Returns the latter, to
+    /// be announced once there is somebody to hear it.
+    pub(crate) async fn restore(&self, records: Vec<(String, File)>) -> Vec<Arc<Job>> {
+        let mut interrupted = Vec::new();
+        for (name, file) in records {
+            let Some((record, begun, ended)) = Record::restore(name, file) else { continue };
+            self.0.next.fetch_max(begun.id.saturating_add(1), Ordering::Relaxed);
+            let was_running = ended.is_none();
+            let (job, rest) = match ended {
+                Some(ended) => {
+                    let rest = remaining(ended.usec, now_usec());
+                    (self.publish(begun, Some(ended.outcome())).await, rest)
+                }
+                None => {
+                    let outcome = Err(self.interruption());
+                    record.end(&Ended::new(now_usec(), &outcome));
+                    (self.publish(begun, Some(outcome)).await, KEEP)
+                }
+            };
+            let (jobs, hold) = (self.clone(), self.0.idle.hold());
+            let ended = job.clone();
+            tokio::spawn(async move {
+                jobs.forget_after(&ended, rest).await;
+                drop(hold);
+            });
+            if was_running {
+                interrupted.push(job);
+            }
+        }
+        interrupted
+    }
+
+    fn interruption(&self) -> Error {
+        let message = format!("banger-{} ended while this was under way; run it again", self.0.service.id);
+        ErrorKind::Interrupted.error(message)
+    }
+
+    /// Makes a job's object. One with an outcome has ended.
+    async fn publish(&self, begun: Begun, outcome: Option<Result<String>>) -> Arc<Job> {
+        let Inner { service, hub, gate, .. } = &*self.0;
+        let path = ObjectPath::try_from(format!("{}/job/{}", service.path, begun.id))
             .expect("a service's path and a number")
             .into();
         let job = Arc::new(Job {
-            id,
-            kind,
-            subject: subject.to_owned(),
+            id: begun.id,
+            kind: begun.kind,
+            subject: begun.subject,
             path,
             hub: hub.clone(),
+            ended: watch::Sender::new(outcome.is_some()),
             view: Mutex::new(View {
-                state: "running",
+                state: outcome.as_ref().map_or("running", state_after),
                 stage: String::new(),
                 stages: Vec::new(),
                 progress: (0, 0, ""),
                 progress_told: Instant::now(),
-                outcome: Ok(String::new()),
+                outcome: outcome.unwrap_or_else(|| Ok(String::new())),
             }),
             canceled: watch::Sender::new(false),
-            ended: watch::Sender::new(false),
         });
-        let path = job.path.clone();
-        hub.add(&path, JobObject { job: job.clone(), gate: gate.clone() }).await;
-        hub.emit(service.path, service.manager, "JobNew", (id, path.clone(), kind));
-
-        let task = tokio::spawn(work(Progress(job.clone())));
-        let (service, hub, hold) = (*service, hub.clone(), idle.hold());
-        tokio::spawn(async move {
-            // A panic in the work is a failed job, not a job that hangs for ever.
-            let outcome = task.await.unwrap_or_else(|error| Err(Error::internal(error)));
-            let result = job.end(outcome);
-            hub.emit(
-                service.path,
-                service.manager,
-                "JobRemoved",
-                (job.id, job.path.clone(), job.subject.clone(), result),
-            );
-            drop(hold);
-            tokio::time::sleep(KEEP).await;
-            hub.remove(&job.path).await;
-        });
-        (id, path)
+        hub.add(&job.path, JobObject { job: job.clone(), gate: gate.clone() }).await;
+        job
     }
+
+    /// Tells that a job has ended.
+    pub(crate) fn announce_end(&self, job: &Job) {
+        let Inner { service, hub, .. } = &*self.0;
+        let body = (job.id, job.path.clone(), job.subject.clone(), job.view().state);
+        hub.emit(service.path, service.manager, "JobRemoved", body);
+    }
+
+    async fn forget_after(&self, job: &Job, rest: Duration) {
+        tokio::time::sleep(rest).await;
+        self.0.hub.remove(&job.path).await;
+        record::forget(job.id);
+    }
+}
+
+/// The state of a job with this outcome, and the result that `JobRemoved` tells.
+fn state_after(outcome: &Result<String>) -> &'static str {
+    match outcome {
+        Ok(_) => "done",
+        Err(error) if error.kind() == ErrorKind::JobCanceled => "canceled",
+        Err(_) => "failed",
+    }
+}
+
+/// For how long a job that ended then is still kept, whatever the clock did in between.
+fn remaining(ended_usec: u64, now_usec: u64) -> Duration {
+    KEEP.saturating_sub(Duration::from_micros(now_usec.saturating_sub(ended_usec)))
 }
 
 impl Progress {
@@ -181,13 +256,9 @@ impl Job {
         self.hub.changed(&self.path, INTERFACE, properties);
     }
 
-    /// Records the outcome and says so. Returns the result word of `JobRemoved`.
-    fn end(&self, outcome: Result<String>) -> &'static str {
-        let state = match &outcome {
-            Ok(_) => "done",
-            Err(error) if error.kind() == ErrorKind::JobCanceled => "canceled",
-            Err(_) => "failed",
-        };
+    /// Records the outcome and says so.
+    fn end(&self, outcome: Result<String>) {
+        let state = state_after(&outcome);
         let mut properties = vec![("State", value(state))];
         match &outcome {
             Ok(outcome) => properties.push(("Outcome", value(outcome.as_str()))),
@@ -203,7 +274,6 @@ impl Job {
         }
         self.changed(properties);
         self.ended.send_replace(true);
-        state
     }
 }
 
@@ -248,7 +318,7 @@ impl JobObject {
     /// What is done: `pull`, `create`, `start`, …
     #[zbus(property(emits_changed_signal = "const"))]
     fn kind(&self) -> String {
-        self.job.kind.to_owned()
+        self.job.kind.clone()
     }
 
     /// The name of what it is done to.

@@ -10,6 +10,7 @@
 //! - [`store`]: one SQLite file on its own thread, with numbered migrations
 //! - [`idle`]: when to leave
 
+mod activation;
 pub mod config;
 pub mod gate;
 pub mod hub;
@@ -17,13 +18,14 @@ pub mod idle;
 pub mod jobs;
 pub mod log;
 mod peer;
+mod record;
 mod socket;
 pub mod store;
+mod subscribers;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,6 +35,9 @@ use clap::{CommandFactory, FromArgMatches};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use zbus::Connection;
+
+use crate::activation::Passed;
+use crate::subscribers::Subscribers;
 
 pub use gate::{Call, Gate};
 pub use hub::Hub;
@@ -74,7 +79,7 @@ const CLEAN_MARK: &str = "clean";
 #[derive(Debug, clap::Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {
-    /// Leave after this many seconds without calls, jobs or peers; 0 stays for ever
+    /// Leave after this many seconds without calls, jobs, subscribers or peers; 0 stays for ever
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     idle_timeout: u64,
 }
@@ -92,7 +97,7 @@ where
         Err(error) => error.exit(),
     };
     // Before any thread exists: this edits the environment.
-    let sockets = peer::activation_sockets();
+    let passed = activation::receive();
     let level = log::init(spec.service.id, &runtime_dir(spec.service));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -101,7 +106,7 @@ where
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(serve(spec, arguments, sockets, level, start)) {
+    match runtime.block_on(serve(spec, arguments, passed, level, start)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -113,7 +118,7 @@ where
 async fn serve<F, Fut>(
     spec: Spec,
     arguments: Arguments,
-    sockets: Vec<UnixListener>,
+    passed: Passed,
     level: log::Level,
     start: F,
 ) -> Result<()>
@@ -139,12 +144,16 @@ where
         state_dir: directory("STATE_DIRECTORY", "/var/lib/banger", service.id),
     };
     hub.add(service.path, zbus::fdo::ObjectManager).await;
+    hub.add(service.path, Subscribers::new(gate.clone(), idle.clone())).await;
     hub.add("/org/freedesktop/LogControl1", log::LogControl::new(service.id, level, gate)).await;
+    let jobs = context.jobs.clone();
+    let interrupted = jobs.restore(passed.records).await;
     start(context).await?;
 
     hub.attach_bus(bus.clone()).await?;
     bus.request_name(service.bus_name).await?;
-    for socket in sockets {
+    interrupted.iter().for_each(|job| jobs.announce_end(job));
+    for socket in passed.sockets {
         tokio::spawn(peer::accept(socket, service, hub.clone(), idle.clone()));
     }
     notify(&[NotifyState::Ready]);

@@ -9,8 +9,6 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use banger_api::Service;
-use libsystemd::activation::{IsType, receive_descriptors_with_names};
-use std::os::fd::{FromRawFd, IntoRawFd};
 use zbus::connection::Builder;
 use zbus::fdo;
 use zbus::interface;
@@ -25,22 +23,6 @@ const MAX_PEERS: usize = 256;
 /// The unique name the service has on a peer connection, and the client's.
 const OURS: &str = ":1.0";
 const THEIRS: &str = ":1.1";
-
-/// The name of our sockets among the file descriptors systemd passes (`FileDescriptorName=`).
-const SOCKET_NAME: &str = "dbus";
-
-/// The listening sockets that systemd passed for D-Bus.
-pub(crate) fn activation_sockets() -> Vec<UnixListener> {
-    let descriptors = receive_descriptors_with_names(true).unwrap_or_default();
-    descriptors
-        .into_iter()
-        .filter(|(descriptor, name)| name == SOCKET_NAME && descriptor.is_unix())
-        .map(|(descriptor, _)| {
-            // SAFETY: systemd passed this descriptor to us, and libsystemd hands each out once.
-            unsafe { UnixListener::from_raw_fd(descriptor.into_raw_fd()) }
-        })
-        .collect()
-}
 
 /// Serves everybody who connects to `socket`.
 pub(crate) async fn accept(socket: UnixListener, service: Service, hub: Hub, idle: Idle) {

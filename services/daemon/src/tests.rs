@@ -65,12 +65,27 @@ impl Manager {
 }
 
 async fn service() -> (Hub, Idle) {
+    let (hub, idle, _) = service_after(&[]).await;
+    (hub, idle)
+}
+
+/// A service that finds these records of jobs; the last value is how many were interrupted.
+async fn service_after(records: &[&str]) -> (Hub, Idle, usize) {
     let (hub, idle) = (Hub::new(), Idle::new());
     let gate = Gate::new(ACCESS, idle.clone());
     let jobs = Jobs::new(VMD, hub.clone(), gate.clone(), idle.clone());
     hub.add(VMD.path, zbus::fdo::ObjectManager).await;
+    let files = records.iter().map(|text| ("job-x".to_owned(), file(text))).collect();
+    let interrupted = jobs.restore(files).await.len();
     hub.add(VMD.path, Manager { gate, jobs }).await;
-    (hub, idle)
+    (hub, idle, interrupted)
+}
+
+fn file(text: &str) -> std::fs::File {
+    use std::io::Write;
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(text.as_bytes()).expect("writes");
+    file
 }
 
 async fn client(hub: &Hub) -> Connection {
@@ -138,6 +153,43 @@ async fn jobs_end_with_their_error_and_hold_the_service() {
     let error = Error::from(job.wait().await.expect_err("canceled"));
     assert_eq!(error.kind(), ErrorKind::JobCanceled);
     assert_eq!(job.state().await.expect("reads"), "canceled");
+}
+
+#[tokio::test]
+async fn jobs_outlive_their_service() {
+    let now = crate::jobs::now_usec();
+    let begun = |id| format!("{{\"id\":{id},\"kind\":\"pull\",\"subject\":\"debian\"}}\n");
+    let ended = |id, usec| {
+        let end =
+            format!("{{\"usec\":{usec},\"outcome\":\"web\",\"error_name\":\"\",\"error_message\":\"\"}}\n");
+        format!("{}{end}", begun(id))
+    };
+    // The second ended so long ago that it is forgotten at once.
+    let newest = u32::MAX - 1;
+    let records = [ended(5, now), ended(6, now - 3_600_000_000), begun(newest), "nonsense\n".into()];
+    let (hub, idle, interrupted) = service_after(&records.each_ref().map(String::as_str)).await;
+    assert_eq!(interrupted, 1);
+    assert!(idle.is_busy());
+    let client = client(&hub).await;
+    let job = |id: u32| {
+        let path = format!("{}/job/{id}", VMD.path);
+        let builder = JobProxy::builder(&client).destination(VMD.bus_name).path(path);
+        async move { builder.build().await.expect("a proxy") }
+    };
+    let done = job(5).await;
+    assert_eq!(done.wait().await.expect("done"), "web");
+    assert_eq!((done.kind().await.as_deref(), done.subject().await.as_deref()), (Ok("pull"), Ok("debian")));
+    let gone = job(6).await;
+    while gone.id().await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let failed = job(newest).await;
+    assert_eq!(failed.state().await.expect("reads"), "failed");
+    let error = Error::from(failed.wait().await.expect_err("fails"));
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+    // No id is used twice.
+    let (id, _): (u32, zbus::OwnedObjectPath) = call(&client, "Work", Some(true)).await.expect("starts");
+    assert_eq!(id, newest + 1);
 }
 
 #[tokio::test]
