@@ -58,7 +58,7 @@ CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb check check-unit check-units check-system bench demo clean
+.PHONY: all build install uninstall deb check check-unit check-units check-system failpoints bench demo clean
 
 all: build
 
@@ -163,10 +163,20 @@ check-units:
 		$$(ls /lib/systemd/system/*banger* | grep -v @) banger-vm@verify.service' 2>&1) && [ -z "$$said" ] || \
 		{ echo "systemd-analyze verify: $$said"; exit 1; }
 
+# Services that end where a test wants them to. They share what cargo has built for the tests, and
+# leave its directory at once, so that nothing else can take them for the ordinary ones.
+FAILPOINTS := $(abspath $(TARGET_DIR))/failpoints
+
+failpoints:
+	$(CARGO) build --locked -p banger-vmd --features failpoints
+	mkdir -p $(FAILPOINTS)
+	mv -f $(TARGET_DIR)/debug/banger-vmd $(FAILPOINTS)
+
 # The tests are built here and run in the lab, which sees this directory.
-check-system:
+check-system: failpoints
 	tests/lab/up
 	$(MAKE) --no-print-directory check-units
+	BANGER_FAILPOINTS=$(FAILPOINTS) \
 	CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh \
 		$(CARGO) $(if $(NEXTEST),nextest run,test) --locked -p banger-tests $(ARGS)
 

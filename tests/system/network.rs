@@ -26,19 +26,15 @@ fn a_vm_without_network_has_none() {
 #[test]
 fn a_range_that_the_host_uses_is_refused() {
     // The lab's "internet" lies in this range.
-    let conf = "/etc/banger/netd.conf";
-    let old = std::fs::read(conf).ok();
-    std::fs::create_dir_all("/etc/banger").expect("creates");
+    let drop_ins = "/etc/banger/netd.conf.d";
+    std::fs::create_dir_all(drop_ins).expect("creates");
     let stop = || {
         run("systemctl", &["stop", "banger-netd.service"]).ok();
     };
-    std::fs::write(conf, "range = \"198.51.100.0/24\"\n").expect("writes");
+    std::fs::write(format!("{drop_ins}/50-test.conf"), "range = \"198.51.100.0/24\"\n").expect("writes");
     stop();
     let refused = banger(&["run", "-d", "--name", "t-conflict", BUSYBOX]);
-    match old {
-        Some(old) => std::fs::write(conf, old).expect("restores"),
-        None => std::fs::remove_file(conf).expect("removes"),
-    }
+    std::fs::remove_dir_all(drop_ins).expect("removes");
     stop();
     banger(&["rm", "-f", "t-conflict"]);
     refused.refused(&["198.51.100.0/24", "netd.conf"]);

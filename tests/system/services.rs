@@ -1,8 +1,8 @@
 //! The services themselves: killed, left idle, called by people who may not.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use banger_api::job::INTERFACE as JOB;
@@ -108,18 +108,37 @@ fn silent_registry() -> (TcpListener, String) {
     (silent, reference)
 }
 
-/// The lines that `dbus-monitor` prints about a signal, once it listens.
-fn monitor(member: &str) -> impl Iterator<Item = String> {
-    let rule = format!("type='signal',member='{member}'");
-    let mut monitor = Command::new("timeout")
-        .args(["120", "dbus-monitor", "--system", &rule])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut lines = BufReader::new(monitor.stdout.take().expect("piped")).lines().map_while(Result::ok);
-    // Who becomes a monitor loses the name it had before.
-    assert!(lines.any(|line| line.contains("member=NameLost")));
-    lines
+/// `dbus-monitor`, listening to one signal.
+struct Monitor {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Monitor {
+    fn start(member: &str) -> Self {
+        let rule = format!("type='signal',member='{member}'");
+        let mut child = Command::new("timeout")
+            .args(["120", "dbus-monitor", "--system", &rule])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut monitor = Self { child, lines };
+        // Who becomes a monitor loses the name it had before.
+        assert!(monitor.hears("member=NameLost"));
+        monitor
+    }
+
+    fn hears(&mut self, words: &str) -> bool {
+        self.lines.by_ref().map_while(Result::ok).any(|line| line.contains(words))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
@@ -139,10 +158,10 @@ fn jobs_outlive_their_service() {
         let line = format!("banger {way} pull {reference}");
         let follower = start("sh", &["-c", &line]);
         let _connection = silent.accept().expect("imaged calls");
-        let mut signals = monitor("JobRemoved");
+        let mut signals = Monitor::start("JobRemoved");
         run("systemctl", &["kill", "-s", "KILL", unit]).ok();
         follower.join().expect("joins").refused(&["banger-imaged ended", "run it again"]);
-        assert!(signals.any(|line| line.contains("object path \"/org/banger/Image1/job/")));
+        assert!(signals.hears("object path \"/org/banger/Image1/job/"));
     }
     // A restart is no different, and it does not make what ended with the first instance new.
     run("systemctl", &["restart", unit]).ok();
@@ -155,6 +174,42 @@ fn jobs_outlive_their_service() {
     eventually_within(Duration::from_secs(180), "the records are removed", || stored().trim() == "0");
     assert_ne!(Way::Bus.call_at(IMAGED, cut, JOB, "Wait", &[]).status, 0);
     banger(&["image", "rm", &crafted.reference]).ok();
+}
+
+/// Ends vmd between the two halves of a create, with a binary that can (`make failpoints`).
+#[test]
+fn a_create_that_is_cut_off_says_so() {
+    let binaries = std::env::var("BANGER_FAILPOINTS").expect("set by make check-system");
+    let vm = Vm::named("t-failpoint");
+    // The build directory may be in a home directory, which the unit does not see.
+    let binary = "/usr/local/libexec/banger-vmd";
+    run("install", &["-D", &format!("{binaries}/banger-vmd"), binary]).ok();
+    let drop_in = "/run/systemd/system/banger-vmd.service.d";
+    let restart = || {
+        run("systemctl", &["daemon-reload"]).ok();
+        run("systemctl", &["restart", "banger-vmd.service"]).ok();
+    };
+    std::fs::create_dir_all(drop_in).expect("creates");
+    let text = format!("[Service]\nExecStart=\nExecStart={binary}\n");
+    std::fs::write(format!("{drop_in}/failpoint.conf"), text).expect("writes");
+    restart();
+    std::fs::write("/run/banger/vmd/failpoint", "create.reserved\n").expect("writes");
+    let cut = banger(&["run", "-d", "--name", vm.name(), BUSYBOX]);
+    let removed = !std::path::Path::new("/run/banger/vmd/failpoint").exists();
+    std::fs::remove_dir_all(drop_in).expect("removes");
+    restart();
+    cut.refused(&["banger-vmd ended", "run it again"]);
+    assert!(removed, "once is enough");
+}
+
+#[test]
+fn what_is_installed_has_no_failpoints() {
+    for service in SERVICES {
+        let binary = format!("/usr/libexec/banger/banger-{}", service.id);
+        let text = std::fs::read(&binary).expect("reads");
+        let trace = b"create.reserved";
+        assert!(!text.windows(trace.len()).any(|bytes| bytes == trace), "{binary}");
+    }
 }
 
 #[test]

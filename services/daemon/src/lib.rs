@@ -12,6 +12,8 @@
 
 mod activation;
 pub mod config;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod gate;
 pub mod hub;
 pub mod idle;
@@ -44,6 +46,26 @@ pub use hub::Hub;
 pub use idle::Idle;
 pub use jobs::{Jobs, Progress};
 pub use store::Store;
+
+/// A named point at which tests end or delay the service, in asynchronous code or, with `blocking`,
+/// in a thread that may block; see `failpoint.rs`.
+#[cfg(feature = "failpoints")]
+#[macro_export]
+macro_rules! failpoint {
+    (blocking $name:literal) => {
+        $crate::failpoint::hit_blocking($name)
+    };
+    ($name:literal) => {
+        $crate::failpoint::hit($name).await
+    };
+}
+
+/// Nothing, in a build that is no test's.
+#[cfg(not(feature = "failpoints"))]
+#[macro_export]
+macro_rules! failpoint {
+    ($(blocking)? $name:literal) => {};
+}
 
 /// Which service this is, and who may call its members.
 #[derive(Debug, Clone, Copy)]

@@ -14,8 +14,8 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
 use banger_core::name::VmName;
 use banger_core::spec::Spec;
-use banger_daemon::Store;
 use banger_daemon::store::db;
+use banger_daemon::{Store, failpoint};
 use ipnet::Ipv4Net;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -130,6 +130,7 @@ impl VmStore {
     pub async fn reserve(&self, draft: Draft) -> Result<VmRow> {
         let _changing = self.changing.lock().await;
         let row = self.store.transact(move |transaction| reserve(transaction, draft)).await?;
+        failpoint!("create.reserved");
         self.rows().insert(row.name.clone(), row.clone());
         Ok(row)
     }
