@@ -76,6 +76,8 @@ pub type VmRow = (String, String, String, String, OwnedObjectPath);
 pub struct LaunchPlan {
     /// Files to write into the runtime directory first: name, content.
     pub files: HashMap<String, String>,
+    /// Symbolic links to make in the runtime directory: name, target.
+    pub links: HashMap<String, String>,
     /// Processes to start beside the VMM: command line, and the socket that is there once the
     /// process is ready.
     pub helpers: Vec<(Vec<String>, String)>,

@@ -4,19 +4,23 @@
 //!   *becomes* the VMM, so that systemd supervises the VMM and nothing stands between them;
 //! - `attend`, which `run` leaves behind in the unit, gives the starting guest its configuration
 //!   and turns the guest's status into the unit's (`READY=1`, `STATUS=`);
-//! - `stop` asks the guest to power off and waits for the VMM's end;
+//! - `restore`, which `run` leaves behind where a VM starts from a snapshot, loads it into the VMM;
+//! - `stop` asks the guest to power off, presses its power button if that does not help, and waits for
+//!   the VMM's end;
 //! - `release` tells vmd that the VM is down.
 //!
 //! All of it runs as the VM's own user without any privilege. Nobody needs vmd, or any other
 //! service of banger, while the VM runs.
 
 mod attend;
+mod restore;
 mod run;
 mod stop;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use banger_api::vm::{LAUNCH_SOCKET, ManagerProxy};
@@ -30,8 +34,15 @@ enum Command {
     Run { name: String },
     /// Give the guest its configuration and pass its status on
     Attend { name: String },
+    /// Load a snapshot into the VMM and say that the VM is ready
+    Restore { name: String },
     /// Ask the guest to power off and wait for the end of the VMM
-    Stop { name: String },
+    Stop {
+        name: String,
+        /// Press the power button of a guest that has not ended after so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+        power_button_after: u64,
+    },
     /// Tell vmd that the VM is down
     Release { name: String },
 }
@@ -40,7 +51,10 @@ fn main() -> ExitCode {
     let outcome = match Command::parse() {
         Command::Run { name } => named(&name, run::run),
         Command::Attend { name } => named(&name, attend::attend),
-        Command::Stop { name } => named(&name, stop::stop),
+        Command::Restore { name } => named(&name, restore::restore),
+        Command::Stop { name, power_button_after } => named(&name, |name, runtime_dir| {
+            stop::stop(name, &runtime_dir, Duration::from_secs(power_button_after))
+        }),
         Command::Release { name } => named(&name, release),
     };
     match outcome {

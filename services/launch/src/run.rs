@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use banger_api::vm::vsock_socket;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
 use banger_core::{acl, guest};
+use banger_vmm::control::RESTORE;
 use nix::unistd::User;
 use rustix::fs::{XattrFlags, setxattr};
 
@@ -33,14 +34,22 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     for (file, content) in &plan.files {
         write(&runtime_dir.join(file), content)?;
     }
+    for (link, target) in &plan.links {
+        let link = runtime_dir.join(link);
+        symlink(target, &link).with_context(|| format!("cannot make the link {}", link.display()))?;
+    }
     for (command, ready) in &plan.helpers {
         start_helper(command, Path::new(ready))?;
     }
     start_attendant(name, &runtime_dir)?;
+    if plan.files.contains_key(RESTORE) {
+        start_restorer(name)?;
+    }
     attend::status(&format!("STATUS={}", Stage::Kernel.as_str()));
     let [program, arguments @ ..] = plan.command.as_slice() else { bail!("the launch plan is empty") };
     let error = Command::new(program)
         .args(arguments)
+        .current_dir(&runtime_dir)
         // The VMM has no word with systemd: the attendant speaks for the guest.
         .env_remove("NOTIFY_SOCKET")
         .exec();
@@ -107,11 +116,24 @@ fn start_attendant(name: &VmName, runtime_dir: &Path) -> Result<()> {
     socket.push(format!("_{}", guest::CONFIG_PORT));
     let listener = UnixListener::bind(&socket)
         .with_context(|| format!("cannot listen on {}", Path::new(&socket).display()))?;
-    let this = std::env::current_exe().context("cannot find this program")?;
-    Command::new(this)
+    this_program()?
         .args(["attend", name.as_str()])
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .spawn()
         .context("cannot start the attendant")?;
     Ok(())
+}
+
+/// Leaves a process behind that loads the snapshot as soon as the VMM can be spoken to.
+fn start_restorer(name: &VmName) -> Result<()> {
+    this_program()?
+        .args(["restore", name.as_str()])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot start what loads the snapshot")?;
+    Ok(())
+}
+
+fn this_program() -> Result<Command> {
+    Ok(Command::new(std::env::current_exe().context("cannot find this program")?))
 }

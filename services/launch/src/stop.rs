@@ -1,14 +1,17 @@
-//! `stop`: ask the guest, then wait for the VMM to end. systemd kills it if that takes too long.
+//! `stop`: ask the guest's agent, then press the power button, and wait for the VMM to end. systemd
+//! kills it if all that takes too long.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use banger_api::{agent, vm};
 use banger_core::guest::AGENT_PORT;
 use banger_core::name::VmName;
-use rustix::event::{PollFd, PollFlags, poll};
+use banger_vmm::control::{Control, RunState};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use zbus::connection::AuthMechanism;
 
@@ -17,27 +20,62 @@ use crate::block_on;
 /// How long the agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-pub fn stop(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
-    let pid = match std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) {
-        Some(pid) => Pid::from_raw(pid).context("MAINPID is 0")?,
-        // The VMM is gone already: nothing to stop.
-        None => return Ok(()),
-    };
-    let vmm = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(vmm) => vmm,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error).context("cannot watch the VMM"),
-    };
-    block_on(async {
-        let asked = tokio::time::timeout(ANSWER, power_off(&runtime_dir)).await;
-        asked.unwrap_or_else(|_| bail!("the agent in {name} does not answer"))
-    })?;
-    // A pidfd becomes readable when its process ends.
-    poll(&mut [PollFd::new(&vmm, PollFlags::IN)], None)?;
+pub fn stop(name: &VmName, runtime_dir: &Path, power_button_after: Duration) -> Result<()> {
+    let Some(vmm) = vmm()? else { return Ok(()) };
+    let deadline = Instant::now() + power_button_after;
+    wake(runtime_dir);
+    match ask(runtime_dir, ANSWER.min(power_button_after)) {
+        Ok(()) if ended(&vmm, Some(deadline.saturating_duration_since(Instant::now())))? => return Ok(()),
+        Ok(()) => eprintln!("{name} has not ended yet: pressing its power button"),
+        Err(error) => eprintln!("{error:#}: pressing the power button of {name}"),
+    }
+    block_on(async { Ok(Control::connect(runtime_dir).await?.power_button().await?) })
+        .context("cannot press the power button")?;
+    ended(&vmm, None)?;
     Ok(())
 }
 
-async fn power_off(runtime_dir: &std::path::Path) -> Result<()> {
+/// The VMM, unless it is gone already and there is nothing to stop.
+fn vmm() -> Result<Option<OwnedFd>> {
+    let Some(pid) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) else { return Ok(None) };
+    let pid = Pid::from_raw(pid).context("MAINPID is 0")?;
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(vmm) => Ok(Some(vmm)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error).context("cannot watch the VMM"),
+    }
+}
+
+/// Waits for the end of the VMM, but no longer than `within`; returns whether it came.
+fn ended(vmm: &OwnedFd, within: Option<Duration>) -> Result<bool> {
+    let within = within.and_then(|within| Timespec::try_from(within).ok());
+    // A pidfd becomes readable when its process ends.
+    Ok(poll(&mut [PollFd::new(vmm, PollFlags::IN)], within.as_ref())? > 0)
+}
+
+/// A paused guest hears nothing.
+fn wake(runtime_dir: &Path) {
+    let woken = block_on(async {
+        let mut control = Control::connect(runtime_dir).await?;
+        if control.state().await? == RunState::Paused {
+            control.resume().await?;
+        }
+        Ok(())
+    });
+    if let Err(error) = woken {
+        eprintln!("cannot tell whether the guest is paused: {error:#}");
+    }
+}
+
+/// Asks the agent to power off.
+fn ask(runtime_dir: &Path, answer: Duration) -> Result<()> {
+    block_on(async {
+        let asked = tokio::time::timeout(answer, power_off(runtime_dir)).await;
+        asked.unwrap_or_else(|_| bail!("the agent does not answer"))
+    })
+}
+
+async fn power_off(runtime_dir: &Path) -> Result<()> {
     let stream = connect(runtime_dir).context("cannot reach the guest")?;
     // Over vsock the agent cannot tell who is calling: the socket's access list did that.
     let builder = zbus::connection::Builder::unix_stream(stream).p2p();
@@ -47,7 +85,7 @@ async fn power_off(runtime_dir: &std::path::Path) -> Result<()> {
 }
 
 /// A connection to the agent, by the convention of [`vm::vsock_socket`].
-fn connect(runtime_dir: &std::path::Path) -> Result<UnixStream> {
+fn connect(runtime_dir: &Path) -> Result<UnixStream> {
     use std::io::{Read, Write};
     let mut stream = UnixStream::connect(vm::vsock_socket(runtime_dir))?;
     stream.set_read_timeout(Some(ANSWER))?;

@@ -9,7 +9,27 @@ use serde::Serialize;
 
 use banger_core::guest::PowerOff;
 
-use crate::{COMMAND_LINE, Machine, Plan, Vmm, command_line, text};
+use crate::control::FIRECRACKER_SOCKET;
+use crate::{COMMAND_LINE, Machine, Plan, RateLimit, Version, Vmm, command_line, text};
+
+/// The oldest Firecracker whose API and snapshots are as used here.
+pub(crate) const OLDEST: Version = Version(1, 7, 0);
+
+/// What only some versions can (CHANGELOG.md of Firecracker's source).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features {
+    /// A snapshot can be loaded with another TAP than it was made with, as forks need it.
+    pub network_overrides: bool,
+    /// Incremental snapshots without the cost of tracking every page that is written.
+    pub diff_snapshots: bool,
+}
+
+impl Features {
+    #[must_use]
+    pub fn of(version: Version) -> Self {
+        Self { network_overrides: version >= Version(1, 12, 0), diff_snapshots: version >= Version(1, 13, 0) }
+    }
+}
 
 /// Firecracker on this host.
 #[derive(Debug, Clone)]
@@ -30,20 +50,32 @@ impl Vmm for Firecracker {
     }
 
     fn plan(&self, machine: &Machine) -> Plan {
-        let config =
-            serde_json::to_string_pretty(&Config::of(machine)).expect("strings and numbers serialize");
-        let main = [
+        let mut main = vec![
             text(&self.program),
             "--id".into(),
             machine.name.clone(),
-            "--config-file".into(),
-            text(&machine.runtime_dir.join(CONFIG)),
             "--api-sock".into(),
-            text(&machine.runtime_dir.join("firecracker.sock")),
+            text(&machine.runtime_dir.join(FIRECRACKER_SOCKET)),
         ];
-        Plan { files: vec![(CONFIG.into(), config)], helpers: vec![], main: main.into() }
+        // A snapshot brings its own configuration.
+        let file = machine.restore_file().unwrap_or_else(|| {
+            main.extend(["--config-file".into(), text(&machine.runtime_dir.join(CONFIG))]);
+            let config = serde_json::to_string_pretty(&Config::of(machine));
+            (CONFIG.into(), config.expect("strings and numbers serialize"))
+        });
+        let links = machine.disks.iter().map(|disk| (disk_link(&disk.id), disk.path.clone())).collect();
+        Plan { files: vec![file], links, helpers: vec![], main }
     }
 }
+
+/// How a disk is called in the runtime directory, in which Firecracker runs: snapshots hold paths, and
+/// those of a fork are others.
+pub(crate) fn disk_link(id: &str) -> String {
+    format!("disk-{id}")
+}
+
+/// Firecracker's name for the network interface.
+pub(crate) const INTERFACE: &str = "network";
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,6 +86,8 @@ struct Config {
     network_interfaces: Vec<NetworkInterface>,
     vsock: Vsock,
     entropy: Entropy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balloon: Option<Balloon>,
 }
 
 #[derive(Serialize)]
@@ -75,6 +109,8 @@ struct Drive {
     path_on_host: String,
     is_root_device: bool,
     is_read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Serialize)]
@@ -82,6 +118,10 @@ struct NetworkInterface {
     iface_id: String,
     guest_mac: String,
     host_dev_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rx_rate_limiter: Option<RateLimiter>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx_rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Serialize)]
@@ -93,19 +133,66 @@ struct Vsock {
 #[derive(Serialize)]
 struct Entropy {}
 
+#[derive(Serialize)]
+struct Balloon {
+    amount_mib: u64,
+    deflate_on_oom: bool,
+}
+
+/// Two token buckets; without one, that rate is unlimited.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct RateLimiter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth: Option<TokenBucket>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ops: Option<TokenBucket>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct TokenBucket {
+    size: u64,
+    /// Milliseconds in which an empty bucket is filled.
+    refill_time: u64,
+}
+
+impl RateLimiter {
+    fn at_start(limit: RateLimit) -> Self {
+        Self {
+            bandwidth: limit.bytes.map(TokenBucket::per_second),
+            ops: limit.operations.map(TokenBucket::per_second),
+        }
+    }
+
+    /// For a running VM, where a missing bucket means: as before, and an empty one: none.
+    pub(crate) fn live(limit: RateLimit) -> Self {
+        let none = TokenBucket { size: 0, refill_time: 0 };
+        let bucket = |rate: Option<u64>| Some(rate.map_or(none, TokenBucket::per_second));
+        Self { bandwidth: bucket(limit.bytes), ops: bucket(limit.operations) }
+    }
+}
+
+impl TokenBucket {
+    fn per_second(size: u64) -> Self {
+        Self { size, refill_time: 1000 }
+    }
+}
+
 impl Config {
     fn of(machine: &Machine) -> Self {
         let drive = |disk: &crate::Disk| Drive {
             drive_id: disk.id.clone(),
-            path_on_host: text(&disk.path),
+            path_on_host: disk_link(&disk.id),
             // The root is found by the initramfs, not named to the kernel.
             is_root_device: false,
             is_read_only: disk.read_only,
+            rate_limiter: disk.limit.map(RateLimiter::at_start),
         };
         let interface = |nic: &crate::Nic| NetworkInterface {
-            iface_id: "network".into(),
+            iface_id: INTERFACE.into(),
             guest_mac: nic.mac.clone(),
             host_dev_name: nic.tap.clone(),
+            rx_rate_limiter: nic.limit.map(RateLimiter::at_start),
+            tx_rate_limiter: nic.limit.map(RateLimiter::at_start),
         };
         Config {
             boot_source: BootSource {
@@ -117,8 +204,10 @@ impl Config {
             machine_config: MachineConfig { vcpu_count: machine.cpus, mem_size_mib: machine.memory >> 20 },
             drives: machine.disks.iter().map(drive).collect(),
             network_interfaces: machine.network.iter().map(interface).collect(),
-            vsock: Vsock { guest_cid: machine.context_id, uds_path: text(&machine.vsock_socket) },
+            vsock: Vsock { guest_cid: machine.context_id, uds_path: machine.vsock_name() },
             entropy: Entropy {},
+            // It holds nothing until it is asked to.
+            balloon: machine.balloon.then_some(Balloon { amount_mib: 0, deflate_on_oom: true }),
         }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A [`Vmm`] turns a [`Machine`] into a [`Plan`]: the programs to execute and the files to write
 //! first. That is a pure function, tested against golden files; who executes the plan is
-//! `banger-launch`, inside the VM's unit. [`probe`] finds out what the host can do.
+//! `banger-launch`, inside the VM's unit. [`probe`] finds out what the host can do, and [`control`]
+//! speaks to a VMM that runs.
 
+pub mod control;
 mod firecracker;
 pub mod probe;
 mod qemu;
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 use banger_core::guest::PowerOff;
 use banger_core::spec::VmmChoice;
 
-pub use firecracker::Firecracker;
+pub use firecracker::{Features, Firecracker};
 pub use qemu::Qemu;
 
 /// A machine to run, with everything on the host that it is made of.
@@ -33,6 +35,27 @@ pub struct Machine {
     pub runtime_dir: PathBuf,
     /// The socket by which the host reaches the guest's vsock ports, in Firecracker's convention.
     pub vsock_socket: PathBuf,
+    /// Whether the guest can be asked to give memory back.
+    pub balloon: bool,
+    /// The directory of a snapshot to start from, see [`control`]. The machine has to be like the one
+    /// that the snapshot is of; names, paths, context id and TAP may differ.
+    pub restore: Option<PathBuf>,
+}
+
+impl Machine {
+    /// What `banger-launch` needs to know to load the snapshot.
+    fn restore_file(&self) -> Option<(String, String)> {
+        let restore = control::Restore {
+            dir: self.restore.clone()?,
+            tap: self.network.as_ref().map(|nic| nic.tap.clone()),
+        };
+        Some((control::RESTORE.into(), serde_json::to_string(&restore).expect("strings serialize")))
+    }
+
+    /// The vsock socket's name in the runtime directory.
+    fn vsock_name(&self) -> String {
+        text(self.vsock_socket.strip_prefix(&self.runtime_dir).unwrap_or(&self.vsock_socket))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,20 +76,34 @@ pub struct Disk {
     /// A raw image.
     pub path: PathBuf,
     pub read_only: bool,
+    pub limit: Option<RateLimit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     pub tap: String,
     pub mac: String,
+    /// For each direction. QEMU has none: limit the TAP there.
+    pub limit: Option<RateLimit>,
 }
 
-/// What to execute, in which order: write `files`, start `helpers` and wait for each one's
-/// socket, then become `main`.
+/// The most that a device may transfer; `None` is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Bytes per second.
+    pub bytes: Option<u64>,
+    /// Operations (of a disk) or packets (of a network) per second.
+    pub operations: Option<u64>,
+}
+
+/// What to execute, in which order: write `files`, make `links`, start `helpers` and wait for each
+/// one's socket, then become `main`, with the runtime directory as its working directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Names in the runtime directory, and contents.
     pub files: Vec<(String, String)>,
+    /// Names in the runtime directory, and what they point to.
+    pub links: Vec<(String, PathBuf)>,
     pub helpers: Vec<Helper>,
     /// Program and arguments of the VMM.
     pub main: Vec<String>,
@@ -95,8 +132,8 @@ pub trait Vmm {
 /// What the host has to run VMs with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
-    pub firecracker: Option<PathBuf>,
-    pub qemu: Option<PathBuf>,
+    pub firecracker: Option<Program>,
+    pub qemu: Option<Program>,
     /// `vhost-device-vsock`, which QEMU needs for vsock.
     pub vhost_device_vsock: Option<PathBuf>,
     /// Whether KVM can run ordinary guests: /dev/kvm is there and the CPU has vmx or svm. A
@@ -104,6 +141,65 @@ pub struct Host {
     pub kvm: bool,
     /// Rate of the time stamp counter, which an emulated guest cannot measure on a busy host.
     pub tsc_khz: Option<u32>,
+}
+
+/// A VMM's program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    pub path: PathBuf,
+    /// `None` if it does not say.
+    pub version: Option<Version>,
+}
+
+impl Program {
+    /// Its path, if it is not older than `oldest`.
+    fn at_least(&self, oldest: Version) -> Result<PathBuf, TooOld> {
+        match self.version {
+            Some(version) if version >= oldest => Ok(self.path.clone()),
+            found => Err(TooOld { program: self.path.clone(), found, oldest }),
+        }
+    }
+}
+
+/// A version of a program: major, minor, patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32, pub u32);
+
+impl Version {
+    /// The first version in a text, such as `Firecracker v1.7.0` or `1.17.0-dev`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        text.split_whitespace().find_map(|word| {
+            let digits = |part: &str| part.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+            let mut parts = word.trim_start_matches('v').split('.').map(digits);
+            Some(Version(parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)))
+        })
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// A program of a version that will not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooOld {
+    program: PathBuf,
+    found: Option<Version>,
+    oldest: Version,
+}
+
+impl std::fmt::Display for TooOld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { program, found, oldest } = self;
+        match found {
+            Some(found) => write!(f, "{} is version {found}", program.display())?,
+            None => write!(f, "{} does not say its version", program.display())?,
+        }
+        write!(f, ", but {oldest} or later is needed")
+    }
 }
 
 /// Why no VMM can run a machine here.
@@ -121,6 +217,8 @@ pub enum Missing {
         "QEMU needs the program vhost-device-vsock to reach guests: install it (cargo install vhost-device-vsock) into /usr/bin or /usr/local/bin"
     )]
     VhostDeviceVsock,
+    #[error("{0}: install a newer one")]
+    TooOld(TooOld),
 }
 
 /// Picks the VMM for a choice: `auto` is Firecracker where it is installed and KVM works, else
@@ -129,16 +227,18 @@ pub enum Missing {
 /// # Errors
 /// What is missing.
 pub fn choose(choice: VmmChoice, host: &Host) -> Result<Box<dyn Vmm + Send>, Missing> {
-    match (choice, &host.firecracker) {
+    let firecracker = host.firecracker.as_ref().map(|program| program.at_least(firecracker::OLDEST));
+    match (choice, firecracker) {
         (VmmChoice::Firecracker, None) => Err(Missing::Firecracker),
         // An explicit choice is tried even where the CPU flags say no: some hosts run kernels
         // made for them.
-        (VmmChoice::Firecracker, Some(program)) => Ok(Box::new(Firecracker { program: program.clone() })),
-        (VmmChoice::Auto, Some(program)) if host.kvm => {
-            Ok(Box::new(Firecracker { program: program.clone() }))
+        (VmmChoice::Firecracker, Some(program)) => {
+            Ok(Box::new(Firecracker { program: program.map_err(Missing::TooOld)? }))
         }
+        (VmmChoice::Auto, Some(Ok(program))) if host.kvm => Ok(Box::new(Firecracker { program })),
         (VmmChoice::Auto | VmmChoice::Qemu, _) => {
-            let program = host.qemu.clone().ok_or(Missing::Qemu)?;
+            let qemu = host.qemu.as_ref().ok_or(Missing::Qemu)?;
+            let program = qemu.at_least(qemu::OLDEST).map_err(Missing::TooOld)?;
             let vhost_device_vsock = host.vhost_device_vsock.clone().ok_or(Missing::VhostDeviceVsock)?;
             Ok(Box::new(Qemu { program, vhost_device_vsock, kvm: host.kvm, tsc_khz: host.tsc_khz }))
         }
@@ -173,24 +273,35 @@ mod tests {
                 arguments: "debug".into(),
             },
             disks: vec![
-                Disk { id: "image".into(), path: "/i/rootfs.squashfs".into(), read_only: true },
-                Disk { id: "disk".into(), path: "/d/disk,1.img".into(), read_only: false },
+                Disk { id: "image".into(), path: "/i/rootfs.squashfs".into(), read_only: true, limit: None },
+                Disk {
+                    id: "disk".into(),
+                    path: "/d/disk,1.img".into(),
+                    read_only: false,
+                    limit: Some(RateLimit { bytes: Some(50_000_000), operations: None }),
+                },
             ],
-            network: Some(Nic { tap: "bg-0002".into(), mac: "02:ba:0a:d1:00:02".into() }),
+            network: Some(Nic { tap: "bg-0002".into(), mac: "02:ba:0a:d1:00:02".into(), limit: None }),
             context_id: 0x0ad1_0002,
             runtime_dir: "/run/banger/vm/web".into(),
             vsock_socket: "/run/banger/vm/web/vsock.sock".into(),
+            balloon: true,
+            restore: None,
         }
     }
 
     fn host() -> Host {
         Host {
-            firecracker: Some("/usr/bin/firecracker".into()),
-            qemu: Some("/usr/bin/qemu-system-x86_64".into()),
+            firecracker: Some(program("/usr/bin/firecracker", Version(1, 7, 0))),
+            qemu: Some(program("/usr/bin/qemu-system-x86_64", Version(7, 2, 22))),
             vhost_device_vsock: Some("/usr/bin/vhost-device-vsock".into()),
             kvm: true,
             tsc_khz: Some(2_596_000),
         }
+    }
+
+    fn program(path: &str, version: Version) -> Program {
+        Program { path: path.into(), version: Some(version) }
     }
 
     fn chosen(choice: VmmChoice, host: &Host) -> Result<&'static str, Missing> {
@@ -215,23 +326,61 @@ mod tests {
     }
 
     #[test]
+    fn an_old_program_is_told_from_a_missing_one() {
+        let old = Some(program("/usr/bin/firecracker", Version(1, 6, 9)));
+        let host = Host { firecracker: old, ..host() };
+        assert_eq!(chosen(VmmChoice::Auto, &host), Ok("qemu"));
+        let error = chosen(VmmChoice::Firecracker, &host).expect_err("too old").to_string();
+        assert!(error.starts_with("/usr/bin/firecracker is version 1.6.9, but 1.7.0 or later"), "{error}");
+    }
+
+    #[test]
+    fn finds_versions() {
+        assert_eq!(Version::parse("Firecracker v1.17.0-dev\n\nbye"), Some(Version(1, 17, 0)));
+        let qemu = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)";
+        assert_eq!(Version::parse(qemu), Some(Version(7, 2, 22)));
+        assert_eq!(Version::parse("10.0"), Some(Version(10, 0, 0)));
+        assert_eq!(Version::parse("a b. v .1 7"), None);
+    }
+
+    #[test]
+    fn features_come_with_versions() {
+        let of = |minor| Features::of(Version(1, minor, 1));
+        assert_eq!(of(7), Features::default());
+        assert_eq!(of(12), Features { network_overrides: true, diff_snapshots: false });
+        assert_eq!(of(13), Features { network_overrides: true, diff_snapshots: true });
+    }
+
+    #[test]
     fn qemu_golden() {
         for (name, kvm) in [("qemu-tcg", false), ("qemu-kvm", true)] {
-            let plan = choose(VmmChoice::Qemu, &Host { kvm, ..host() }).expect("there").plan(&machine());
-            insta::assert_snapshot!(name, render(&plan));
+            insta::assert_snapshot!(name, golden(VmmChoice::Qemu, &Host { kvm, ..host() }, &machine()));
         }
     }
 
     #[test]
     fn firecracker_golden() {
-        let plan = choose(VmmChoice::Firecracker, &host()).expect("there").plan(&machine());
-        insta::assert_snapshot!("firecracker", render(&plan));
+        insta::assert_snapshot!("firecracker", golden(VmmChoice::Firecracker, &host(), &machine()));
+    }
+
+    #[test]
+    fn restore_golden() {
+        let machine = Machine { restore: Some("/s/web".into()), ..machine() };
+        insta::assert_snapshot!("qemu-restore", golden(VmmChoice::Qemu, &host(), &machine));
+        insta::assert_snapshot!("firecracker-restore", golden(VmmChoice::Firecracker, &host(), &machine));
+    }
+
+    fn golden(choice: VmmChoice, host: &Host, machine: &Machine) -> String {
+        render(&choose(choice, host).expect("there").plan(machine))
     }
 
     fn render(plan: &Plan) -> String {
         let mut text = String::new();
         for (name, content) in &plan.files {
             text += &format!("{name}:\n{content}\n\n");
+        }
+        for (name, target) in &plan.links {
+            text += &format!("{name} -> {}\n\n", target.display());
         }
         for helper in &plan.helpers {
             text +=

@@ -1,19 +1,23 @@
 //! What this host has to run VMs with.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
-use crate::Host;
+use crate::{Host, Program, Version};
 
 /// Where programs of packages and of the admin live; a service's `$PATH` is not asked.
 const PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/usr/libexec", "/usr/local/libexec"];
 
-/// Looks at the host. Takes a few milliseconds, and [`TSC_SAMPLE`] more on the first call where
-/// guests will be emulated.
+/// Looks at the host. Takes a few milliseconds; on the first call the VMMs are asked for their
+/// versions, and where guests will be emulated it takes [`TSC_SAMPLE`] more.
 pub fn host() -> Host {
     let kvm = Path::new("/dev/kvm").exists() && cpu_virtualises();
     Host {
-        firecracker: program("firecracker"),
-        qemu: program(&format!("qemu-system-{}", std::env::consts::ARCH)),
+        firecracker: program("firecracker").map(versioned),
+        qemu: program(&format!("qemu-system-{}", std::env::consts::ARCH)).map(versioned),
         vhost_device_vsock: program("vhost-device-vsock"),
         kvm,
         tsc_khz: if kvm { None } else { tsc_khz() },
@@ -22,6 +26,22 @@ pub fn host() -> Host {
 
 fn program(name: &str) -> Option<PathBuf> {
     PATH.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file())
+}
+
+/// Asks a program for its version, once for as long as its file does not change.
+fn versioned(path: PathBuf) -> Program {
+    type Known = HashMap<(PathBuf, Option<SystemTime>), Option<Version>>;
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let version =
+        *known.get_or_insert_default().entry((path.clone(), modified)).or_insert_with(|| version(&path));
+    Program { path, version }
+}
+
+fn version(program: &Path) -> Option<Version> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    Version::parse(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// Whether the CPU can run guests: Intel's `vmx`, AMD's `svm`; other architectures need no flag.

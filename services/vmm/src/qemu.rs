@@ -3,8 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use banger_core::guest::PowerOff;
+use serde_json::json;
 
-use crate::{COMMAND_LINE, Helper, Machine, Plan, Vmm, command_line, text};
+use crate::control::QEMU_SOCKET;
+use crate::{COMMAND_LINE, Disk, Helper, Machine, Plan, Version, Vmm, command_line, text};
+
+/// The oldest QEMU whose `microvm` has all that is used here.
+pub(crate) const OLDEST: Version = Version(6, 2, 0);
+
+/// The vsock device. It sits in a slot of its own on PCI, where everything else is virtio over
+/// MMIO, because it has to be unplugged for a snapshot.
+pub(crate) const VSOCK: &str = "vsock";
+pub(crate) const VSOCK_DRIVER: &str = "vhost-user-vsock-pci";
+pub(crate) const VSOCK_BUS: &str = "vsock-slot";
+
+/// The socket of the process that is the vsock device.
+pub(crate) fn vsock_device_socket(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("vhost-vsock.sock")
+}
+
+/// The object that holds the rate limits of a disk.
+pub(crate) fn limits(disk: &str) -> String {
+    format!("limits-{disk}")
+}
 
 /// QEMU on this host.
 #[derive(Debug, Clone)]
@@ -27,8 +48,13 @@ impl Vmm for Qemu {
     }
 
     fn plan(&self, machine: &Machine) -> Plan {
-        let device = machine.runtime_dir.join("vhost-vsock.sock");
-        Plan { files: vec![], helpers: vec![self.vsock(machine, &device)], main: self.main(machine, &device) }
+        let device = vsock_device_socket(&machine.runtime_dir);
+        Plan {
+            files: machine.restore_file().into_iter().collect(),
+            links: vec![],
+            helpers: vec![self.vsock(machine, &device)],
+            main: self.main(machine, &device),
+        }
     }
 }
 
@@ -49,7 +75,7 @@ impl Qemu {
         let accel = if self.kvm { "kvm" } else { "tcg" };
         add("-name", format!("guest={}", machine.name));
         // The VM's memory is shared with the vsock device, a process of its own.
-        add("-machine", format!("microvm,acpi=on,accel={accel},memory-backend=memory"));
+        add("-machine", format!("microvm,acpi=on,pcie=on,accel={accel},memory-backend=memory"));
         add("-cpu", if self.kvm { "host" } else { "max" }.into());
         add("-smp", machine.cpus.to_string());
         let mib = machine.memory >> 20;
@@ -64,27 +90,29 @@ impl Qemu {
         // The guest numbers its disks in the order in which they stand here. No slots by hand: the
         // lowest share interrupts with the machine's own devices, and guests hang on them.
         for disk in &machine.disks {
-            let read_only = if disk.read_only { "on" } else { "off" };
-            let path = escape(&text(&disk.path));
-            let discard = if disk.read_only { "" } else { ",discard=unmap" };
-            add(
-                "-blockdev",
-                format!(
-                    "driver=raw,node-name={},read-only={read_only}{discard},file.driver=file,file.filename={path}",
-                    disk.id
-                ),
-            );
+            add("-object", limits_object(disk));
+            add("-blockdev", block_device(disk));
             add("-device", format!("virtio-blk-device,drive={}", disk.id));
         }
         if let Some(nic) = &machine.network {
             add("-netdev", format!("tap,id=network,ifname={},script=no,downscript=no", nic.tap));
             add("-device", format!("virtio-net-device,netdev=network,mac={}", nic.mac));
         }
-        add("-chardev", format!("socket,id=vsock,path={}", escape(&text(vsock))));
-        add("-device", "vhost-user-vsock-device,chardev=vsock".into());
+        add("-chardev", format!("socket,id={VSOCK},path={}", escape(&text(vsock))));
+        add("-device", format!("pcie-root-port,id={VSOCK_BUS},chassis=1,slot=1"));
+        match machine.restore {
+            None => {
+                add("-device", format!("{VSOCK_DRIVER},id={VSOCK},bus={VSOCK_BUS},chardev={VSOCK}"));
+            }
+            // Snapshots are without it: it is plugged in when the guest has been loaded.
+            Some(_) => add("-incoming", "defer".into()),
+        }
         add("-object", "rng-random,id=rng,filename=/dev/urandom".into());
         add("-device", "virtio-rng-device,rng=rng".into());
-        let monitor = machine.runtime_dir.join("qmp.sock");
+        if machine.balloon {
+            add("-device", "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on".into());
+        }
+        let monitor = machine.runtime_dir.join(QEMU_SOCKET);
         add("-qmp", format!("unix:{},server=on,wait=off", escape(&text(&monitor))));
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
         words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
@@ -100,8 +128,40 @@ impl Qemu {
         };
         // A triple fault ends the machine at once; what Linux tries first can take half a minute
         // on a busy host.
-        command_line(&[COMMAND_LINE, "reboot=t", &clocks, &machine.kernel.arguments])
+        // QEMU's ACPI tables do not hand the hotplug of PCI over, so the kernel has to take it.
+        command_line(&[COMMAND_LINE, "reboot=t pcie_ports=native", &clocks, &machine.kernel.arguments])
     }
+}
+
+/// There even without a limit, so that one can be set while the VM runs.
+fn limits_object(disk: &Disk) -> String {
+    let limit = disk.limit.unwrap_or_default();
+    let limits = json!({
+        "qom-type": "throttle-group",
+        "id": limits(&disk.id),
+        "limits": {"bps-total": limit.bytes.unwrap_or(0), "iops-total": limit.operations.unwrap_or(0)},
+    });
+    limits.to_string()
+}
+
+/// The file below, the limits above; the upper one has the disk's id.
+fn block_device(disk: &Disk) -> String {
+    let file = json!({
+        "driver": "raw",
+        "node-name": format!("{}-file", disk.id),
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": text(&disk.path)},
+    });
+    let limited = json!({
+        "driver": "throttle",
+        "node-name": disk.id,
+        "throttle-group": limits(&disk.id),
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "file": file,
+    });
+    limited.to_string()
 }
 
 /// QEMU's option lists take a doubled comma for a comma.

@@ -96,6 +96,7 @@ impl Supervisor {
         let helpers = plan.helpers.into_iter().map(|helper| (helper.command, text(&helper.ready))).collect();
         Ok(LaunchPlan {
             files: plan.files.into_iter().collect(),
+            links: plan.links.into_iter().map(|(name, target)| (name, text(&target))).collect(),
             helpers,
             command: plan.main,
             guest_config: serde_json::to_string(&config).map_err(Error::internal)?,

@@ -19,8 +19,13 @@ const IMAGE_DEVICE: &str = "/dev/vda";
 const OVERLAY_DEVICE: &str = "/dev/vdb";
 
 pub fn machine(row: &VmRow, boot: &BootSet, network: Option<&NetLease>, own: Vec<DiskFile>) -> Machine {
-    let image = Disk { id: "image".into(), path: boot.rootfs.clone().into(), read_only: true };
-    let own = own.into_iter().map(|disk| Disk { id: disk.id, path: disk.path, read_only: disk.read_only });
+    let image = Disk { id: "image".into(), path: boot.rootfs.clone().into(), read_only: true, limit: None };
+    let own = own.into_iter().map(|disk| Disk {
+        id: disk.id,
+        path: disk.path,
+        read_only: disk.read_only,
+        limit: None,
+    });
     let runtime_dir = runtime_dir(&row.name);
     Machine {
         name: row.name.to_string(),
@@ -33,10 +38,12 @@ pub fn machine(row: &VmRow, boot: &BootSet, network: Option<&NetLease>, own: Vec
             arguments: row.spec.kernel_arguments.clone(),
         },
         disks: std::iter::once(image).chain(own).collect(),
-        network: network.map(|lease| Nic { tap: lease.tap.clone(), mac: lease.mac.clone() }),
+        network: network.map(|lease| Nic { tap: lease.tap.clone(), mac: lease.mac.clone(), limit: None }),
         context_id: address::context_id(row.address),
         vsock_socket: vsock_socket(&runtime_dir),
         runtime_dir,
+        balloon: true,
+        restore: None,
     }
 }
 
