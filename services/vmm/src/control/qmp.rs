@@ -27,6 +27,10 @@ const MAX_LINE: usize = 1 << 20;
 /// Name by which QEMU knows the descriptor of a snapshot's file.
 const SNAPSHOT_FD: &str = "snapshot";
 
+/// How long the process that is the vsock device gets to go on after a pause. One that is called
+/// before (vhost-device-vsock 0.3) never answers again.
+const VSOCK_START: Duration = Duration::from_millis(300);
+
 /// How long a guest gets to finish with a slot that it has switched off. One that is saved before
 /// takes the next device for a wish to switch the slot off again.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -72,6 +76,7 @@ impl Qmp {
     pub async fn resume(&mut self) -> Result<()> {
         let plugged = self.plug_vsock().await;
         self.execute("cont", json!({})).await?;
+        sleep(VSOCK_START).await;
         plugged
     }
 
