@@ -56,6 +56,9 @@ impl Vmm for Firecracker {
             machine.name.clone(),
             "--api-sock".into(),
             text(&machine.runtime_dir.join(FIRECRACKER_SOCKET)),
+            // Standard output is the journal of the VM's unit; Firecracker would note every request.
+            "--level".into(),
+            "Warn".into(),
         ];
         // A snapshot brings its own configuration.
         let file = machine.restore_file().unwrap_or_else(|| {

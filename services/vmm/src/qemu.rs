@@ -148,7 +148,6 @@ fn limits_object(disk: &Disk) -> String {
 fn block_device(disk: &Disk) -> String {
     let file = json!({
         "driver": "raw",
-        "node-name": format!("{}-file", disk.id),
         "read-only": disk.read_only,
         "discard": "unmap",
         "file": {"driver": "file", "filename": text(&disk.path)},
