@@ -6,9 +6,6 @@
 //! guest run VSOCK [-t] [-u USER] [-C DIR] [-e K=V]... [--slow] [-- COMMAND...]
 //! guest wait|off|list|resize|kill VSOCK ...
 //! ```
-#[path = "../src/agent.rs"]
-#[allow(dead_code)]
-mod agent;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,7 +13,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent::{Agent, Command};
+use banger_guest::{Agent, Command};
 use banger_core::guest::CONFIG_PORT;
 
 #[tokio::main(flavor = "current_thread")]

@@ -4,7 +4,6 @@
 //! guests, and every byte flows between client and guest without passing here. So this service
 //! keeps no state that it could lose. It asks the agents after a restart.
 
-mod agent;
 mod bus;
 mod sessions;
 

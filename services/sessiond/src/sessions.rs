@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
-use crate::agent::{Agent, Command, Started};
+use banger_guest::{Agent, Command, Started};
 use crate::bus::SessionObject;
 
 /// How long the object of an ended session stays.

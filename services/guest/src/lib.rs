@@ -146,8 +146,7 @@ impl Agent {
         Ok(list)
     }
 
-    /// For `examples/guest.rs`; VMs are powered off by their units.
-    #[allow(dead_code)]
+    /// For the tests of the agent; VMs are powered off by their units.
     pub async fn power_off(&self) -> Result<()> {
         in_time(async { self.proxy.power_off().await.map_err(from_guest) }).await
     }
