@@ -73,6 +73,8 @@ tsc_khz() {
 }
 
 PIDS=()
+# Files that are disks of the next guests, from /dev/vdc on.
+DISKS=()
 start_guest() { # NAME ROOTFS CONFIG-FIELDS
     local dir=$WORK/$1 rootfs=$2 fields=${3:-}
     rm -rf "$dir" && mkdir -p "$dir"
@@ -81,19 +83,23 @@ start_guest() { # NAME ROOTFS CONFIG-FIELDS
 }
 
 boot_guest() { # DIR ROOTFS CONFIG-FIELDS: with the overlay that is in DIR already
-    local dir=$1 rootfs=$2 fields=$3
+    local dir=$1 rootfs=$2 fields=$3 disk disks=()
     VSOCK=$dir/vsock.sock
     rm -f "$dir"/{vsock,vhost}.sock "$dir/status"
     cat >"$dir/config.json" <<EOF
-{"protocol": 1, "hostname": "web", "realtime_usec": "NOW", "seed": "$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')",
+{"protocol": 2, "hostname": "web", "realtime_usec": "NOW", "seed": "$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')",
  "rootfs": {"image": "/dev/vda", "fstype": "squashfs", "overlay": "/dev/vdb"},
- "network": null, "init": "auto", "process": {"env": {"LANG": "C.UTF-8", "A": "image"}} ${fields:+, $fields}}
+ "process": {"env": {"LANG": "C.UTF-8", "A": "image"}} ${fields:+, $fields}}
 EOF
     "$VSOCK_DEVICE" --vm "guest-cid=3,socket=$dir/vhost.sock,uds-path=$VSOCK" >"$dir/vsock.log" 2>&1 &
     PIDS+=($!)
     "$GUEST" serve "$VSOCK" "$dir/config.json" >"$dir/status" &
     PIDS+=($!)
     while [ ! -S "$dir/vhost.sock" ]; do sleep 0.05; done
+    for disk in ${DISKS[@]+"${DISKS[@]}"}; do
+        disks+=(-drive "id=disk$((${#disks[@]} / 4)),file=$disk,format=raw,if=none,discard=unmap"
+            -device "virtio-blk-device,drive=disk$((${#disks[@]} / 4))")
+    done
     # microvm's virtio-mmio buses fill up from the top, the kernel counts from there: the last
     # device given is the first disk.
     "$QEMU" -M microvm,acpi=on,memory-backend=mem -accel tcg -cpu max -m 512 -smp "${CPUS:-1}" \
@@ -103,7 +109,8 @@ EOF
         -nodefaults -no-user-config -no-reboot -display none -serial "file:$dir/console" \
         -chardev "socket,id=vs,path=$dir/vhost.sock" -device vhost-user-vsock-device,chardev=vs \
         -drive "id=root,file=$rootfs,format=raw,if=none,readonly=on" -device virtio-blk-device,drive=root \
-        -drive "id=overlay,file=$dir/overlay,format=raw,if=none" -device virtio-blk-device,drive=overlay \
+        -drive "id=overlay,file=$dir/overlay,format=raw,if=none,discard=unmap" -device virtio-blk-device,drive=overlay \
+        ${disks[@]+"${disks[@]}"} -qmp "unix:$dir/qmp,server=on,wait=off" \
         -netdev user,id=net -device virtio-net-device,netdev=net \
         -device virtio-rng-device >"$dir/qemu.log" 2>&1 &
     QEMU_PID=$!

@@ -1,16 +1,15 @@
 //! From the initramfs to the image's root filesystem.
 
-use std::ffi::CStr;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use banger_core::guest::{GuestConfig, Init, Rootfs};
+use banger_core::guest::{GuestConfig, Init, PowerOff, ProcessDefaults};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -19,26 +18,20 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use nix::unistd::{ForkResult, chdir, chroot, fork, sethostname, setsid};
 
+use crate::disks::{Disks, ROOT};
 use crate::host::Host;
+use crate::provision::provision;
 use crate::{etc, net, sys};
 
 /// What imaged lists the initramfs's modules in: one path a line, in the order of loading.
 const MODULES: &str = "/modules.load";
-
-/// How long a disk may take to appear after its driver.
-const DISK: Duration = Duration::from_secs(20);
-
-/// Where the filesystems meet, below the initramfs: nobody in the guest sees these mounts.
-const IMAGE: &str = "/mnt/image";
-const OVERLAY: &str = "/mnt/overlay";
-const ROOT: &str = "/mnt/root";
 
 /// The image's own init.
 const INIT: &CStr = c"/sbin/init";
 
 /// The outcome of the boot.
 pub struct Booted {
-    pub disk: File,
+    disks: Disks,
     hand_over: bool,
 }
 
@@ -46,8 +39,9 @@ pub struct Booted {
 pub struct Context {
     /// We are PID 1.
     pub is_init: bool,
-    /// The root directory of the overlay disk, to be able to make it read-only at the end.
-    pub disk: File,
+    pub disks: Disks,
+    pub power_off: PowerOff,
+    pub process: ProcessDefaults,
 }
 
 /// What has to be there before anything can be said or asked.
@@ -61,7 +55,7 @@ pub fn early() -> anyhow::Result<()> {
         ("sysfs", "/sys", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, ""),
         ("tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755"),
     ] {
-        make_directory(at)?;
+        sys::make_directory(at)?;
         mount(Some(fs), at, Some(fs), flags, Some(data)).with_context(|| format!("cannot mount {at}"))?;
     }
     sys::open_log();
@@ -121,19 +115,23 @@ fn modules(list: &[u8]) -> Vec<&str> {
 }
 
 /// Makes the machine what its configuration says, up to and including the new root.
-pub fn boot(host: &mut Host) -> anyhow::Result<Booted> {
+pub fn boot(host: &mut Host, config: &mut GuestConfig) -> anyhow::Result<Booted> {
     host.stage("agent");
-    let config = host.config.clone();
-    identify(&config)?;
+    identify(config)?;
     host.stage("disks");
-    mount_root(&config.rootfs)?;
-    let disk = File::open(OVERLAY)?;
+    let mut disks = Disks::mount_root(&config.rootfs)?;
+    switch_root()?;
+    disks.mount_others(config)?;
+    for (device, grown) in disks.grow() {
+        if let Err(error) = grown {
+            host.warning(&format!("cannot grow {device}: {error:#}"));
+        }
+    }
     host.stage("network");
     net::up_loopback()?;
     if let Some(network) = &config.network {
         net::set_up_network(network)?;
     }
-    switch_root()?;
     let hand_over = match config.init {
         Init::Agent => false,
         Init::Image if has_init() => true,
@@ -141,59 +139,48 @@ pub fn boot(host: &mut Host) -> anyhow::Result<Booted> {
         Init::Auto => has_init() && !is_bare_busybox(),
     };
     mount_api(hand_over);
-    if let Err(error) = etc::manage(&config, &disk, hand_over) {
-        sys::log!(sys::WARNING, "cannot write to /etc: {error:#}");
+    for warning in write_files(config, &disks, hand_over) {
+        host.warning(&warning);
     }
-    Ok(Booted { disk, hand_over })
+    Ok(Booted { disks, hand_over })
+}
+
+/// Makes the machine, in which a snapshot of perhaps another one has woken up, what its
+/// configuration says. Returns what could not be done.
+pub fn reconfigure(config: &mut GuestConfig, context: &Context) -> anyhow::Result<Vec<String>> {
+    identify(config)?;
+    sys::reseed().context("cannot renew the random numbers")?;
+    net::take_down()?;
+    if let Some(network) = &config.network {
+        net::set_mac(&network.mac)?;
+        net::set_up_network(network)?;
+    }
+    Ok(write_files(config, &context.disks, !context.is_init))
+}
+
+/// Puts into the root filesystem what is this VM's. Returns what could not be done.
+fn write_files(config: &mut GuestConfig, disks: &Disks, foreign_init: bool) -> Vec<String> {
+    let mut warnings = etc::manage(config, disks, foreign_init);
+    warnings.extend(provision(config));
+    warnings
 }
 
 /// Name, clock and entropy.
 fn identify(config: &GuestConfig) -> anyhow::Result<()> {
-    let usec = i64::try_from(config.realtime_usec).unwrap_or(0);
-    let now = TimeSpec::new(usec / 1_000_000, usec % 1_000_000 * 1000);
-    clock_settime(ClockId::CLOCK_REALTIME, now).context("cannot set the clock")?;
+    if config.realtime_usec > 0 {
+        let usec = i64::try_from(config.realtime_usec).context("no such time")?;
+        let now = TimeSpec::new(usec / 1_000_000, usec % 1_000_000 * 1000);
+        clock_settime(ClockId::CLOCK_REALTIME, now).context("cannot set the clock")?;
+    }
     let seed = sys::from_hex(&config.seed).context("the seed is not hexadecimal")?;
     sys::add_entropy(&seed).context("cannot add entropy")?;
     sethostname(&config.hostname).context("cannot set the host name")
 }
 
-fn mount_root(rootfs: &Rootfs) -> anyhow::Result<()> {
-    for directory in ["/mnt", IMAGE, OVERLAY, ROOT] {
-        make_directory(directory)?;
-    }
-    mount_disk(&rootfs.image, IMAGE, &rootfs.fstype, MsFlags::MS_RDONLY, "")?;
-    mount_disk(&rootfs.overlay, OVERLAY, "ext4", MsFlags::MS_RELATIME, "")?;
-    let (upper, work) = (format!("{OVERLAY}/upper"), format!("{OVERLAY}/work"));
-    make_directory(&work)?;
-    if !Path::new(&upper).exists() {
-        // The root directory's owner and mode are the upper layer's.
-        let image = fs::metadata(IMAGE)?;
-        let fresh = format!("{OVERLAY}/upper.new");
-        make_directory(&fresh)?;
-        chown(&fresh, Some(image.uid()), Some(image.gid()))?;
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(image.mode() & 0o7777))?;
-        fs::rename(&fresh, &upper)?;
-    }
-    let data = format!("lowerdir={IMAGE},upperdir={upper},workdir={work}");
-    mount(Some("overlay"), ROOT, Some("overlay"), MsFlags::empty(), Some(data.as_str()))
-        .context("cannot lay the overlay over the image")
-}
-
-fn mount_disk(disk: &str, at: &str, fs: &str, flags: MsFlags, data: &str) -> anyhow::Result<()> {
-    let deadline = sys::uptime() + DISK;
-    while !Path::new(disk).exists() {
-        if sys::uptime() >= deadline {
-            bail!("no disk {disk} after {DISK:?}; does the kernel have its driver?");
-        }
-        sleep(Duration::from_millis(5));
-    }
-    mount(Some(disk), at, Some(fs), flags, Some(data)).with_context(|| format!("cannot mount {disk} as {fs}"))
-}
-
 fn switch_root() -> anyhow::Result<()> {
     for at in ["/dev", "/proc", "/sys", "/run"] {
         let to = format!("{ROOT}{at}");
-        make_directory(&to)?;
+        sys::make_directory(&to)?;
         mount::<str, str, str, str>(Some(at), &to, None, MsFlags::MS_MOVE, None)
             .with_context(|| format!("cannot move {at}"))?;
     }
@@ -220,7 +207,8 @@ fn mount_api(foreign_init: bool) {
         mounts.push(("cgroup2", "/sys/fs/cgroup", nodev, "nsdelegate"));
     }
     for (fs, at, flags, data) in mounts {
-        let mounted = make_directory(at).and_then(|()| Ok(mount(Some(fs), at, Some(fs), flags, Some(data))?));
+        let mounted =
+            sys::make_directory(at).and_then(|()| Ok(mount(Some(fs), at, Some(fs), flags, Some(data))?));
         if let Err(error) = mounted {
             sys::log!(sys::WARNING, "cannot mount {at}: {error}");
         }
@@ -240,13 +228,6 @@ fn mount_api(foreign_init: bool) {
     }
 }
 
-fn make_directory(path: &str) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
-    }
-}
-
 fn has_init() -> bool {
     fs::metadata("/sbin/init").is_ok_and(|init| init.is_file() && init.mode() & 0o111 != 0)
 }
@@ -262,32 +243,46 @@ fn is_bare_busybox() -> bool {
 /// Starts the image's init, if it is to be PID 1. Returns in the process that serves.
 ///
 /// PID 1 itself has to become the init, so it is the child that goes on as the agent.
-pub fn hand_over(booted: Booted, host: &mut Host) -> anyhow::Result<Context> {
-    let Booted { disk, hand_over } = booted;
+pub fn hand_over(booted: Booted, host: &mut Host, config: &GuestConfig) -> anyhow::Result<Context> {
+    let Booted { disks, hand_over } = booted;
+    let serving = |is_init: bool, disks: Disks| Context {
+        is_init,
+        disks,
+        power_off: config.power_off,
+        process: config.process_defaults(),
+    };
     if !hand_over {
         // Ctrl-Alt-Del is a signal to us, not a reset.
         let _ = set_cad_enabled(false);
-        return Ok(Context { is_init: true, disk });
+        return Ok(serving(true, disks));
     }
     host.stage("init");
     // SAFETY: there is only this thread.
     match unsafe { fork() }.context("cannot fork")? {
         ForkResult::Child => {
             let _ = setsid();
-            Ok(Context { is_init: false, disk })
+            Ok(serving(false, disks))
         }
         ForkResult::Parent { .. } => {
             let _ = fs::write("/proc/self/oom_score_adj", "0");
             give_console();
             // SAFETY: no handler is installed.
             unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-            let Err(error) = nix::unistd::execve(INIT, &[INIT], &[c"TERM=linux"]);
+            let Err(error) = nix::unistd::execve(INIT, &[INIT], &init_environment(config));
             // The agent sees to the rest: PID 1 may not end.
             sys::log!(sys::ERR, "cannot start /sbin/init: {error}");
             host.failed(&format!("cannot start the image's /sbin/init: {error}"));
-            crate::power::cut(Some(&disk), host.config.power_off)
+            crate::power::cut(Some(&disks), config.power_off)
         }
     }
+}
+
+/// What an init is started with: the VM's environment, for the services it starts. The image's is
+/// not for an init: there are images whose `container=` tells systemd that it runs in one.
+fn init_environment(config: &GuestConfig) -> Vec<CString> {
+    let mut variables = BTreeMap::from([("TERM", "linux")]);
+    variables.extend(config.environment.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    variables.iter().filter_map(|(key, value)| CString::new(format!("{key}={value}")).ok()).collect()
 }
 
 /// An init wants its standard streams on the console.

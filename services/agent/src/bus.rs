@@ -5,33 +5,39 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_api::{Result, agent};
+use banger_api::{Error, ErrorKind, Result, agent};
 use banger_core::guest::{AGENT_PORT, PROTOCOL};
 use nix::libc;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use zbus::connection::{AuthMechanism, Builder};
 use zbus::interface;
 
-use crate::boot::Context;
-use crate::host::Host;
+use crate::boot::{self, Context};
+use crate::host::{self, Host};
 use crate::power::{self, Why};
 use crate::process::{Request, Table};
 use crate::vsock::{Connection, Listener};
-use crate::{stream, sys};
+use crate::{ports, stats, stream, sys};
 
 /// D-Bus connections at once.
 const MAX_CONNECTIONS: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// How long disks stay frozen when nobody thaws them.
+const FROZEN: Duration = Duration::from_secs(10);
+
 /// Serves until the machine goes down.
 pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
-    let table = Table::new(host.config.process.clone());
+    let context = Arc::new(context);
+    let table = Table::new(context.process.clone());
     let (off, mut wanted) = mpsc::channel(1);
     watch_signals(context.is_init, &table, &off)?;
     let listener = Listener::bind(AGENT_PORT)?;
-    let agent = Agent { table: table.clone(), off };
+    let freezer = Freezer { context: context.clone(), timer: Arc::default() };
+    let agent = Agent { context: context.clone(), table: table.clone(), freezer: freezer.clone(), off };
     tokio::spawn(async move { accept(listener, agent).await });
     let streams = table.clone();
     let streams = tokio::spawn(async move { stream::serve(streams).await });
@@ -44,7 +50,8 @@ pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
     let why = wanted.recv().await.unwrap_or(Why::Signal);
     host.stopping();
     table.stop();
-    power::off(why, &context, &table, host.config.power_off).await
+    freezer.thaw().await;
+    power::off(why, &context, &table).await
 }
 
 async fn accept(listener: Listener, agent: Agent) {
@@ -107,9 +114,66 @@ fn watch_signals(is_init: bool, table: &Table, off: &mpsc::Sender<Why>) -> io::R
     Ok(())
 }
 
+/// Holds the disks still, never for long.
+#[derive(Clone)]
+struct Freezer {
+    context: Arc<Context>,
+    /// What thaws frozen disks in the end. Held while they are frozen or thawed.
+    timer: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Freezer {
+    async fn freeze(&self) -> Result<()> {
+        let this = self.clone();
+        // A task of its own: a caller that goes away does not leave the disks frozen for good.
+        let frozen = tokio::spawn(async move {
+            let mut timer = this.timer.lock().await;
+            // What takes long comes first, while writers need not wait.
+            blocking(nix::unistd::sync).await?;
+            // The freezing itself might hang on a writer that hangs on a disk that is frozen
+            // already, and the timer is what helps then.
+            this.arm(&mut timer);
+            let context = this.context.clone();
+            let frozen = blocking(move || context.disks.freeze()).await?;
+            this.arm(&mut timer);
+            Ok(frozen?)
+        });
+        frozen.await.map_err(|error| Error::internal(error.to_string()))?
+    }
+
+    fn arm(&self, timer: &mut Option<JoinHandle<()>>) {
+        if let Some(timer) = timer.replace(tokio::spawn(self.clone().thaw_late())) {
+            timer.abort();
+        }
+    }
+
+    async fn thaw_late(self) {
+        sleep(FROZEN).await;
+        sys::log!(sys::WARNING, "nobody thawed the disks in {FROZEN:?}");
+        // Not through the lock, whose holder may be about to end this task.
+        let _ = blocking(move || self.context.disks.thaw()).await;
+    }
+
+    async fn thaw(&self) {
+        let mut timer = self.timer.lock().await;
+        if let Some(timer) = timer.take() {
+            timer.abort();
+        }
+        let context = self.context.clone();
+        let _ = blocking(move || context.disks.thaw()).await;
+    }
+}
+
+/// Runs what may wait for disks, without the streams having to wait for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::internal(error.to_string()))
+}
+
 #[derive(Clone)]
 struct Agent {
+    context: Arc<Context>,
     table: Table,
+    freezer: Freezer,
     off: mpsc::Sender<Why>,
 }
 
@@ -152,6 +216,55 @@ impl Agent {
     fn power_off(&self) {
         // A second wish adds nothing to the first.
         let _ = self.off.try_send(Why::Request);
+    }
+
+    #[zbus(out_args("uptime_usec"))]
+    fn ping(&self) -> u64 {
+        stats::uptime_usec()
+    }
+
+    #[zbus(out_args("stats"))]
+    async fn stats(&self) -> Result<agent::Stats> {
+        let context = self.context.clone();
+        blocking(move || stats::collect(&context.disks)).await
+    }
+
+    #[zbus(out_args("ports"))]
+    async fn listening_ports(&self) -> Result<Vec<agent::Port>> {
+        blocking(ports::listening).await
+    }
+
+    #[zbus(out_args("disks"))]
+    async fn grow_disks(&self) -> Result<Vec<(String, u64, u64)>> {
+        let context = self.context.clone();
+        let grown = blocking(move || context.disks.grow()).await?;
+        let result = |(device, grown): (String, anyhow::Result<(u64, u64)>)| match grown {
+            Ok((before, after)) => Ok((device, before, after)),
+            Err(error) => Err(Error::internal(format!("{device}: {error:#}"))),
+        };
+        grown.into_iter().map(result).collect()
+    }
+
+    async fn quiesce(&self) -> Result<()> {
+        self.freezer.freeze().await
+    }
+
+    async fn thaw(&self) {
+        self.freezer.thaw().await;
+    }
+
+    #[zbus(out_args("warnings"))]
+    async fn reconfigure(&self, config: &str) -> Result<Vec<String>> {
+        let mut config = host::parse(config.as_bytes())
+            .map_err(|error| ErrorKind::InvalidArgs.error(format!("{error:#}")))?;
+        self.freezer.thaw().await;
+        let (context, table) = (self.context.clone(), self.table.clone());
+        let done = blocking(move || {
+            let warnings = boot::reconfigure(&mut config, &context)?;
+            table.set_defaults(config.process_defaults());
+            anyhow::Ok(warnings)
+        });
+        done.await?.map_err(|error| Error::internal(format!("{error:#}")))
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

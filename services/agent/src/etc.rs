@@ -10,39 +10,64 @@
 //! nothing ever fills the link's target, and a file takes the link's place.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use banger_core::guest::{GuestConfig, Network};
 use nix::libc;
 
+use crate::disks::Disks;
 use crate::sys;
+use crate::tree::{Attributes, Directory, PUBLIC};
 
 const LIMIT: u64 = 1 << 20;
 
-pub fn manage(config: &GuestConfig, disk: &File, foreign_init: bool) -> anyhow::Result<()> {
-    // The disk is out of reach of any path, but not of its descriptor.
-    let disk = PathBuf::from(format!("/proc/self/fd/{}", disk.as_raw_fd()));
+/// Returns what could not be done.
+pub fn manage(config: &GuestConfig, disks: &Disks, foreign_init: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut note = |name: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            warnings.push(format!("cannot write {name}: {error}"));
+        }
+    };
+    let disk = disks.overlay();
     let _ = fs::create_dir(disk.join("banger"));
     let _ = fs::create_dir("/etc");
     let mut files = vec![("hostname", format!("{}\n", config.hostname)), ("hosts", hosts(config))];
     if let Some(network) = &config.network {
         let linked = fs::symlink_metadata("/etc/resolv.conf").is_ok_and(|file| file.is_symlink());
         if linked && foreign_init {
-            tell_resolved(network)?;
+            note("the configuration of systemd-resolved", tell_resolved(network));
         } else {
             files.push(("resolv.conf", resolv_conf(network)));
         }
     }
     for (name, content) in files {
-        if let Err(error) = manage_file(&disk, name, &content) {
-            sys::log!(sys::WARNING, "cannot write /etc/{name}: {error}");
-        }
+        note(&format!("/etc/{name}"), manage_file(&disk, name, &content));
     }
-    Ok(())
+    if !config.machine_id.is_empty() {
+        note("/etc/machine-id", write_machine_id(&config.machine_id));
+    }
+    warnings
+}
+
+/// Unlike the others it is always the host's word: the id that came with an image, or with a
+/// snapshot, is another machine's.
+fn write_machine_id(id: &str) -> io::Result<()> {
+    if id.len() != 32 || !id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the id is not 32 hexadecimal digits"));
+    }
+    let attributes = Attributes { mode: 0o444, ..PUBLIC };
+    let content = format!("{id}\n");
+    Directory::make("/etc")?.replace("machine-id", content.as_bytes(), attributes)?;
+    // D-Bus may have a copy of its own, where it is not a link.
+    let Ok(dbus) = Directory::open("/var/lib/dbus") else { return Ok(()) };
+    match dbus.read("machine-id", LIMIT) {
+        Ok(Some(_)) => dbus.replace("machine-id", content.as_bytes(), attributes),
+        _ => Ok(()),
+    }
 }
 
 fn manage_file(disk: &Path, name: &str, content: &str) -> io::Result<()> {
@@ -117,26 +142,20 @@ fn hosts(config: &GuestConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use banger_core::guest::{Init, PROTOCOL, PowerOff, ProcessDefaults, Rootfs};
     use std::net::Ipv4Addr;
 
     fn config(domain: &str) -> GuestConfig {
         GuestConfig {
-            protocol: PROTOCOL,
             hostname: "web".into(),
-            realtime_usec: 0,
-            seed: String::new(),
-            rootfs: Rootfs { image: String::new(), fstype: String::new(), overlay: String::new() },
             network: Some(Network {
                 address: Ipv4Addr::new(10, 0, 0, 2),
                 prefix: 24,
                 gateway: Ipv4Addr::new(10, 0, 0, 1),
                 dns: vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 3)],
                 domain: domain.into(),
+                mac: String::new(),
             }),
-            init: Init::Auto,
-            power_off: PowerOff::Acpi,
-            process: ProcessDefaults::default(),
+            ..GuestConfig::default()
         }
     }
 

@@ -8,30 +8,32 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use banger_core::ending::Goodbye;
 use banger_core::guest::{
-    CONFIG_PORT, FAILURE_KEY, GuestConfig, MAX_CONFIG, PROTOCOL, STAGE_KEY, UPTIME_KEY,
+    CONFIG_PORT, FAILURE_KEY, GOODBYE_KEY, GuestConfig, MAX_CONFIG, PROTOCOL, STAGE_KEY, UPTIME_KEY,
+    WARNING_KEY,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use serde::Deserialize;
 
 use crate::{sys, vsock};
 
 /// How long the host may let us wait for its configuration.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The connection and what came over it.
+/// The connection.
 pub struct Host {
     connection: File,
-    pub config: GuestConfig,
 }
 
 impl Host {
     /// Connects and reads the configuration.
-    pub fn connect() -> anyhow::Result<Self> {
+    pub fn connect() -> anyhow::Result<(Self, GuestConfig)> {
         let mut connection = File::from(dial().context("cannot reach the host over vsock")?);
         let line = read_line(&mut connection).context("cannot read the configuration")?;
         let config = parse(&line)?;
-        Ok(Self { connection, config })
+        Ok((Self { connection }, config))
     }
 
     pub fn stage(&mut self, stage: &str) {
@@ -42,13 +44,20 @@ impl Host {
         self.send(&status(&[(UPTIME_KEY, &sys::uptime().as_micros()), ("READY", &1)]));
     }
 
+    /// Something is missing that the guest comes up without.
+    pub fn warning(&mut self, what: &str) {
+        sys::log!(sys::WARNING, "{what}");
+        self.send(&status(&[(WARNING_KEY, &what)]));
+    }
+
     pub fn failed(&mut self, reason: &str) {
         self.send(&status(&[(FAILURE_KEY, &reason)]));
     }
 
-    /// The machine is on its way down.
+    /// The machine is on its way down, in order.
     pub fn stopping(&mut self) {
-        self.send(&status(&[("STATUS", &"Shutting down"), ("STOPPING", &1)]));
+        let goodbye = Goodbye::PowerOff.as_str();
+        self.send(&status(&[("STATUS", &"Shutting down"), ("STOPPING", &1), (GOODBYE_KEY, &goodbye)]));
     }
 
     /// The host may have stopped listening, and that must not stop us.
@@ -85,7 +94,7 @@ fn dial() -> nix::Result<OwnedFd> {
 
 fn read_line(mut from: impl Read) -> anyhow::Result<Vec<u8>> {
     let mut line = Vec::new();
-    let mut buffer = [0; 4096];
+    let mut buffer = [0; 16384];
     loop {
         // Nothing follows the one line, so reading ahead takes nothing from anybody.
         let n = from.read(&mut buffer)?;
@@ -101,15 +110,19 @@ fn read_line(mut from: impl Read) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-fn parse(line: &[u8]) -> anyhow::Result<GuestConfig> {
+pub fn parse(line: &[u8]) -> anyhow::Result<GuestConfig> {
+    #[derive(Deserialize)]
+    struct Version {
+        protocol: Option<u32>,
+    }
     // The version first: fields of another one need not be understood.
-    let value: serde_json::Value = serde_json::from_slice(line).context("the configuration is no JSON")?;
-    match value.get("protocol").and_then(serde_json::Value::as_u64) {
-        Some(protocol) if protocol == u64::from(PROTOCOL) => {}
+    let version: Version = serde_json::from_slice(line).context("the configuration is no JSON object")?;
+    match version.protocol {
+        Some(PROTOCOL) => {}
         Some(protocol) => bail!("the host speaks protocol {protocol}, this agent {PROTOCOL}"),
         None => bail!("the configuration names no protocol"),
     }
-    serde_json::from_value(value).context("the configuration is malformed")
+    serde_json::from_slice(line).context("the configuration is malformed")
 }
 
 #[cfg(test)]
@@ -119,12 +132,12 @@ mod tests {
     #[test]
     fn another_protocol_is_named_whatever_else_it_says() {
         let error = parse(br#"{"protocol": 7, "new": true}"#).unwrap_err();
-        assert_eq!(error.to_string(), "the host speaks protocol 7, this agent 1");
+        assert_eq!(error.to_string(), "the host speaks protocol 7, this agent 2");
     }
 
     #[test]
     fn nonsense_is_an_error() {
-        for line in ["", "{", "[]", "null", "{}", r#"{"protocol":1}"#, r#"{"protocol":"1"}"#] {
+        for line in ["", "{", "[]", "null", "{}", r#"{"protocol":2}"#, r#"{"protocol":"2"}"#] {
             assert!(parse(line.as_bytes()).is_err(), "{line}");
         }
     }

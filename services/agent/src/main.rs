@@ -21,13 +21,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 mod boot;
 mod bus;
 mod command;
+mod disks;
 mod etc;
 mod host;
 mod net;
+mod ports;
 mod power;
 mod process;
+mod provision;
+mod stats;
 mod stream;
 mod sys;
+mod tree;
 mod users;
 mod vsock;
 
@@ -73,17 +78,18 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
 /// Boots and serves. Returns only on failure.
 fn run() -> anyhow::Result<()> {
     boot::early()?;
-    let mut host = host::Host::connect()?;
-    let booted = match boot::boot(&mut host) {
+    let (mut host, mut config) = host::Host::connect()?;
+    let booted = match boot::boot(&mut host, &mut config) {
         Ok(booted) => booted,
         Err(error) => {
             let reason = format!("{error:#}").replace(['\n', '\r'], " ");
             sys::log!(sys::ERR, "{reason}");
             host.failed(&reason);
-            power::cut(None, host.config.power_off);
+            power::cut(None, config.power_off);
         }
     };
     // From here on there may be two of us: only the one that serves returns from this call.
-    let context = boot::hand_over(booted, &mut host)?;
+    let context = boot::hand_over(booted, &mut host, &config)?;
+    drop(config);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bus::serve(context, host))
 }

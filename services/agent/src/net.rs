@@ -9,8 +9,13 @@ use banger_core::guest::Network;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use crate::sys;
+
 /// The interface that virtio-net makes.
 const INTERFACE: &str = "eth0";
+
+/// More addresses than anybody gives an interface.
+const MAX_ADDRESSES: usize = 1024;
 
 pub fn up_loopback() -> anyhow::Result<()> {
     let socket = inet()?;
@@ -38,16 +43,77 @@ pub fn set_up_network(network: &Network) -> anyhow::Result<()> {
         .with_context(|| format!("cannot route through {}", network.gateway))
 }
 
+/// Takes the interface down, which takes its routes, and its addresses. Does nothing where there
+/// is none.
+pub fn take_down() -> anyhow::Result<()> {
+    let socket = inet()?;
+    let mut request = request(INTERFACE);
+    match ioctl(&socket, libc::SIOCGIFFLAGS, &request) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        result => result?,
+    }
+    set_flags(&socket, INTERFACE, |flags| flags & !libc::IFF_UP)
+        .with_context(|| format!("cannot take down {INTERFACE}"))?;
+    // One after the other, as long as there are; to set none is to remove one.
+    for _ in 0..MAX_ADDRESSES {
+        if ioctl(&socket, libc::SIOCGIFADDR, &request).is_err() {
+            break;
+        }
+        request.ifr_ifru.ifru_addr = address(Ipv4Addr::UNSPECIFIED);
+        ioctl(&socket, libc::SIOCSIFADDR, &request)
+            .with_context(|| format!("cannot take an address from {INTERFACE}"))?;
+    }
+    Ok(())
+}
+
+/// Gives the interface, which is down, another hardware address; empty leaves it its own.
+pub fn set_mac(mac: &str) -> anyhow::Result<()> {
+    if mac.is_empty() {
+        return Ok(());
+    }
+    let mut request = request(INTERFACE);
+    request.ifr_ifru.ifru_hwaddr =
+        hardware_address(mac).with_context(|| format!("{mac:?} is no MAC address"))?;
+    ioctl(&inet()?, libc::SIOCSIFHWADDR, &request)
+        .with_context(|| format!("cannot give {INTERFACE} the address {mac}"))
+}
+
+fn hardware_address(mac: &str) -> Option<libc::sockaddr> {
+    let octets: Vec<u8> = mac
+        .split(':')
+        .map(|octet| sys::from_hex(octet).and_then(|octet| <[u8; 1]>::try_from(octet).ok()))
+        .map(|octet| octet.map(|[octet]| octet))
+        .collect::<Option<_>>()?;
+    if octets.len() != 6 {
+        return None;
+    }
+    // SAFETY: all zeroes is a valid sockaddr.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    address.sa_family = libc::ARPHRD_ETHER;
+    for (to, from) in address.sa_data.iter_mut().zip(octets) {
+        *to = from as libc::c_char;
+    }
+    Some(address)
+}
+
 fn inet() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
 }
 
 fn set_up(socket: &OwnedFd, interface: &str) -> io::Result<()> {
+    set_flags(socket, interface, |flags| flags | libc::IFF_UP)
+}
+
+fn set_flags(
+    socket: &OwnedFd,
+    interface: &str,
+    change: impl Fn(libc::c_int) -> libc::c_int,
+) -> io::Result<()> {
     let mut request = request(interface);
     ioctl(socket, libc::SIOCGIFFLAGS, &request)?;
     // SAFETY: the kernel filled in the flags.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    request.ifr_ifru.ifru_flags = change(flags.into()) as libc::c_short;
     ioctl(socket, libc::SIOCSIFFLAGS, &request)
 }
 
@@ -88,6 +154,18 @@ fn ioctl<T>(socket: &OwnedFd, number: libc::c_ulong, argument: &T) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hardware_addresses() {
+        let address = hardware_address("02:ba:0a:d1:00:ff").unwrap();
+        assert_eq!(address.sa_family, 1);
+        assert_eq!(address.sa_data.map(|byte| byte as u8)[..7], [2, 0xba, 10, 0xd1, 0, 255, 0]);
+        for bad in
+            ["", "02", "02:ba:0a:d1:00", "02:ba:0a:d1:00:ff:00", "2:ba:0a:d1:00:ff", "02-ba-0a-d1-00-ff"]
+        {
+            assert!(hardware_address(bad).is_none(), "{bad}");
+        }
+    }
 
     #[test]
     fn netmasks() {

@@ -1,20 +1,18 @@
 //! The end of the machine, in order where possible.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use banger_core::guest::PowerOff;
 use nix::libc;
-use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
 use crate::boot::Context;
+use crate::disks::Disks;
 use crate::process::Table;
 use crate::sys;
 
@@ -34,7 +32,8 @@ pub enum Why {
 }
 
 /// Brings the machine down in order.
-pub async fn off(why: Why, context: &Context, table: &Table, power_off: PowerOff) -> ! {
+pub async fn off(why: Why, context: &Context, table: &Table) -> ! {
+    let power_off = context.power_off;
     sys::log!(sys::INFO, "powering off ({why:?})");
     // Lets the reply to the call that asked for it get out.
     sleep(Duration::from_millis(20)).await;
@@ -44,7 +43,7 @@ pub async fn off(why: Why, context: &Context, table: &Table, power_off: PowerOff
         sys::log!(sys::WARNING, "the image's init did not power off in {INIT_GRACE:?}");
     }
     end_processes(context.is_init, table).await;
-    cut(Some(&context.disk), power_off)
+    cut(Some(&context.disks), power_off)
 }
 
 /// Asks the image's init for an orderly shutdown.
@@ -100,18 +99,10 @@ async fn end_processes(is_init: bool, table: &Table) {
 }
 
 /// Writes everything to disk and ends the machine at once.
-pub fn cut(disk: Option<&File>, power_off: PowerOff) -> ! {
-    let read_only = |path: &str| {
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        if let Err(error) = mount::<str, str, str, str>(None, path, None, flags, None) {
-            sys::log!(sys::INFO, "cannot make {path} read-only: {error}");
-        }
-    };
-    if let Some(disk) = disk {
+pub fn cut(disks: Option<&Disks>, power_off: PowerOff) -> ! {
+    if let Some(disks) = disks {
         nix::unistd::sync();
-        read_only("/");
-        // The disk lies below the old root, out of reach of any path but this.
-        read_only(&format!("/proc/self/fd/{}", disk.as_raw_fd()));
+        disks.make_read_only();
     }
     nix::unistd::sync();
     let mode = match power_off {

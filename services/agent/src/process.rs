@@ -71,6 +71,7 @@ struct State {
     processes: HashMap<String, Process>,
     /// Streams nobody has connected yet, by token; with the id of the process.
     streams: HashMap<String, (String, Stream)>,
+    defaults: ProcessDefaults,
     stopping: bool,
 }
 
@@ -78,12 +79,16 @@ struct State {
 #[derive(Debug, Clone)]
 pub struct Table {
     state: Arc<Mutex<State>>,
-    defaults: Arc<ProcessDefaults>,
 }
 
 impl Table {
     pub fn new(defaults: ProcessDefaults) -> Self {
-        Self { state: Arc::default(), defaults: Arc::new(defaults) }
+        Self { state: Arc::new(Mutex::new(State { defaults, ..State::default() })) }
+    }
+
+    /// Changes what is started from now on.
+    pub fn set_defaults(&self, defaults: ProcessDefaults) {
+        self.lock().defaults = defaults;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,7 +107,7 @@ impl Table {
             return Err(ErrorKind::NotSupported
                 .error(format!("{MAX_RUNNING} commands run already; end one of them first")));
         }
-        let spawned = spawn(&request, &self.defaults)?;
+        let spawned = spawn(&request, &state.defaults)?;
         let id = state.new_id()?;
         let mut tokens = BTreeMap::new();
         for (name, stream) in spawned.streams {
@@ -289,8 +294,7 @@ struct Spawned {
 
 fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
     let user = if request.user.is_empty() { &defaults.user } else { &request.user };
-    let file = |path| sys::read_bounded(path, MAX_USERS_FILE).unwrap_or_default();
-    let user = users::resolve(user, &file("/etc/passwd"), &file("/etc/group")).map_err(|missing| {
+    let user = find_user(user).map_err(|missing| {
         ErrorKind::NoSuchUser.error(match missing {
             users::Missing::User(user) => format!("no user {user:?} in the image's /etc/passwd"),
             users::Missing::Group(group) => format!("no group {group:?} in the image's /etc/group"),
@@ -370,6 +374,12 @@ fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
         _ => command::exec_error(&argv[0], &error),
     })?;
     Ok(Spawned { pid: Pid::from_raw(child.id() as i32), argv, streams, terminal })
+}
+
+/// A user by the image's files, see [`users::resolve`].
+pub fn find_user(spec: &str) -> std::result::Result<users::User, users::Missing> {
+    let file = |path| sys::read_bounded(path, MAX_USERS_FILE).unwrap_or_default();
+    users::resolve(spec, &file("/etc/passwd"), &file("/etc/group"))
 }
 
 /// Added to the error number of chdir(2) on its way from the child, to tell it from exec's.

@@ -30,15 +30,17 @@ pub fn open_log() {
 }
 
 pub fn write_log(level: u8, message: fmt::Arguments<'_>) {
-    // One write is one record, and the kernel refuses records of a kilobyte.
-    let line = format!("<{level}>banger-agent: {message}").replace('\n', " ");
-    let line = &line.as_bytes()[..line.len().min(900)];
+    // One write is one record, and the kernel refuses records of a kilobyte. One without a newline
+    // could be continued, so nobody sees it before the next.
+    let mut line = format!("<{level}>banger-agent: {message}").replace('\n', " ").into_bytes();
+    line.truncate(900);
+    line.push(b'\n');
     match KMSG.get() {
         Some(mut kmsg) => {
-            let _ = kmsg.write_all(line);
+            let _ = kmsg.write_all(&line);
         }
         None => {
-            let _ = io::stderr().write_all(line);
+            let _ = io::stderr().write_all(&line);
         }
     }
 }
@@ -92,6 +94,14 @@ pub fn read_bounded(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// Makes a directory, or finds it made.
+pub fn make_directory(path: &str) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
 /// `read(2)`.
 pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(nix::unistd::read(fd, buffer)?)
@@ -138,6 +148,23 @@ pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has the kernel's generator draw from the pool now rather than minutes from now (random(4),
+/// `RNDRESEEDCRNG`): until then two copies of one machine give the same numbers.
+pub fn reseed() -> io::Result<()> {
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let random = OpenOptions::new().write(true).open("/dev/urandom")?;
+    // SAFETY: the request takes no argument.
+    match unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The process that a directory of `/proc` stands for.
+pub fn pid(name: &std::ffi::OsStr) -> Option<u32> {
+    name.to_str()?.parse().ok()
 }
 
 /// Bytes from hexadecimal digits.

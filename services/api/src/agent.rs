@@ -5,10 +5,77 @@
 
 use std::collections::BTreeMap;
 
-use zbus::proxy;
+use serde::{Deserialize, Serialize};
+use zbus::{DeserializeDict, SerializeDict, Type, proxy};
 
 /// Object path of the agent.
 pub const PATH: &str = "/org/banger/Agent1";
+
+/// What a guest says of itself. Counters count since its boot.
+#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct Stats {
+    /// Averages over 1, 5 and 15 minutes.
+    pub load: (f64, f64, f64),
+    pub uptime_usec: u64,
+    /// CPU time of all processors together, in microseconds; `user` with nice, `system` with
+    /// interrupts.
+    pub cpu_user_usec: u64,
+    pub cpu_system_usec: u64,
+    pub cpu_idle_usec: u64,
+    pub cpu_iowait_usec: u64,
+    /// Time in which the host let the guest wait.
+    pub cpu_steal_usec: u64,
+    /// Memory in bytes, as in `/proc/meminfo`.
+    pub memory_total: u64,
+    pub memory_available: u64,
+    pub memory_free: u64,
+    pub memory_cached: u64,
+    pub swap_total: u64,
+    pub swap_free: u64,
+    pub processes: u32,
+    pub filesystems: Vec<Filesystem>,
+    pub disks: Vec<DiskCounters>,
+    pub networks: Vec<NetworkCounters>,
+}
+
+/// A disk's filesystem; sizes in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Filesystem {
+    pub mount_point: String,
+    pub device: String,
+    pub total: u64,
+    /// Free for everybody, not only for root.
+    pub available: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+/// What went to and from a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct DiskCounters {
+    /// Such as `vda`.
+    pub device: String,
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub discarded_bytes: u64,
+}
+
+/// What went through a network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct NetworkCounters {
+    pub interface: String,
+    pub received_bytes: u64,
+    pub received_packets: u64,
+    pub sent_bytes: u64,
+    pub sent_packets: u64,
+}
+
+/// A port that something in the guest listens on: protocol (`tcp`, `udp`, `tcp6`, `udp6`),
+/// address, port, and the process's name and id, empty and 0 if it could not be found.
+pub type Port = (String, String, u16, String, u32);
 
 #[proxy(
     interface = "org.banger.Agent1",
@@ -61,6 +128,36 @@ pub trait Agent {
     /// Stops all processes, writes everything to disk and powers the machine off.
     /// Returns when the shutdown has begun.
     fn power_off(&self) -> zbus::Result<()>;
+
+    /// Answers with the guest's uptime in microseconds.
+    fn ping(&self) -> zbus::Result<u64>;
+
+    fn stats(&self) -> zbus::Result<Stats>;
+
+    /// What listens in the guest's network, by protocol, port and address; at most 1024.
+    fn listening_ports(&self) -> zbus::Result<Vec<Port>>;
+
+    /// Grows the filesystems of the overlay and the work disk to the size of their devices, after
+    /// the host has grown those. Returns each one's device, and its size in bytes before and
+    /// after; a filesystem that fills its device already keeps its size.
+    fn grow_disks(&self) -> zbus::Result<Vec<(String, u64, u64)>>;
+
+    /// Writes everything to the disks and has writers wait, for a snapshot. Ends with
+    /// [`Self::thaw`], or by itself after 10 s.
+    fn quiesce(&self) -> zbus::Result<()>;
+
+    /// Ends [`Self::quiesce`]. Without it this does nothing.
+    fn thaw(&self) -> zbus::Result<()>;
+
+    /// Makes a guest that woke up from a snapshot what `config`, a
+    /// [`banger_core::guest::GuestConfig`] in JSON, says: disks are thawed; name, clock,
+    /// entropy, machine id, network, and all that is written into the root filesystem at the
+    /// start are set anew, and the environment of what is started from now on. The disks, init and
+    /// power switch in `config` are not looked at.
+    ///
+    /// Returns what could not be done. `InvalidArgs` if `config` is malformed; any other error
+    /// leaves the guest half of what it was.
+    fn reconfigure(&self, config: &str) -> zbus::Result<Vec<String>>;
 
     /// [`banger_core::guest::PROTOCOL`] of the agent.
     #[zbus(property(emits_changed_signal = "const"))]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// The version of everything in this module and of the `org.banger.Agent1` interface.
 /// Host and agent refuse each other when it differs.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Guest port on which the agent serves `org.banger.Agent1` (D-Bus, peer to peer).
 pub const AGENT_PORT: u32 = 1024;
@@ -34,8 +34,9 @@ pub const STREAM_PORT: u32 = 1025;
 /// Host port at which a starting agent asks for its [`GuestConfig`].
 pub const CONFIG_PORT: u32 = 1026;
 
-/// The longest configuration line the agent reads, in bytes.
-pub const MAX_CONFIG: usize = 1 << 20;
+/// The longest configuration line the agent reads, in bytes. The guest holds it in memory, with the
+/// files in it twice, until they are written.
+pub const MAX_CONFIG: usize = 16 << 20;
 
 /// Status key that names the stage the guest has reached, one of [`STAGES`].
 pub const STAGE_KEY: &str = "X_BANGER_STAGE";
@@ -55,8 +56,11 @@ pub const FAILURE_KEY: &str = "X_BANGER_FAILURE";
 /// [`crate::ending::Goodbye`].
 pub const GOODBYE_KEY: &str = "X_BANGER_GOODBYE";
 
+/// Status key that names something the guest was to have and comes up without.
+pub const WARNING_KEY: &str = "X_BANGER_WARNING";
+
 /// Everything a guest has to know to become its VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestConfig {
     /// [`PROTOCOL`] of the host.
@@ -67,19 +71,118 @@ pub struct GuestConfig {
     pub realtime_usec: u64,
     /// Random bytes from the host, credited to the guest's entropy pool; hexadecimal.
     pub seed: String,
+    /// What goes to `/etc/machine-id`: 32 hexadecimal digits in lower case. Empty leaves the
+    /// image's.
+    #[serde(default)]
+    pub machine_id: String,
     pub rootfs: Rootfs,
+    /// Block device (ext4) of the work disk, mounted read-write at [`WORK`].
+    #[serde(default)]
+    pub work: Option<String>,
+    /// Other disks, mounted in this order. One that cannot be mounted ends the start.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// `None`: the guest has no network.
+    #[serde(default)]
     pub network: Option<Network>,
+    #[serde(default)]
     pub init: Init,
     /// How the machine is switched off from inside.
     #[serde(default)]
     pub power_off: PowerOff,
     /// What the image says about the processes started in it.
     pub process: ProcessDefaults,
+    /// Variables of this VM for all processes, laid over the image's.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Files written into the root filesystem before the guest is ready.
+    #[serde(default)]
+    pub files: Vec<File>,
+    /// Public keys that may log in over SSH as the image's user, one line each. They stand in a
+    /// block of their own in `~/.ssh/authorized_keys`; other keys stay.
+    #[serde(default)]
+    pub authorized_keys: Vec<String>,
+    /// Who commits in the guest, for its `/etc/gitconfig` unless that says so already.
+    #[serde(default)]
+    pub git: Option<GitIdentity>,
+    /// Certificates of authorities to trust, each in PEM.
+    #[serde(default)]
+    pub ca_certificates: Vec<String>,
+    /// Name of a time zone, such as `Europe/Berlin`. Empty leaves the image's.
+    #[serde(default)]
+    pub timezone: String,
+}
+
+impl GuestConfig {
+    /// What processes started in the guest get: the image's defaults with the VM's environment.
+    pub fn process_defaults(&self) -> ProcessDefaults {
+        let mut defaults = self.process.clone();
+        defaults.env.extend(self.environment.clone());
+        defaults
+    }
+}
+
+/// Where the work disk is mounted.
+pub const WORK: &str = "/work";
+
+/// A disk besides the ones of the root filesystem.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Block device, such as `/dev/vdd`.
+    pub device: String,
+    /// Directory in the guest, absolute; made if it is missing.
+    pub path: String,
+    /// Filesystem type; empty has the agent look (ext4, xfs, squashfs, erofs).
+    #[serde(default)]
+    pub fstype: String,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A file of the host's choice in the guest. What is at its place is replaced; missing directories
+/// above it are made, for root with mode 0755.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Absolute, without `.` and `..`.
+    pub path: String,
+    /// In JSON as base64.
+    #[serde(with = "base64_text")]
+    pub content: Vec<u8>,
+    /// The permission bits, such as `0o600`.
+    pub mode: u32,
+    /// `user`, `uid`, `user:group` or `uid:gid`; empty is root.
+    #[serde(default)]
+    pub owner: String,
+}
+
+/// The author of commits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitIdentity {
+    pub name: String,
+    pub email: String,
+}
+
+/// Bytes as base64 in a string.
+mod base64_text {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64_STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        BASE64_STANDARD.decode(text.as_bytes()).map_err(D::Error::custom)
+    }
 }
 
 /// The disks the root filesystem is made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rootfs {
     /// Block device with the image, mounted read-only, such as `/dev/vda`.
@@ -100,6 +203,10 @@ pub struct Network {
     pub dns: Vec<Ipv4Addr>,
     /// Search domain, empty for none.
     pub domain: String,
+    /// MAC address, such as `02:ba:0a:d1:00:02`, for a guest that woke up with another VM's. Empty
+    /// leaves the interface's own.
+    #[serde(default)]
+    pub mac: String,
 }
 
 /// Who is PID 1 once the root filesystem is there.
@@ -135,4 +242,53 @@ pub struct ProcessDefaults {
     pub user: String,
     /// Empty is `/`.
     pub working_directory: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let config: GuestConfig = serde_json::from_str(
+            r#"{"protocol": 2, "hostname": "web", "realtime_usec": 0, "seed": "",
+                "rootfs": {"image": "/dev/vda", "fstype": "squashfs", "overlay": "/dev/vdb"},
+                "process": {}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            config,
+            GuestConfig {
+                protocol: 2,
+                hostname: "web".into(),
+                rootfs: Rootfs {
+                    image: "/dev/vda".into(),
+                    fstype: "squashfs".into(),
+                    overlay: "/dev/vdb".into()
+                },
+                ..GuestConfig::default()
+            }
+        );
+    }
+
+    #[test]
+    fn any_bytes_can_be_a_files_content() {
+        let file = File { path: "/a".into(), content: (0..=255).collect(), mode: 0o600, owner: "web".into() };
+        let text = serde_json::to_string(&file).unwrap();
+        assert_eq!(serde_json::from_str::<File>(&text).unwrap(), file);
+        assert!(serde_json::from_str::<File>(r#"{"path": "/a", "content": "!", "mode": 0}"#).is_err());
+    }
+
+    #[test]
+    fn the_vms_environment_wins_over_the_images() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+        };
+        let config = GuestConfig {
+            process: ProcessDefaults { env: map(&[("A", "image"), ("B", "image")]), ..Default::default() },
+            environment: map(&[("B", "vm"), ("C", "vm")]),
+            ..GuestConfig::default()
+        };
+        assert_eq!(config.process_defaults().env, map(&[("A", "image"), ("B", "vm"), ("C", "vm")]));
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use banger_core::ending::Goodbye;
-use banger_core::guest::{FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY};
+use banger_core::guest::{FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY, WARNING_KEY};
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
 use sd_notify::NotifyState;
@@ -28,6 +28,9 @@ const MAX_LINE: u64 = 4096;
 
 /// How much of a guest's text systemd shows.
 const MAX_TEXT: usize = 200;
+
+/// How many of a guest's warnings go to the journal.
+const MAX_WARNINGS: usize = 64;
 
 pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
@@ -45,6 +48,7 @@ pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
 fn converse(mut stream: UnixStream, runtime_dir: &Path) -> Result<()> {
     stream.write_all(configuration(&runtime_dir.join(CONFIG))?.as_bytes())?;
     let mut lines = BufReader::new(stream);
+    let mut warnings = 0;
     loop {
         let mut line = Vec::new();
         let read = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
@@ -54,6 +58,11 @@ fn converse(mut stream: UnixStream, runtime_dir: &Path) -> Result<()> {
         let line = String::from_utf8_lossy(&line);
         if let Some(goodbye) = goodbye(&line) {
             fs::write(runtime_dir.join(GOODBYE), goodbye.as_str())?;
+        }
+        if let Some(text) = warning(&line).filter(|_| warnings < MAX_WARNINGS) {
+            warnings += 1;
+            // The standard error is the journal of the VM's unit; 4 is a warning there.
+            eprintln!("<4>guest: {text}");
         }
         for state in translate(&line) {
             status(&state);
@@ -82,7 +91,7 @@ fn goodbye(line: &str) -> Option<Goodbye> {
 /// What a guest's status line means to systemd.
 fn translate(line: &str) -> Vec<String> {
     let Some((key, value)) = line.trim_end().split_once('=') else { return vec![] };
-    let text: String = value.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect();
+    let text = clean(value);
     match (key, text.as_str()) {
         ("READY", "1") => vec![format!("STATUS={}", Stage::Ready.as_str()), "READY=1".into()],
         (key, _) if key == STAGE_KEY => vec![format!("STATUS={text}")],
@@ -90,6 +99,16 @@ fn translate(line: &str) -> Vec<String> {
         ("STATUS", _) => vec![format!("STATUS={text}")],
         _ => vec![],
     }
+}
+
+/// What a guest comes up without, if its status line says so.
+fn warning(line: &str) -> Option<String> {
+    let (key, value) = line.trim_end().split_once('=')?;
+    (key == WARNING_KEY).then(|| clean(value))
+}
+
+fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
 }
 
 /// Tells systemd. `READY=1` and `STATUS=` are all that is ever said.
@@ -126,6 +145,18 @@ mod tests {
         for line in ["", "\n", "MAINPID=1\n", "READY=0\n", "FDSTORE=1", "READY", "=", "STOPPING=1"] {
             assert_eq!(translate(line), Vec::<String>::new(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn warnings_are_for_the_journal() {
+        let line = "X_BANGER_WARNING=cannot write /a: no\u{1b}[31m user\n";
+        assert_eq!(warning(line).as_deref(), Some("cannot write /a: no[31m user"));
+        assert_eq!(warning("STATUS=a"), None);
+        assert_eq!(translate(line), Vec::<String>::new());
+        assert_eq!(
+            warning(&format!("X_BANGER_WARNING={}", "x".repeat(5000))).map(|it| it.len()),
+            Some(MAX_TEXT)
+        );
     }
 
     #[test]

@@ -5,16 +5,22 @@
 //! guest serve VSOCK CONFIG.json      answers the agent's request for its configuration, prints its status
 //! guest run VSOCK [-t] [-u USER] [-C DIR] [-e K=V]... [--slow] [-- COMMAND...]
 //! guest wait|off|list|resize|kill VSOCK ...
+//! guest ping|stats|ports|grow|quiesce|thaw VSOCK
+//! guest reconfigure VSOCK CONFIG.json
 //! ```
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use banger_api::agent::AgentProxy;
+use banger_core::guest::{AGENT_PORT, CONFIG_PORT};
 use banger_guest::{Agent, Command};
-use banger_core::guest::CONFIG_PORT;
+use zbus::connection::{AuthMechanism, Builder};
+use zbus::proxy::CacheProperties;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -32,6 +38,9 @@ async fn act(verb: &str, vsock: &Path, rest: &[&str]) -> banger_api::Result<()> 
     if verb == "serve" {
         serve(vsock, rest[0]);
         return Ok(());
+    }
+    if let Some(result) = inspect(verb, vsock, rest).await {
+        return Ok(result?);
     }
     let agent = Agent::connect(vsock).await?;
     match verb {
@@ -53,17 +62,65 @@ async fn act(verb: &str, vsock: &Path, rest: &[&str]) -> banger_api::Result<()> 
     }
 }
 
-fn serve(vsock: &Path, config: &str) {
-    let path = format!("{}_{CONFIG_PORT}", vsock.display());
-    let _ = std::fs::remove_file(&path);
-    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+/// What sessiond has no use for: straight through the proxy.
+async fn inspect(verb: &str, vsock: &Path, rest: &[&str]) -> Option<zbus::Result<()>> {
+    let agent = async || {
+        let mut stream = UnixStream::connect(vsock)?;
+        stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())?;
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stream.read_exact(&mut byte)?;
+        }
+        stream.set_nonblocking(true)?;
+        let connection = Builder::unix_stream(stream).p2p().auth_mechanism(AuthMechanism::Anonymous).build();
+        let builder = AgentProxy::builder(&connection.await?).cache_properties(CacheProperties::No);
+        builder.build().await
+    };
+    let act = async {
+        let agent: AgentProxy<'static> = agent().await?;
+        match verb {
+            "ping" => println!("{}", agent.ping().await?),
+            "stats" => println!("{:#?}", agent.stats().await?),
+            "ports" => {
+                for (protocol, address, port, name, pid) in agent.listening_ports().await? {
+                    println!("{protocol} {address} {port} {name} {pid}");
+                }
+            }
+            "grow" => {
+                for (device, before, after) in agent.grow_disks().await? {
+                    println!("{device} {before} {after}");
+                }
+            }
+            "quiesce" => agent.quiesce().await?,
+            "thaw" => agent.thaw().await?,
+            "reconfigure" => {
+                for warning in agent.reconfigure(&config(rest[0])).await? {
+                    println!("{warning}");
+                }
+            }
+            _ => unreachable!(),
+        }
+        Ok(())
+    };
+    let known = ["ping", "stats", "ports", "grow", "quiesce", "thaw", "reconfigure"].contains(&verb);
+    if known { Some(act.await) } else { None }
+}
+
+/// The configuration in a file, with the time of this moment.
+fn config(path: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let config = std::fs::read_to_string(path).unwrap();
+    config.replace("\"NOW\"", &now.as_micros().to_string()).replace('\n', " ")
+}
+
+fn serve(vsock: &Path, path: &str) {
+    let socket = format!("{}_{CONFIG_PORT}", vsock.display());
+    let _ = std::fs::remove_file(&socket);
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     let begin = Instant::now();
     let (mut stream, _) = listener.accept().unwrap();
     println!("{:.2} connected", begin.elapsed().as_secs_f64());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let config = std::fs::read_to_string(config).unwrap();
-    let config = config.replace("\"NOW\"", &now.as_micros().to_string()).replace('\n', " ");
-    stream.write_all(format!("{config}\n").as_bytes()).unwrap();
+    stream.write_all(format!("{}\n", config(path)).as_bytes()).unwrap();
     for line in std::io::BufRead::lines(std::io::BufReader::new(stream)) {
         let Ok(line) = line else { break };
         println!("{:.2} {line}", begin.elapsed().as_secs_f64());

@@ -64,6 +64,7 @@ pub fn guest_config(
                 gateway: parse(&lease.gateway)?,
                 dns: lease.dns.iter().map(|server| parse(server)).collect::<Result<_>>()?,
                 domain: String::new(),
+                mac: lease.mac.clone(),
             })
         })
         .transpose()?;
@@ -92,6 +93,7 @@ pub fn guest_config(
             user: boot.user.clone(),
             working_directory: boot.working_directory.clone(),
         },
+        ..GuestConfig::default()
     })
 }
 
