@@ -12,9 +12,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use banger_api::agent::AgentProxy;
+use banger_api::agent::{AgentProxy, Port, Stats};
 use banger_api::{Error, ErrorKind, Result};
-use banger_core::guest::{AGENT_PORT, PROTOCOL, STREAM_PORT};
+use banger_core::guest::{AGENT_PORT, GuestConfig, PROTOCOL, STREAM_PORT};
 use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -144,6 +144,48 @@ impl Agent {
         let mut list = in_time(async { self.proxy.list().await.map_err(from_guest) }).await?;
         list.retain(|(id, ..)| check_id(id).is_ok());
         Ok(list)
+    }
+
+    /// The guest's uptime in microseconds.
+    pub async fn ping(&self) -> Result<u64> {
+        in_time(async { self.proxy.ping().await.map_err(from_guest) }).await
+    }
+
+    pub async fn stats(&self) -> Result<Stats> {
+        in_time(async { self.proxy.stats().await.map_err(from_guest) }).await
+    }
+
+    /// What listens in the guest's network.
+    pub async fn listening_ports(&self) -> Result<Vec<Port>> {
+        let mut ports = in_time(async { self.proxy.listening_ports().await.map_err(from_guest) }).await?;
+        for (protocol, address, _, process, _) in &mut ports {
+            for text in [protocol, address, process] {
+                *text = printable(text);
+            }
+        }
+        Ok(ports)
+    }
+
+    /// Lets filesystems fill their disks: device, bytes before and after of each.
+    pub async fn grow_disks(&self) -> Result<Vec<(String, u64, u64)>> {
+        in_time(async { self.proxy.grow_disks().await.map_err(from_guest) }).await
+    }
+
+    /// Writes everything to the disks and has writers wait until [`Agent::thaw`].
+    pub async fn quiesce(&self) -> Result<()> {
+        in_time(async { self.proxy.quiesce().await.map_err(from_guest) }).await
+    }
+
+    pub async fn thaw(&self) -> Result<()> {
+        in_time(async { self.proxy.thaw().await.map_err(from_guest) }).await
+    }
+
+    /// Makes a guest that woke up from a snapshot what the configuration says. Returns what could
+    /// not be done.
+    pub async fn reconfigure(&self, config: &GuestConfig) -> Result<Vec<String>> {
+        let config = serde_json::to_string(config).map_err(Error::internal)?;
+        let left = in_time(async { self.proxy.reconfigure(&config).await.map_err(from_guest) }).await?;
+        Ok(left.iter().map(|line| printable(line)).collect())
     }
 
     /// For the tests of the agent; VMs are powered off by their units.

@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
-use banger_guest::{Agent, Command, Started};
 use crate::bus::SessionObject;
+use banger_guest::{Agent, Command, Started};
 
 /// How long the object of an ended session stays.
 const MEMORY: Duration = Duration::from_secs(60);

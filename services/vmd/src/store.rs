@@ -35,6 +35,7 @@ const MIGRATIONS: &[&str] = &[
 ",
     "
     ALTER TABLE vms ADD COLUMN ended TEXT;
+    ALTER TABLE vms ADD COLUMN machine_id TEXT NOT NULL DEFAULT '';
     CREATE TABLE volumes (
         name         TEXT    PRIMARY KEY,
         bytes        INTEGER NOT NULL,
@@ -55,6 +56,8 @@ pub struct VmRow {
     pub image_id: String,
     pub kernel: String,
     pub spec: Spec,
+    /// What the guest's `/etc/machine-id` says; empty leaves the image's.
+    pub machine_id: String,
     /// Microseconds since 1970.
     pub created_usec: u64,
     /// When it was last started, if ever.
@@ -98,6 +101,7 @@ pub struct Draft {
     pub image_id: String,
     pub kernel: String,
     pub spec: Spec,
+    pub machine_id: String,
     pub created_usec: u64,
 }
 
@@ -248,6 +252,7 @@ fn reserve(transaction: &Transaction<'_>, draft: Draft) -> Result<VmRow> {
         image_id: draft.image_id,
         kernel: draft.kernel,
         spec: draft.spec,
+        machine_id: draft.machine_id,
         created_usec: draft.created_usec,
         started_usec: None,
         ended: None,
@@ -286,7 +291,8 @@ fn insert(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
     let spec = serde_json::to_string(&row.spec).map_err(Error::internal)?;
     transaction
         .execute(
-            "INSERT INTO vms (name, address, image, image_id, kernel, spec, created_usec) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO vms (name, address, image, image_id, kernel, spec, machine_id, created_usec)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 row.name.as_str(),
                 u32::from(row.address),
@@ -294,6 +300,7 @@ fn insert(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
                 row.image_id,
                 row.kernel,
                 spec,
+                row.machine_id,
                 row.created_usec as i64
             ],
         )
@@ -327,6 +334,7 @@ fn read(row: &Row<'_>) -> Result<VmRow> {
         image_id: text("image_id")?,
         kernel: text("kernel")?,
         spec,
+        machine_id: text("machine_id")?,
         created_usec: row.get::<_, i64>("created_usec").map_err(db)? as u64,
         started_usec: row.get::<_, Option<i64>>("started_usec").map_err(db)?.map(|usec| usec as u64),
         ended,
@@ -351,6 +359,7 @@ mod tests {
             image_id: "abc".into(),
             kernel: "6.1".into(),
             spec: Spec::default(),
+            machine_id: "0123456789abcdef0123456789abcdef".into(),
             created_usec: 1,
         }
     }

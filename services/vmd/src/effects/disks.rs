@@ -147,6 +147,19 @@ impl Disks {
         publish(&fresh, &disk).await
     }
 
+    /// Lets the VM's disk files grow to what the specification says. Returns the ids and sizes of
+    /// those that did.
+    pub async fn grow(&self, name: &VmName, spec: &Spec) -> Result<Vec<(String, u64)>> {
+        let directory = self.directory(name);
+        let mut grown = Vec::new();
+        for (id, bytes) in [("disk", spec.disk), ("work", spec.work)] {
+            if bytes > 0 && extend(&directory.join(format!("{id}.img")), bytes).await? {
+                grown.push((id.to_owned(), bytes));
+            }
+        }
+        Ok(grown)
+    }
+
     /// # Errors
     /// `NoSpace` if hardly anything is left for what the guest will write.
     pub fn check_room(&self, name: &VmName) -> Result<()> {

@@ -45,7 +45,8 @@ impl Supervisor {
         self.0.units.clear_limits(name, &removed).await?;
         let mut effects = Effects::default();
         for option in changed {
-            let live = !state.is_up() && at_rest(option) || self.set_live(option, &new, state).await?;
+            let live =
+                !state.is_up() && at_rest(option) || self.set_live(option, &old.spec, &new, state).await?;
             if live { effects.live.push(option) } else { effects.next_start.push(option) }
         }
         self.changed(name, properties(&new.spec));
@@ -55,7 +56,7 @@ impl Supervisor {
     }
 
     /// Brings one changed option to a VM. Returns whether it is in effect now.
-    async fn set_live(&self, option: &str, row: &VmRow, state: State) -> Result<bool> {
+    async fn set_live(&self, option: &str, old: &Spec, row: &VmRow, state: State) -> Result<bool> {
         let name = &row.name;
         match option {
             // Read when they are needed.
@@ -67,6 +68,9 @@ impl Supervisor {
             "nat" if state.is_up() && row.spec.network => {
                 self.0.peers.set_nat(name.as_str(), row.spec.nat).await?;
                 Ok(true)
+            }
+            "disk" | "work" if state == State::Running && has_disk(option, old) => {
+                self.grow_live(row).await.map(|()| true)
             }
             _ => Ok(false),
         }
@@ -106,6 +110,11 @@ impl Supervisor {
 /// Whether an option of a VM that does not run is in effect as soon as it is written.
 fn at_rest(option: &str) -> bool {
     matches!(option, "labels" | "restart" | "autostart" | "ttl" | "expiry")
+}
+
+/// Whether a running VM has the disk that the option is the size of, so that it can grow.
+fn has_disk(option: &str, old: &Spec) -> bool {
+    option == "disk" || old.work > 0
 }
 
 /// Whether the option is a limit that is not set any longer.

@@ -1,7 +1,9 @@
-//! What a running VM's VMM is told, through its control socket.
+//! What a running VM's VMM is told through its control socket, and its agent over vsock.
 
+use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
+use banger_guest::Agent;
 use banger_vmm::control::{Control, ControlError};
 
 use super::{Supervisor, runtime_dir};
@@ -10,6 +12,10 @@ use crate::store::VmRow;
 impl Supervisor {
     pub(super) async fn control(&self, name: &VmName) -> Result<Control> {
         Control::connect(&runtime_dir(name)).await.map_err(vmm_error)
+    }
+
+    pub(super) async fn agent(&self, name: &VmName) -> Result<Agent> {
+        Agent::connect(&vsock_socket(&runtime_dir(name))).await
     }
 
     /// Lets a running VM's disk be as large as its specification says: its file, the disk that the

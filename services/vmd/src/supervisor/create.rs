@@ -77,6 +77,7 @@ impl Supervisor {
             image_id: image.id,
             kernel,
             spec: request.spec,
+            machine_id: uuid::Uuid::new_v4().simple().to_string(),
             created_usec: now_usec(),
         })
     }

@@ -12,6 +12,7 @@ use banger_daemon::Progress;
 use tokio::sync::Notify;
 use zbus::OwnedObjectPath;
 
+use super::control::vmm_error;
 use super::{Start, Supervisor, lock, vm_path};
 
 /// The result of a start that a stop or a delete cut short.
@@ -177,7 +178,7 @@ impl Supervisor {
                     .error(format!("{name} is {}: only a running VM can be paused", state.as_str())));
             }
         }
-        self.control(name)?;
+        self.control(name).await?.pause().await.map_err(vmm_error)?;
         self.0.marks.set(name)?;
         lock(&self.0.paused).insert(name.clone());
         self.state_changed(name);
@@ -196,15 +197,10 @@ impl Supervisor {
     }
 
     async fn resume_locked(&self, name: &VmName) -> Result<()> {
-        self.control(name)?;
+        self.control(name).await?.resume().await.map_err(vmm_error)?;
         self.unmark_paused(name)?;
         tracing::info!(vm = name.as_str(), "resumed");
         Ok(())
-    }
-
-    /// Control of the VMM, which the next change brings.
-    fn control(&self, name: &VmName) -> Result<()> {
-        Err(ErrorKind::NotSupported.error(format!("cannot pause {name} yet")))
     }
 
     /// Forgets that a VM was paused, once it is not.

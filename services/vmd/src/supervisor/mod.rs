@@ -3,6 +3,7 @@
 //! - `create`: the three phases of a create
 //! - `lifecycle`: start, stop, restart, kill, pause, resume, reset, delete
 //! - `change`: what a VM is to be, changed later
+//! - `control`: what a running VM's VMM and agent are told
 //! - `launch`: what the VM's unit asks for when it starts and when it has ended
 //! - `plan`: from rows and leases to machines and guests' configurations; pure
 //! - `reap`: VMs whose time is up
@@ -13,6 +14,7 @@
 //! before it executes the VMM, and [`Supervisor::release`] after the VMM's end.
 
 mod change;
+mod control;
 mod create;
 mod launch;
 mod lifecycle;

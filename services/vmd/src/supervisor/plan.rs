@@ -6,6 +6,7 @@ use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
 use banger_core::guest::{self, GuestConfig, PowerOff, ProcessDefaults, Rootfs};
+use banger_core::spec::{Mount, Spec};
 use banger_vmm::{Disk, Kernel, Machine, Nic};
 
 use super::runtime_dir;
@@ -17,6 +18,7 @@ use crate::store::VmRow;
 /// follow.
 const IMAGE_DEVICE: &str = "/dev/vda";
 const OVERLAY_DEVICE: &str = "/dev/vdb";
+const WORK_INDEX: u8 = 2;
 
 pub fn machine(row: &VmRow, boot: &BootSet, network: Option<&NetLease>, own: Vec<DiskFile>) -> Machine {
     let image = Disk { id: "image".into(), path: boot.rootfs.clone().into(), read_only: true, limit: None };
@@ -80,6 +82,7 @@ pub fn guest_config(
         // The attendant fills in the moment's.
         realtime_usec: 0,
         seed: String::new(),
+        machine_id: row.machine_id.clone(),
         rootfs: Rootfs {
             image: IMAGE_DEVICE.into(),
             fstype: boot.rootfs_type.clone(),
@@ -93,8 +96,28 @@ pub fn guest_config(
             user: boot.user.clone(),
             working_directory: boot.working_directory.clone(),
         },
+        environment: row.spec.environment.clone(),
+        work: (row.spec.work > 0).then(|| device(WORK_INDEX)),
+        mounts: mounts(&row.spec),
         ..GuestConfig::default()
     })
+}
+
+/// The volumes as the guest sees them, after the disks of the root filesystem and the work disk.
+fn mounts(spec: &Spec) -> Vec<guest::Mount> {
+    let first = if spec.work > 0 { WORK_INDEX + 1 } else { WORK_INDEX };
+    let mount = |(index, mount): (u8, &Mount)| guest::Mount {
+        device: device(index),
+        path: mount.path.clone(),
+        fstype: String::new(),
+        read_only: mount.read_only,
+    };
+    (first..).zip(&spec.volumes).map(mount).collect()
+}
+
+/// The name of a guest's disk by its place in the machine.
+fn device(index: u8) -> String {
+    format!("/dev/vd{}", char::from(b'a' + index))
 }
 
 /// # Errors
