@@ -77,6 +77,12 @@ pub(crate) fn disk_link(id: &str) -> String {
     format!("disk-{id}")
 }
 
+/// Firecracker's name for a disk: its API takes no hyphens, which names of ours have, and they have
+/// no underscores.
+pub(crate) fn drive_id(id: &str) -> String {
+    id.replace('-', "_")
+}
+
 /// Firecracker's name for the network interface.
 pub(crate) const INTERFACE: &str = "network";
 
@@ -183,7 +189,7 @@ impl TokenBucket {
 impl Config {
     fn of(machine: &Machine) -> Self {
         let drive = |disk: &crate::Disk| Drive {
-            drive_id: disk.id.clone(),
+            drive_id: drive_id(&disk.id),
             path_on_host: disk_link(&disk.id),
             // The root is found by the initramfs, not named to the kernel.
             is_root_device: false,

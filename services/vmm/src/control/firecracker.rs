@@ -16,7 +16,7 @@ use super::{
     ANSWER, ControlError, Device, FIRECRACKER_SOCKET, MEMORY, Restore, Result, RunState, STATE, SnapshotKind,
     TRANSFER, deadline, unreachable,
 };
-use crate::firecracker::{Features, INTERFACE, RateLimiter, disk_link};
+use crate::firecracker::{Features, INTERFACE, RateLimiter, disk_link, drive_id};
 use crate::{RateLimit, Version};
 
 /// The longest answer that is read, in bytes.
@@ -56,8 +56,9 @@ impl Api {
     }
 
     pub async fn grow_disk(&mut self, id: &str, _: u64) -> Result<()> {
-        let body = json!({"drive_id": id, "path_on_host": disk_link(id)});
-        self.patch(&format!("/drives/{id}"), body).await
+        let drive = drive_id(id);
+        let body = json!({"drive_id": drive, "path_on_host": disk_link(id)});
+        self.patch(&format!("/drives/{drive}"), body).await
     }
 
     pub async fn set_memory(&mut self, bytes: u64) -> Result<()> {
@@ -71,8 +72,9 @@ impl Api {
         let limiter = RateLimiter::live(limit);
         match device {
             Device::Disk(id) => {
-                let body = json!({"drive_id": id, "rate_limiter": limiter});
-                self.patch(&format!("/drives/{id}"), body).await
+                let drive = drive_id(id);
+                let body = json!({"drive_id": drive, "rate_limiter": limiter});
+                self.patch(&format!("/drives/{drive}"), body).await
             }
             Device::Network => {
                 let body = json!({
