@@ -138,6 +138,10 @@ wait_off() { # SECONDS
     return 1
 }
 
+goodbye() { # DIR
+    sed -n 's/.*X_BANGER_GOODBYE=//p' "$1/status"
+}
+
 stop_all() {
     local pid
     for pid in "${PIDS[@]}"; do kill "$pid" 2>/dev/null; done

@@ -94,8 +94,8 @@ fn guests_are_pid_one_and_end_cleanly() {
 #[test]
 fn a_guest_that_powers_off_is_a_stopped_vm() {
     let vm = Vm::running("t-poweroff", BUSYBOX);
-    // The command dies with its guest.
-    let off = start("banger", &["exec", vm.name(), "--", "sh", "-c", "kill -TERM 1; sleep 60"]);
+    // What `poweroff` of busybox does. The command dies with its guest.
+    let off = start("banger", &["exec", vm.name(), "--", "sh", "-c", "kill -USR2 1; sleep 60"]);
     eventually("the VM stops", || vm.state() == "stopped");
     assert_ne!(off.join().expect("joins").status, 0);
     assert!(sh(&format!("systemctl is-failed {}", vm.unit())).status != 0, "the unit has not failed");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::{Error, ErrorKind, Result, agent};
+use banger_core::ending::Goodbye;
 use banger_core::guest::{AGENT_PORT, PROTOCOL};
 use nix::libc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +21,7 @@ use crate::host::{self, Host};
 use crate::power::{self, Why};
 use crate::process::{Request, Table};
 use crate::vsock::{Connection, Listener};
-use crate::{ports, stats, stream, sys};
+use crate::{ports, stats, stream, sys, systemd};
 
 /// D-Bus connections at once.
 const MAX_CONNECTIONS: usize = 256;
@@ -33,7 +34,7 @@ const FROZEN: Duration = Duration::from_secs(10);
 pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
     let context = Arc::new(context);
     let table = Table::new(context.process.clone());
-    let (off, mut wanted) = mpsc::channel(1);
+    let (off, mut ends) = mpsc::channel(4);
     watch_signals(context.is_init, &table, &off)?;
     let listener = Listener::bind(AGENT_PORT)?;
     let freezer = Freezer { context: context.clone(), timer: Arc::default() };
@@ -47,8 +48,14 @@ pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
     host.ready();
     sys::log!(sys::INFO, "ready after {:.2} s", sys::uptime().as_secs_f64());
 
-    let why = wanted.recv().await.unwrap_or(Why::Signal);
-    host.stopping();
+    let why = loop {
+        let why = ends.recv().await.unwrap_or(Why::Request);
+        host.stopping(why.goodbye());
+        // Where the image's init does the rest we live on: the host may still want to know.
+        if !matches!(why, Why::Init(_)) {
+            break why;
+        }
+    };
     table.stop();
     freezer.thaw().await;
     power::off(why, &context, &table).await
@@ -98,17 +105,28 @@ fn watch_signals(is_init: bool, table: &Table, off: &mpsc::Sender<Why>) -> io::R
             child.recv().await;
         }
     });
-    // As PID 1 these ask for power off: Ctrl-Alt-Del sends SIGINT. Beside another init they come
-    // from its shutdown; we live on until the end then, as the host may still want to know.
-    for number in [libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGHUP] {
+    for (number, goodbye) in power::SIGNALS {
         let mut signal = signal(SignalKind::from_raw(number))?;
         let off = off.clone();
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
-                if is_init && number != libc::SIGHUP {
-                    let _ = off.try_send(Why::Signal);
+                if is_init {
+                    let _ = off.try_send(Why::Signal(goodbye));
+                } else if number == libc::SIGTERM && !systemd::is_init() {
+                    // From an init's shutdown to everybody. None but systemd tells whether a reboot
+                    // is to follow.
+                    let _ = off.try_send(Why::Init(Goodbye::PowerOff));
                 }
             }
+        });
+    }
+    // Whoever hangs up does not mean us.
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::spawn(async move { while hang_up.recv().await.is_some() {} });
+    if !is_init && systemd::will_be_init() {
+        let off = off.clone();
+        tokio::spawn(async move {
+            let _ = off.send(Why::Init(systemd::shutdown().await)).await;
         });
     }
     Ok(())

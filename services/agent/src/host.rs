@@ -55,8 +55,8 @@ impl Host {
     }
 
     /// The machine is on its way down, in order.
-    pub fn stopping(&mut self) {
-        let goodbye = Goodbye::PowerOff.as_str();
+    pub fn stopping(&mut self, goodbye: Goodbye) {
+        let goodbye = goodbye.as_str();
         self.send(&status(&[("STATUS", &"Shutting down"), ("STOPPING", &1), (GOODBYE_KEY, &goodbye)]));
     }
 

@@ -32,6 +32,7 @@ mod provision;
 mod stats;
 mod stream;
 mod sys;
+mod systemd;
 mod tree;
 mod users;
 mod vsock;

@@ -1,9 +1,9 @@
 //! The end of the machine, in order where possible.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use banger_core::ending::Goodbye;
 use banger_core::guest::PowerOff;
 use nix::libc;
 use nix::sys::reboot::{RebootMode, reboot};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::boot::Context;
 use crate::disks::Disks;
 use crate::process::Table;
-use crate::sys;
+use crate::{sys, systemd};
 
 /// How long processes may take to end before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -28,13 +28,35 @@ pub enum Why {
     /// The host asked.
     Request,
     /// A signal to PID 1.
-    Signal,
+    Signal(Goodbye),
+    /// The image's init is doing it.
+    Init(Goodbye),
 }
+
+impl Why {
+    pub fn goodbye(self) -> Goodbye {
+        match self {
+            Why::Request => Goodbye::PowerOff,
+            Why::Signal(goodbye) | Why::Init(goodbye) => goodbye,
+        }
+    }
+}
+
+/// What a signal to PID 1 asks for: the convention of busybox, whose `halt`, `poweroff` and
+/// `reboot` send `SIGUSR1`, `SIGUSR2` and `SIGTERM`. `SIGINT` is Ctrl-Alt-Del, which is
+/// Firecracker's power button; `SIGPWR` is a failing power supply.
+pub const SIGNALS: [(libc::c_int, Goodbye); 5] = [
+    (libc::SIGUSR1, Goodbye::PowerOff),
+    (libc::SIGUSR2, Goodbye::PowerOff),
+    (libc::SIGINT, Goodbye::PowerOff),
+    (libc::SIGPWR, Goodbye::PowerOff),
+    (libc::SIGTERM, Goodbye::Reboot),
+];
 
 /// Brings the machine down in order.
 pub async fn off(why: Why, context: &Context, table: &Table) -> ! {
     let power_off = context.power_off;
-    sys::log!(sys::INFO, "powering off ({why:?})");
+    sys::log!(sys::INFO, "going down: {} ({why:?})", why.goodbye().as_str());
     // Lets the reply to the call that asked for it get out.
     sleep(Duration::from_millis(20)).await;
     if !context.is_init {
@@ -48,8 +70,7 @@ pub async fn off(why: Why, context: &Context, table: &Table) -> ! {
 
 /// Asks the image's init for an orderly shutdown.
 ///
-/// - systemd: `SIGRTMIN+4` starts poweroff.target, `SIGRTMIN+5` reboot.target; recognised as
-///   sd_booted(3) does. A signal needs neither D-Bus nor a binary.
+/// - systemd: `SIGRTMIN+4` starts poweroff.target, `SIGRTMIN+5` reboot.target. A signal needs neither D-Bus nor a binary.
 /// - any other: its own `poweroff` or `reboot` program, which every one of them has (sysvinit,
 ///   busybox init, OpenRC, runit, s6). The signals of these inits contradict each other:
 ///   `SIGUSR2` is power off to busybox, but "close your control FIFO" to sysvinit.
@@ -58,7 +79,7 @@ pub async fn off(why: Why, context: &Context, table: &Table) -> ! {
 fn ask_init(power_off: PowerOff) {
     let init = Pid::from_raw(1);
     let reset = power_off == PowerOff::Reset;
-    if Path::new("/run/systemd/system").is_dir() {
+    if systemd::is_init() {
         let signal = libc::SIGRTMIN() + if reset { 5 } else { 4 };
         // SAFETY: a plain system call; nix knows no real-time signals.
         unsafe { libc::kill(1, signal) };
