@@ -76,6 +76,9 @@ kinds! {
     /// systemd refused or failed to act on the VM's unit.
     UnitFailed = "org.banger.Error.UnitFailed";
 
+    NoSuchSnapshot = "org.banger.Error.NoSuchSnapshot";
+    /// The snapshot was made with another VMM, CPU or machine than there is now.
+    SnapshotMismatch = "org.banger.Error.SnapshotMismatch";
     NoSuchVolume = "org.banger.Error.NoSuchVolume";
     /// A VM has the volume.
     VolumeInUse = "org.banger.Error.VolumeInUse";

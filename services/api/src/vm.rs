@@ -41,6 +41,11 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "CheckVm", Access::Read),
     (MANAGER, "ListVms", Access::Read),
     (MANAGER, "GetVm", Access::Read),
+    (MANAGER, "CreateSnapshot", Access::Action(VM_MANAGE)),
+    (MANAGER, "DeleteSnapshot", Access::Action(VM_MANAGE)),
+    (MANAGER, "ListSnapshots", Access::Read),
+    (MANAGER, "RestoreVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "ForkVm", Access::Action(VM_MANAGE)),
     (MANAGER, "CreateVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "DeleteVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "ListVolumes", Access::Read),
@@ -62,6 +67,10 @@ pub const ACCESS: &[Entry] = &[
     (VM, "Describe", Access::Read),
     (crate::job::INTERFACE, "Cancel", Access::Action(VM_MANAGE)),
 ];
+
+/// One snapshot as `ListSnapshots` returns it: name, time (microseconds since 1970), bytes that it
+/// takes, VMM.
+pub type SnapshotRow = (String, u64, u64, String);
 
 /// One volume as `ListVolumes` returns it: name, size in bytes, time of creation (microseconds
 /// since 1970), the VMs that have it.
@@ -167,6 +176,26 @@ pub trait Manager {
 
     /// What keeps a VM from starting: pairs of an error's name and message; none if nothing does.
     fn check_vm(&self, name: &str) -> zbus::Result<Vec<(String, String)>>;
+
+    /// Keeps what a running VM is: memory, devices, disks. The guest stands still meanwhile, and
+    /// connections into it break off. An empty `snapshot` has a name made up, which is the job's
+    /// outcome.
+    #[zbus(allow_interactive_auth)]
+    fn create_snapshot(&self, name: &str, snapshot: &str) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    #[zbus(allow_interactive_auth)]
+    fn delete_snapshot(&self, name: &str, snapshot: &str) -> zbus::Result<()>;
+
+    fn list_snapshots(&self, name: &str) -> zbus::Result<Vec<SnapshotRow>>;
+
+    /// Has a stopped VM go on from a snapshot of it. What it wrote to its disks since is lost.
+    #[zbus(allow_interactive_auth)]
+    fn restore_vm(&self, name: &str, snapshot: &str) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Makes VMs that go on from where a running one is now, each with its own name, address,
+    /// machine id and randomness.
+    #[zbus(allow_interactive_auth)]
+    fn fork_vm(&self, name: &str, names: &[&str]) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Makes a volume: a disk that exists by itself, with an empty filesystem of `bytes`.
     #[zbus(allow_interactive_auth)]

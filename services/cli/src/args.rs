@@ -78,6 +78,18 @@ pub enum Command {
     /// Manage VMs
     #[command(subcommand)]
     Vm(Vm),
+    /// Manage snapshots of running VMs
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Have a stopped VM go on from a snapshot of it
+    Restore { vm: String, snapshot: String },
+    /// Make VMs that go on from where a running one is now
+    Fork {
+        vm: String,
+        /// Names of the new VMs
+        #[arg(required = true, value_name = "NEW")]
+        names: Vec<String>,
+    },
     /// Manage volumes: disks that exist by themselves
     #[command(subcommand)]
     Volume(Volume),
@@ -472,6 +484,24 @@ pub struct Create {
     pub machine: Machine,
     /// Image: a name of `banger images`, or HOST[:PORT]/REPO[:TAG]
     pub image: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Keep what a running VM is: memory, devices, disks
+    Create {
+        vm: String,
+        /// Name of the snapshot; a readable one is made up without it
+        snapshot: Option<String>,
+    },
+    /// List the snapshots of a VM
+    Ls { vm: String },
+    /// Delete snapshots of a VM
+    Rm {
+        vm: String,
+        #[arg(required = true, value_name = "SNAPSHOT")]
+        snapshots: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

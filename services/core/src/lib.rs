@@ -9,6 +9,7 @@ pub mod address;
 pub mod ending;
 pub mod guest;
 pub mod name;
+pub mod snapshot;
 pub mod spec;
 pub mod units;
 pub mod vm;

@@ -19,6 +19,14 @@ pub fn vm_name(name: &str) -> Result<VmName> {
     VmName::new(name).map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))
 }
 
+/// The name of a new snapshot, which has the form of a VM's; an empty one is made up.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn snapshot_name(name: &str) -> Result<VmName> {
+    if name.is_empty() { Ok(VmName::generated(uuid::Uuid::new_v4().as_u64_pair().0)) } else { vm_name(name) }
+}
+
 /// A request to create a VM.
 #[derive(Debug)]
 pub struct Create {

@@ -54,6 +54,17 @@ fn cpu_virtualises() -> bool {
     flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
 }
 
+/// The host's CPU as `/proc/cpuinfo` names it.
+pub fn cpu() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
+        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim()).unwrap_or("?")
+    };
+    let numbers = [field("cpu family"), field("model"), field("stepping")].join("-");
+    format!("{} {} ({numbers})", field("vendor_id"), field("model name"))
+}
+
 /// How long the time stamp counter is watched to find its rate.
 #[cfg(target_arch = "x86_64")]
 const TSC_SAMPLE: std::time::Duration = std::time::Duration::from_millis(20);

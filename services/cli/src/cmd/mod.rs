@@ -5,6 +5,7 @@ mod kernel;
 mod network;
 mod run;
 mod session;
+mod snapshot;
 mod vm;
 mod volume;
 
@@ -30,6 +31,9 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Resume(arguments) => return vm::resume(context, arguments).await,
         Command::Reset(arguments) => return vm::reset(context, arguments).await,
         Command::Set(arguments) => vm::set(context, arguments).await?,
+        Command::Snapshot(command) => return snapshot::dispatch(context, command).await,
+        Command::Restore { vm, snapshot } => snapshot::restore(context, &vm, &snapshot).await?,
+        Command::Fork { vm, names } => snapshot::fork(context, &vm, &names).await?,
         Command::Volume(command) => return volume::dispatch(context, command).await,
         Command::Rm(arguments) => return vm::remove(context, arguments).await,
         Command::Pull(arguments) => image::pull(context, arguments).await?,

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use banger_api::Result;
-use banger_api::vm::{LaunchPlan, VmRow, VolumeRow};
+use banger_api::vm::{LaunchPlan, SnapshotRow, VmRow, VolumeRow};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use crate::config::Config;
-use crate::request::{Change, Create, delete_options, stop_options, vm_name};
+use crate::request::{Change, Create, delete_options, snapshot_name, stop_options, vm_name};
 use crate::supervisor::{Supervisor, vm_path};
 
 #[derive(Clone)]
@@ -176,6 +176,72 @@ impl Manager {
         let problems = self.supervisor.check(&vm_name(name)?).await?;
         let shown = |error: banger_api::Error| (error.kind().name().to_owned(), error.message().to_owned());
         Ok(problems.into_iter().map(shown).collect())
+    }
+
+    /// Keeps what a running VM is: memory, devices, disks. The guest stands still meanwhile, and
+    /// connections into it break off. An empty name has one made up, which is the job's outcome.
+    #[zbus(out_args("job_id", "job"))]
+    async fn create_snapshot(
+        &self,
+        name: &str,
+        snapshot: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.snapshot_job(vm_name(name)?, snapshot_name(snapshot)?).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        name: &str,
+        snapshot: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.delete_snapshot(&vm_name(name)?, &vm_name(snapshot)?).await
+    }
+
+    /// Snapshots of a VM, oldest first: name, time (microseconds since 1970), bytes that it takes,
+    /// VMM.
+    #[zbus(out_args("snapshots"))]
+    async fn list_snapshots(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<SnapshotRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.list_snapshots(&vm_name(name)?).await
+    }
+
+    /// Has a stopped VM go on from a snapshot of it. What it wrote to its disks since is lost.
+    #[zbus(out_args("job_id", "job"))]
+    async fn restore_vm(
+        &self,
+        name: &str,
+        snapshot: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.restore_job(vm_name(name)?, vm_name(snapshot)?).await
+    }
+
+    /// Makes VMs that go on from where a running one is now, each with its own name, address,
+    /// machine id and randomness.
+    #[zbus(out_args("job_id", "job"))]
+    async fn fork_vm(
+        &self,
+        name: &str,
+        names: Vec<String>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        let names = names.iter().map(|name| vm_name(name)).collect::<Result<_>>()?;
+        self.supervisor.fork_job(vm_name(name)?, names).await
     }
 
     /// Makes a volume: a disk that exists by itself, with an empty filesystem.

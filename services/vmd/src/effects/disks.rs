@@ -58,7 +58,7 @@ impl Disks {
         Ok(disks)
     }
 
-    fn directory(&self, name: &VmName) -> PathBuf {
+    pub(super) fn directory(&self, name: &VmName) -> PathBuf {
         self.vms.join(name.as_str())
     }
 
@@ -255,7 +255,7 @@ async fn draft(disk: &Path, bytes: u64) -> Result<PathBuf> {
 }
 
 /// Puts a finished file into its place, durably.
-async fn publish(draft: &Path, place: &Path) -> Result<()> {
+pub(super) async fn publish(draft: &Path, place: &Path) -> Result<()> {
     fs::File::open(draft).await?.sync_all().await?;
     fs::rename(draft, place).await?;
     if let Some(directory) = place.parent() {
@@ -275,7 +275,7 @@ async fn extend(disk: &Path, bytes: u64) -> Result<bool> {
 }
 
 /// Lets everybody who can see the file read it, and nobody but its owner write it.
-fn share(path: &Path) -> io::Result<()> {
+pub(super) fn share(path: &Path) -> io::Result<()> {
     match removexattr(path, acl::ACCESS) {
         Err(error) if error != rustix::io::Errno::NODATA => return Err(error.into()),
         _ => {}

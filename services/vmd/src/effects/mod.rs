@@ -3,4 +3,5 @@
 pub mod disks;
 pub mod marks;
 pub mod peers;
+pub mod snapshots;
 pub mod units;

@@ -70,6 +70,16 @@ trait Job {
     fn job_type(&self) -> zbus::Result<String>;
 }
 
+#[proxy(
+    interface = "org.freedesktop.systemd1.Service",
+    default_service = "org.freedesktop.systemd1",
+    assume_defaults = false
+)]
+trait Service {
+    #[zbus(name = "UID", property(emits_changed_signal = "false"))]
+    fn uid(&self) -> zbus::Result<u32>;
+}
+
 /// What systemd says of a VM's unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitView {
@@ -236,6 +246,13 @@ impl Units {
     /// Sends a signal to the VMM.
     pub async fn signal(&self, name: &VmName, signal: i32) -> Result<()> {
         self.0.systemd.kill_unit(&name.unit(), "main", signal).await.map_err(refused)
+    }
+
+    /// The user that the unit's processes run as, while there are any.
+    pub async fn user(&self, name: &VmName) -> Result<u32> {
+        let bus = self.0.systemd.inner().connection();
+        let unit = self.0.systemd.load_unit(&name.unit()).await.map_err(refused)?;
+        Ok(ServiceProxy::builder(bus).path(unit).build().await?.uid().await?)
     }
 
     /// Whether somebody asked systemd to stop or to restart the unit.

@@ -91,7 +91,7 @@ impl Supervisor {
 
     /// Takes back a create that failed or was canceled. What cannot be taken back now is found by
     /// the next reconciliation.
-    async fn erase(&self, name: &VmName) {
+    pub(super) async fn erase(&self, name: &VmName) {
         if let Err(error) = self.unpublish(name).await {
             tracing::warn!(vm = name.as_str(), "cannot take back what was created: {error}");
         }

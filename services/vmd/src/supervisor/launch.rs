@@ -89,7 +89,8 @@ impl Supervisor {
 
     fn launch_plan(&self, row: &VmRow, held: &Held, vmm: &dyn Vmm) -> Result<LaunchPlan> {
         let disks = self.0.disks.of(&row.name, &row.spec);
-        let machine = plan::machine(row, &held.boot, held.network.as_ref(), disks);
+        let machine =
+            plan::machine(row, &held.boot, held.network.as_ref(), disks, self.0.disks.restore(&row.name));
         let config = plan::guest_config(row, &held.boot, held.network.as_ref(), vmm.power_off())?;
         let plan = vmm.plan(&machine);
         let text = |path: &Path| path.to_string_lossy().into_owned();

@@ -7,6 +7,7 @@
 //! - `launch`: what the VM's unit asks for when it starts and when it has ended
 //! - `plan`: from rows and leases to machines and guests' configurations; pure
 //! - `reap`: VMs whose time is up
+//! - `snapshots`: what running VMs are, and VMs that go on from there
 //! - `volumes`: disks that exist by themselves
 //! - `reconcile`: what an instance that was cut off may have left
 //!
@@ -21,6 +22,7 @@ mod lifecycle;
 mod plan;
 mod reap;
 mod reconcile;
+mod snapshots;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};

@@ -1,6 +1,7 @@
 //! From a row and its leases to a machine and its guest's configuration: pure.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
@@ -20,7 +21,13 @@ const IMAGE_DEVICE: &str = "/dev/vda";
 const OVERLAY_DEVICE: &str = "/dev/vdb";
 const WORK_INDEX: u8 = 2;
 
-pub fn machine(row: &VmRow, boot: &BootSet, network: Option<&NetLease>, own: Vec<DiskFile>) -> Machine {
+pub fn machine(
+    row: &VmRow,
+    boot: &BootSet,
+    network: Option<&NetLease>,
+    own: Vec<DiskFile>,
+    restore: Option<PathBuf>,
+) -> Machine {
     let image = Disk { id: "image".into(), path: boot.rootfs.clone().into(), read_only: true, limit: None };
     let own = own.into_iter().map(|disk| Disk {
         id: disk.id,
@@ -45,7 +52,7 @@ pub fn machine(row: &VmRow, boot: &BootSet, network: Option<&NetLease>, own: Vec
         vsock_socket: vsock_socket(&runtime_dir),
         runtime_dir,
         balloon: true,
-        restore: None,
+        restore,
     }
 }
 

@@ -1,0 +1,223 @@
+//! Snapshots of running VMs, and VMs that go on from them.
+
+use banger_api::vm::SnapshotRow;
+use banger_api::{Error, ErrorKind, Result};
+use banger_core::guest::GuestConfig;
+use banger_core::name::VmName;
+use banger_core::snapshot::{Machine, Snapshot};
+use banger_core::vm::{Stage, State};
+use banger_daemon::Progress;
+use banger_daemon::jobs::now_usec;
+use banger_vmm::control::SnapshotKind;
+use banger_vmm::probe;
+use zbus::OwnedObjectPath;
+
+use super::control::vmm_error;
+use super::{Supervisor, plan};
+use crate::store::{Draft, VmRow};
+
+impl Supervisor {
+    /// Starts the job that makes a snapshot of a running VM.
+    pub async fn snapshot_job(&self, name: VmName, snapshot: VmName) -> Result<(u32, OwnedObjectPath)> {
+        self.get(&name)?;
+        let (this, subject) = (self.clone(), name.to_string());
+        let work = |progress: Progress| async move {
+            let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
+            this.take_snapshot(&name, &snapshot, &progress).await?;
+            Ok(snapshot.to_string())
+        };
+        Ok(self.0.context.jobs.start("snapshot", &subject, work).await)
+    }
+
+    async fn take_snapshot(&self, name: &VmName, snapshot: &VmName, progress: &Progress) -> Result<()> {
+        let row = self.get(name)?;
+        match self.state(&row) {
+            State::Running => {}
+            state => {
+                return Err(ErrorKind::VmNotRunning
+                    .error(format!("{name} is {}: only a running VM has a memory to keep", state.as_str())));
+            }
+        }
+        let machine = machine_of(&row)?;
+        progress.stage("snapshot");
+        let user = self.0.units.user(name).await?;
+        let directory = self.0.disks.begin_snapshot(name, snapshot, user).await?;
+        // From here on the guest must not be left standing still: not to be canceled.
+        let taken = async {
+            let copy = self.0.disks.copy_into_snapshot(name, &directory);
+            let mut control = self.control(name).await?;
+            control.snapshot(&directory, SnapshotKind::Full, copy).await.map_err(vmm_error)?;
+            let meta = Snapshot { created_usec: now_usec(), machine };
+            self.0.disks.finish_snapshot(&directory, &meta).await
+        };
+        if let Err(error) = taken.await {
+            self.0.disks.remove_snapshot(name, snapshot).await?;
+            return Err(error);
+        }
+        tracing::info!(vm = name.as_str(), snapshot = snapshot.as_str(), "snapshot taken");
+        Ok(())
+    }
+
+    pub async fn list_snapshots(&self, name: &VmName) -> Result<Vec<SnapshotRow>> {
+        self.get(name)?;
+        let shown = |(snapshot, meta, bytes): (VmName, Snapshot, u64)| {
+            (snapshot.to_string(), meta.created_usec, bytes, meta.machine.vmm)
+        };
+        Ok(self.0.disks.list_snapshots(name).await?.into_iter().map(shown).collect())
+    }
+
+    pub async fn delete_snapshot(&self, name: &VmName, snapshot: &VmName) -> Result<()> {
+        self.get(name)?;
+        let _guard = self.lock(name).await;
+        self.0.disks.read_snapshot(name, snapshot).await?;
+        self.0.disks.remove_snapshot(name, snapshot).await
+    }
+
+    /// Starts the job that has a stopped VM go on from one of its snapshots.
+    pub async fn restore_job(&self, name: VmName, snapshot: VmName) -> Result<(u32, OwnedObjectPath)> {
+        self.get(&name)?;
+        let (this, subject) = (self.clone(), name.to_string());
+        let work = |progress: Progress| async move {
+            let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
+            let row = this.get(&name)?;
+            let state = this.state(&row);
+            if state.is_up() {
+                return Err(ErrorKind::VmRunning
+                    .error(format!("{name} is {}: stop it before it is restored", state.as_str())));
+            }
+            this.go_on(&row, &name, &snapshot, &progress).await?;
+            Ok(name.to_string())
+        };
+        Ok(self.0.context.jobs.start("restore", &subject, work).await)
+    }
+
+    /// Starts a VM, whose lock the caller holds, from a snapshot of itself or of another.
+    async fn go_on(&self, row: &VmRow, of: &VmName, snapshot: &VmName, progress: &Progress) -> Result<()> {
+        let name = &row.name;
+        let meta = self.0.disks.read_snapshot(of, snapshot).await?;
+        meta.machine
+            .fits(&machine_of(row)?)
+            .map_err(|mismatch| ErrorKind::SnapshotMismatch.error(mismatch.to_string()))?;
+        progress.stage(Stage::Disk.as_str());
+        self.0.disks.restore_from(name, of, snapshot).await?;
+        let started = self.start_locked(name, progress).await;
+        self.0.disks.forget_restore(name).await?;
+        started?;
+        progress.stage("reconfigure");
+        self.reconfigure(row).await
+    }
+
+    /// Tells a guest that woke up from a snapshot who it is, and what time.
+    async fn reconfigure(&self, row: &VmRow) -> Result<()> {
+        let config = self.current_config(row).await?;
+        let left = self.agent(&row.name).await?.reconfigure(&config).await?;
+        for line in left {
+            tracing::warn!(vm = row.name.as_str(), "after the restore: {line}");
+        }
+        Ok(())
+    }
+
+    /// The guest's configuration, with the time and the randomness of this moment.
+    async fn current_config(&self, row: &VmRow) -> Result<GuestConfig> {
+        let name = row.name.as_str();
+        let boot = self.0.peers.lease_image(name, &row.image_id, &row.kernel).await?;
+        let network = match row.spec.network {
+            // The lease that it has already.
+            true => {
+                let user = self.0.units.user(&row.name).await?;
+                Some(self.0.peers.acquire_network(name, row.address, user, row.spec.nat).await?)
+            }
+            false => None,
+        };
+        let config = plan::guest_config(row, &boot, network.as_ref(), banger_core::guest::PowerOff::Acpi)?;
+        let seed: String = (0..2).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+        Ok(GuestConfig { realtime_usec: now_usec(), seed, ..config })
+    }
+
+    /// Starts the job that makes VMs which go on from where a running one is now.
+    pub async fn fork_job(&self, name: VmName, names: Vec<VmName>) -> Result<(u32, OwnedObjectPath)> {
+        self.get(&name)?;
+        for name in &names {
+            self.0.store.check_free(name)?;
+        }
+        let (this, subject) = (self.clone(), name.to_string());
+        let work = |progress: Progress| async move {
+            let snapshot = VmName::new(&format!("fork-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]))
+                .map_err(Error::internal)?;
+            let row = {
+                let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
+                this.take_snapshot(&name, &snapshot, &progress).await?;
+                this.get(&name)?
+            };
+            let mut forked = Vec::new();
+            let mut outcome = Ok(());
+            for new in names {
+                outcome = this.fork_one(&row, &snapshot, new.clone(), &progress).await;
+                if outcome.is_err() {
+                    break;
+                }
+                forked.push(new.to_string());
+            }
+            // Those that run have what they need of it by links and copies.
+            this.0.disks.remove_snapshot(&name, &snapshot).await?;
+            outcome?;
+            Ok(forked.join(" "))
+        };
+        Ok(self.0.context.jobs.start("fork", &subject, work).await)
+    }
+
+    async fn fork_one(&self, of: &VmRow, snapshot: &VmName, new: VmName, progress: &Progress) -> Result<()> {
+        progress.stage(Stage::Reserve.as_str());
+        let range = self.0.peers.range().await?;
+        let draft = Draft {
+            names: vec![new],
+            range,
+            image: of.image.clone(),
+            image_id: of.image_id.clone(),
+            kernel: of.kernel.clone(),
+            spec: of.spec.clone(),
+            machine_id: uuid::Uuid::new_v4().simple().to_string(),
+            created_usec: now_usec(),
+        };
+        let row = self.0.store.reserve(draft).await?;
+        let name = &row.name;
+        let _guard = self.lock(name).await;
+        let made = async {
+            self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;
+            let path = self.publish(name).await;
+            self.signal("VmNew", name, path);
+            self.leave_word();
+            self.go_on(&row, &of.name, snapshot, progress).await
+        };
+        let outcome = progress.cancelable(made).await;
+        if outcome.is_err() {
+            if self.state(&row).is_up() {
+                self.0.units.end(name).await?;
+            }
+            self.erase(name).await;
+        }
+        outcome
+    }
+}
+
+/// What a snapshot of the VM is bound to.
+fn machine_of(row: &VmRow) -> Result<Machine> {
+    let host = probe::host();
+    let vmm = banger_vmm::choose(row.spec.vmm, &host)
+        .map_err(|missing| ErrorKind::VmmMissing.error(missing.to_string()))?;
+    let program = if vmm.name() == "qemu" { &host.qemu } else { &host.firecracker };
+    let version = program.as_ref().and_then(|program| program.version);
+    Ok(Machine {
+        vmm: vmm.name().to_owned(),
+        version: version.map(|version| version.to_string()).unwrap_or_default(),
+        kvm: host.kvm || vmm.name() == "firecracker",
+        cpu: probe::cpu(),
+        cpus: row.spec.cpus,
+        memory: row.spec.memory,
+        work: row.spec.work > 0,
+        volumes: row.spec.volumes.len(),
+        network: row.spec.network,
+        image_id: row.image_id.clone(),
+        kernel: row.kernel.clone(),
+    })
+}
