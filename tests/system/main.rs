@@ -11,3 +11,4 @@ mod isolation;
 mod lifecycle;
 mod network;
 mod services;
+mod sync;

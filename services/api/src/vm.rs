@@ -94,6 +94,8 @@ pub struct LaunchPlan {
     pub command: Vec<String>,
     /// The guest's configuration as JSON, see `banger_core::guest`.
     pub guest_config: String,
+    /// What the guest comes up without, for people.
+    pub warnings: Vec<String>,
 }
 
 #[proxy(
@@ -164,7 +166,8 @@ pub trait Manager {
     /// a(ssb)` (volume, path in the guest, read-only), `kernel_arguments s`, `vmm s` (`auto`,
     /// `qemu`, `firecracker`), `init s` (`auto`, `agent`, `image`), `network b`, `nat b`,
     /// `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
-    /// `remove_labels as`, `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
+    /// `remove_labels as`, `authorized_keys as` (public keys for SSH, instead of those there are),
+    /// `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
     /// (seconds, 0: for ever), `expiry s` (`stop`, `delete`), `memory_max t` (bytes),
     /// `cpu_quota u` (percent of one CPU), `io_weight u`, `tasks_max t` (0: no limit).
     #[zbus(allow_interactive_auth)]
@@ -175,7 +178,8 @@ pub trait Manager {
     ) -> zbus::Result<(Vec<String>, Vec<String>)>;
 
     /// What keeps a VM from starting: pairs of an error's name and message; none if nothing does.
-    fn check_vm(&self, name: &str) -> zbus::Result<Vec<(String, String)>>;
+    /// And what it would start without, for people.
+    fn check_vm(&self, name: &str) -> zbus::Result<(Vec<(String, String)>, Vec<String>)>;
 
     /// Keeps what a running VM is: memory, devices, disks. The guest stands still meanwhile, and
     /// connections into it break off. An empty `snapshot` has a name made up, which is the job's

@@ -227,6 +227,9 @@ pub struct Spec {
     /// Environment variable for everything that runs in the VM; without VALUE that of the caller
     #[arg(long = "setenv", value_name = "NAME[=VALUE]", help_heading = "Machine")]
     pub environment: Vec<String>,
+    /// File with public keys that may log in over SSH as the image's user
+    #[arg(long = "ssh-key", value_name = "FILE", help_heading = "Machine")]
+    pub ssh_keys: Vec<PathBuf>,
     /// Label, for people and programs
     #[arg(short, long = "label", value_name = "NAME=VALUE", value_parser = parse_pair, help_heading = "Life")]
     pub labels: Vec<(String, String)>,
@@ -290,6 +293,9 @@ pub struct Set {
     /// Remove a variable
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub unsetenv: Vec<String>,
+    /// Take the VM's own SSH keys away
+    #[arg(long, conflicts_with = "ssh_keys", help_heading = "Machine")]
+    pub no_ssh_keys: bool,
     /// Remove a label
     #[arg(long, value_name = "NAME", help_heading = "Life")]
     pub remove_label: Vec<String>,

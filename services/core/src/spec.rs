@@ -30,6 +30,8 @@ pub struct Spec {
     pub kernel_arguments: String,
     /// Laid over the image's environment, for everything that runs in the guest.
     pub environment: BTreeMap<String, String>,
+    /// Public keys that may log in over SSH as the image's user, besides those that all VMs have.
+    pub authorized_keys: Vec<String>,
     /// For people and programs; banger reads none of them.
     pub labels: BTreeMap<String, String>,
     pub restart: Restart,
@@ -83,6 +85,7 @@ impl Default for Spec {
             init: Init::Auto,
             kernel_arguments: String::new(),
             environment: BTreeMap::new(),
+            authorized_keys: Vec::new(),
             labels: BTreeMap::new(),
             restart: Restart::No,
             autostart: false,
@@ -145,6 +148,8 @@ pub enum InvalidSpec {
     KernelArguments,
     #[error("{0:?} is not a name for an environment variable: use letters, digits and _")]
     VariableName(String),
+    #[error("{0:?} is not a public key for SSH: use a line of a .pub file")]
+    Key(String),
     #[error("{0:?} is not a label: use letters, digits and ._/- in its name, and no control characters")]
     Label(String),
     #[error("{what} must not be longer than {MAX_MAP} bytes in all", what = .0)]
@@ -166,7 +171,7 @@ pub enum InvalidSpec {
 const MAX_CPUS: u32 = 64;
 const MAX_KERNEL_ARGUMENTS: usize = 1024;
 const MAX_VOLUMES: usize = 16;
-/// The most that environment or labels may take.
+/// The most that environment, labels or keys may take.
 const MAX_MAP: usize = 64 << 10;
 
 impl Spec {
@@ -190,6 +195,7 @@ impl Spec {
             return Err(InvalidSpec::KernelArguments);
         }
         check_environment(&self.environment)?;
+        check_keys(&self.authorized_keys)?;
         check_labels(&self.labels)?;
         self.limits.check()
     }
@@ -234,6 +240,24 @@ fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), Inval
         }
     }
     check_length("environment", environment)
+}
+
+fn check_keys(keys: &[String]) -> Result<(), InvalidSpec> {
+    keys.iter().try_for_each(|key| check_key(key))?;
+    let length: usize = keys.iter().map(String::len).sum();
+    if length > MAX_MAP { Err(InvalidSpec::TooLong("keys")) } else { Ok(()) }
+}
+
+/// A line of sshd(8)'s `authorized_keys`: perhaps options, the type, the key, perhaps a comment.
+///
+/// # Errors
+/// [`InvalidSpec::Key`], with no more of the line than tells it from others: it may be a secret.
+pub fn check_key(key: &str) -> Result<(), InvalidSpec> {
+    let plain = !key.contains(char::is_control) && !key.starts_with(['-', '#']);
+    if plain && key.split_whitespace().count() >= 2 {
+        return Ok(());
+    }
+    Err(InvalidSpec::Key(key.chars().take(16).collect()))
 }
 
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
@@ -289,6 +313,7 @@ pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
         "init": init;
         "kernel_arguments": kernel_arguments;
         "environment": environment;
+        "authorized_keys": authorized_keys;
         "labels": labels;
         "restart": restart;
         "autostart": autostart;
@@ -360,6 +385,16 @@ mod tests {
         }
         let labels = BTreeMap::from([("a".to_owned(), "x\ny".to_owned())]);
         assert_eq!(Spec { labels, ..Spec::default() }.check(), Err(InvalidSpec::Label("a".into())));
+    }
+
+    #[test]
+    fn keys_are_public_ones_of_one_line() {
+        let with = |key: &str| Spec { authorized_keys: vec![key.into()], ..Spec::default() }.check();
+        assert_eq!(with("ssh-ed25519 AAAAC3Nz me@here"), Ok(()));
+        assert_eq!(with("restrict,pty ssh-rsa AAAA"), Ok(()));
+        for key in ["", "AAAAC3Nz", "-----BEGIN OPENSSH PRIVATE KEY-----", "ssh-rsa A\nssh-rsa B", "# a b"] {
+            assert!(matches!(with(key), Err(InvalidSpec::Key(_))), "{key:?}");
+        }
     }
 
     #[test]

@@ -27,6 +27,10 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let plan = prepare(name)?;
+    for warning in &plan.warnings {
+        // The standard error is the journal of the VM's unit; 4 is a warning there.
+        eprintln!("<4>{warning}");
+    }
     // Before any socket is made in it.
     share(&runtime_dir, &service_users())
         .with_context(|| format!("cannot share {} with the services", runtime_dir.display()))?;

@@ -1,6 +1,9 @@
 //! `vmd.conf`.
 
+use std::path::PathBuf;
+
 use banger_api::Result;
+use banger_core::guest::GitIdentity;
 use banger_core::spec::Spec;
 use banger_core::units;
 use serde::{Deserialize, Deserializer, de};
@@ -10,6 +13,58 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Config {
     /// What a VM is made of unless its creator says otherwise.
     pub defaults: Defaults,
+    /// What every guest is brought up with.
+    pub sync: Sync,
+    /// Files of the host that every guest has.
+    pub file_sync: Vec<FileSync>,
+    pub work: Work,
+}
+
+/// What every guest is brought up with, besides whole files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sync {
+    /// Files with public keys that may log in over SSH as the image's user.
+    pub authorized_keys: Vec<PathBuf>,
+    /// Who commits.
+    pub git: Option<GitIdentity>,
+    /// Files with certificates of authorities to trust, in PEM.
+    pub ca_certificates: Vec<PathBuf>,
+    /// A name such as `Europe/Berlin`; `host` is the host's, and empty the image's.
+    pub timezone: String,
+}
+
+/// A file of the host that every guest has.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSync {
+    pub host: PathBuf,
+    /// Path in the guest, absolute.
+    pub guest: String,
+    /// The permission bits there, in octal.
+    #[serde(default = "FileSync::default_mode", deserialize_with = "octal")]
+    pub mode: u32,
+    /// `user`, `uid`, `user:group` or `uid:gid` of the guest; empty is root.
+    #[serde(default)]
+    pub owner: String,
+    /// Whether no guest starts without it.
+    #[serde(default)]
+    pub required: bool,
+}
+
+impl FileSync {
+    fn default_mode() -> u32 {
+        0o644
+    }
+}
+
+/// What work disks begin with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Work {
+    /// Directory of the host that new work disks are a copy of; none: they are empty.
+    #[serde(deserialize_with = "directory")]
+    pub seed: Option<PathBuf>,
 }
 
 impl Config {
@@ -106,6 +161,26 @@ fn span<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, 
     units::parse_seconds(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
+fn octal<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if mode <= 0o7777 => Ok(mode),
+        _ => Err(de::Error::custom(format!("{text:?} is not a mode: use octal digits such as \"0644\""))),
+    }
+}
+
+/// An empty text takes the setting of a weaker file away.
+fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    if !path.is_absolute() {
+        return Err(de::Error::custom(format!("{path:?} is not an absolute path")));
+    }
+    Ok(Some(path))
+}
+
 fn word<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -131,5 +206,23 @@ mod tests {
         for wrong in ["memory = \"1X\"", "restart = \"maybe\"", "memroy = \"1G\"", "ttl = \"soon\""] {
             assert!(toml::from_str::<Config>(&format!("[defaults]\n{wrong}\n")).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_guests_are_brought_up_with() {
+        let text = "[sync]\ngit = { name = \"A\", email = \"a@b\" }\ntimezone = \"host\"\n\
+                    [work]\nseed = \"/srv/seed\"\n\
+                    [[file_sync]]\nhost = \"/etc/motd\"\nguest = \"/etc/motd\"\nmode = \"0600\"\n\
+                    [[file_sync]]\nhost = \"/a\"\nguest = \"/b\"\nrequired = true\n";
+        let config = toml::from_str::<Config>(text).expect("parses");
+        assert_eq!(config.file_sync.iter().map(|file| file.mode).collect::<Vec<_>>(), [0o600, 0o644]);
+        assert_eq!(config.work.seed, Some("/srv/seed".into()));
+        assert_eq!(config.sync.git.expect("there").name, "A");
+        let refused = |text: &str| toml::from_str::<Config>(text).expect_err("refused").to_string();
+        let file = "[[file_sync]]\nhost = \"/a\"\nguest = \"/b\"\n";
+        assert!(refused(&format!("{file}mode = \"rw\"")).contains("is not a mode"));
+        assert!(refused("[[file_sync]]\nhost = \"/a\"\n").contains("guest"));
+        assert!(refused("[work]\nseed = \"seed\"\n").contains("absolute"));
+        assert_eq!(toml::from_str::<Config>("[work]\nseed = \"\"\n").expect("parses").work.seed, None);
     }
 }

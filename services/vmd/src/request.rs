@@ -72,6 +72,7 @@ pub struct Change {
     kernel_arguments: Option<String>,
     environment: HashMap<String, String>,
     remove_environment: Vec<String>,
+    authorized_keys: Option<Vec<String>>,
     labels: HashMap<String, String>,
     remove_labels: Vec<String>,
     restart: Option<String>,
@@ -101,6 +102,7 @@ impl Change {
             kernel_arguments: options.take("kernel_arguments")?,
             environment: options.take("environment")?.unwrap_or_default(),
             remove_environment: options.take("remove_environment")?.unwrap_or_default(),
+            authorized_keys: options.take("authorized_keys")?,
             labels: options.take("labels")?.unwrap_or_default(),
             remove_labels: options.take("remove_labels")?.unwrap_or_default(),
             restart: options.take("restart")?,
@@ -128,6 +130,7 @@ impl Change {
         set(&mut spec.network, self.network);
         set(&mut spec.nat, self.nat);
         set(&mut spec.kernel_arguments, self.kernel_arguments);
+        set(&mut spec.authorized_keys, self.authorized_keys);
         set(&mut spec.autostart, self.autostart);
         set(&mut spec.ttl, self.ttl);
         set(&mut spec.vmm, word(self.vmm)?);

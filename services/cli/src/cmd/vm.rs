@@ -1,6 +1,7 @@
 //! `banger vm`, and its short forms.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use banger_api::options::OptionsBuilder;
 use banger_api::vm::VmProxy;
@@ -121,6 +122,7 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
     });
     let environment: HashMap<String, String> =
         super::session::variables(&spec.environment)?.into_iter().collect();
+    let keys = ssh_keys(&spec.ssh_keys)?;
     let labels: HashMap<String, String> = spec.labels.iter().cloned().collect();
     Ok(builder
         .set("cpus", spec.cpus)
@@ -134,6 +136,7 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         .set("network", spec.network.or(spec.no_network.then_some(false)))
         .set("nat", spec.nat.or(spec.no_nat.then_some(false)))
         .set("environment", Some(environment).filter(|map| !map.is_empty()))
+        .set("authorized_keys", Some(keys).filter(|keys| !keys.is_empty()))
         .set("labels", Some(labels).filter(|map| !map.is_empty()))
         .set("restart", restart)
         .set("autostart", spec.autostart)
@@ -145,6 +148,19 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         .set("tasks_max", spec.tasks_max))
 }
 
+/// The keys in files of the caller's, one a line.
+fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            ErrorKind::InvalidArgs.error(format!("cannot read the keys in {}: {error}", file.display()))
+        })?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        keys.extend(lines.map(str::to_owned));
+    }
+    Ok(keys)
+}
+
 pub async fn set(context: &Context, arguments: Set) -> Result<()> {
     let list = |names: &[String]| Some(names.to_vec()).filter(|names| !names.is_empty());
     let mut builder = spec_options(OptionsBuilder::new(), &arguments.spec)?
@@ -152,6 +168,9 @@ pub async fn set(context: &Context, arguments: Set) -> Result<()> {
         .set("remove_labels", list(&arguments.remove_label));
     if arguments.no_volumes {
         builder = builder.set("volumes", Some(Vec::<Attachment>::new()));
+    }
+    if arguments.no_ssh_keys {
+        builder = builder.set("authorized_keys", Some(Vec::<String>::new()));
     }
     let (live, next_start) = context.bus.vms().await?.set_vm(&arguments.vm, builder.build()).await?;
     if context.output.json {
@@ -231,15 +250,18 @@ pub async fn reset(context: &Context, arguments: Several) -> Result<u8> {
     super::each(vms, async |name| Ok(context.bus.vms().await?.reset_vm(&name).await?)).await
 }
 
-/// Says what keeps a VM from starting, with the exit code of the first thing.
+/// Says what keeps a VM from starting, with the exit code of the first thing, and what it would
+/// start without.
 async fn check(context: &Context, name: &str) -> Result<u8> {
-    let problems = context.bus.vms().await?.check_vm(name).await?;
+    let (problems, warnings) = context.bus.vms().await?.check_vm(name).await?;
     if context.output.json {
         let shown: Vec<_> = problems
             .iter()
             .map(|(error, message)| serde_json::json!({"error": error, "message": message}))
             .collect();
-        context.output.value(&shown)?;
+        context.output.value(&serde_json::json!({"problems": shown, "warnings": warnings}))?;
+    } else {
+        warnings.iter().for_each(|warning| context.output.note(warning));
     }
     let mut code = SUCCESS;
     for (error, message) in problems.into_iter().rev() {

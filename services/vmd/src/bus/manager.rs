@@ -147,8 +147,9 @@ impl Manager {
     /// Options: cpus (u), memory (t), disk (t), work (t) (bytes; disks only grow), volumes
     /// (a(ssb): volume, path in the guest, read-only), kernel_arguments (s), vmm (s: auto, qemu,
     /// firecracker), init (s: auto, agent, image), network (b), nat (b), environment and labels
-    /// (a{ss}: added to those there are), remove_environment and remove_labels (as), restart (s:
-    /// no, on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
+    /// (a{ss}: added to those there are), remove_environment and remove_labels (as),
+    /// authorized_keys (as: public keys for SSH instead of those there are), restart (s: no,
+    /// on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
     /// delete), memory_max (t, bytes), cpu_quota (u, percent of one CPU), io_weight (u), tasks_max
     /// (t) (0: no limit).
     #[zbus(out_args("live", "next_start"))]
@@ -164,18 +165,19 @@ impl Manager {
         Ok((effects.live, effects.next_start))
     }
 
-    /// What keeps a VM from starting: names and messages of errors; none if nothing does.
-    #[zbus(out_args("problems"))]
+    /// What keeps a VM from starting: names and messages of errors; none if nothing does. And what
+    /// it would start without.
+    #[zbus(out_args("problems", "warnings"))]
     async fn check_vm(
         &self,
         name: &str,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
-    ) -> Result<Vec<(String, String)>> {
+    ) -> Result<(Vec<(String, String)>, Vec<String>)> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
-        let problems = self.supervisor.check(&vm_name(name)?).await?;
+        let (problems, warnings) = self.supervisor.check(&vm_name(name)?).await?;
         let shown = |error: banger_api::Error| (error.kind().name().to_owned(), error.message().to_owned());
-        Ok(problems.into_iter().map(shown).collect())
+        Ok((problems.into_iter().map(shown).collect(), warnings))
     }
 
     /// Keeps what a running VM is: memory, devices, disks. The guest stands still meanwhile, and

@@ -10,11 +10,13 @@
 //! Making one writes a few hundred kilobytes of metadata, whatever its size and its image's. A VM
 //! sees nothing but its own directory; that is why volumes are linked into it.
 
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::acl;
@@ -25,9 +27,11 @@ use rustix::fs::{XattrFlags, removexattr, setxattr};
 use tokio::fs;
 use tokio::process::Command;
 
+use super::seeds::Seeds;
+
 /// Options of mke2fs: nothing is written that can be written later, no blocks are kept for root.
-const MKE2FS: &[&str] =
-    &["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
+const MKE2FS: &[&str] = &["-q", "-F", "-t", "ext4", "-m", "0", "-E"];
+const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
 
 /// A guest that cannot write its disk because the host's is full loses data, so none starts with
 /// less than this much space left.
@@ -38,6 +42,7 @@ const ROOM: u64 = 128 * MIB;
 pub struct Disks {
     vms: PathBuf,
     volumes: PathBuf,
+    seeds: Arc<Seeds>,
 }
 
 /// One disk of a VM.
@@ -52,7 +57,8 @@ pub struct DiskFile {
 impl Disks {
     /// Opens the directories below a service's state directory.
     pub async fn open(state_dir: PathBuf) -> Result<Self> {
-        let disks = Self { vms: state_dir.join("vms"), volumes: state_dir.join("volumes") };
+        let seeds = Arc::new(Seeds::open(state_dir.join("seeds")).await?);
+        let disks = Self { vms: state_dir.join("vms"), volumes: state_dir.join("volumes"), seeds };
         fs::create_dir_all(&disks.vms).await?;
         fs::create_dir_all(&disks.volumes).await?;
         Ok(disks)
@@ -85,8 +91,9 @@ impl Disks {
         disks
     }
 
-    /// Makes whichever disks of the VM are missing, and lets those grow that are to be larger.
-    pub async fn ensure(&self, name: &VmName, spec: &Spec) -> Result<()> {
+    /// Makes whichever disks of the VM are missing, and lets those grow that are to be larger. A
+    /// new work disk begins with the content of the directory `seed`.
+    pub async fn ensure(&self, name: &VmName, spec: &Spec, seed: Option<&Path>) -> Result<()> {
         let directory = self.directory(name);
         fs::create_dir_all(&directory).await?;
         // The VM's user passes through it to its disk. Nobody else comes this far: what is above is
@@ -94,9 +101,20 @@ impl Disks {
         fs::set_permissions(&directory, Permissions::from_mode(0o711)).await?;
         make(&directory.join("disk.img"), spec.disk).await?;
         if spec.work > 0 {
-            make(&directory.join("work.img"), spec.work).await?;
+            self.make_work(&directory.join("work.img"), spec.work, seed).await?;
         }
         self.link_volumes(&directory, spec).await
+    }
+
+    async fn make_work(&self, disk: &Path, bytes: u64, seed: Option<&Path>) -> Result<()> {
+        match seed {
+            Some(seed) if !fs::try_exists(disk).await? => {
+                let draft = disk.with_extension("new");
+                self.seeds.plant(seed, &draft, bytes).await?;
+                publish(&draft, disk).await
+            }
+            _ => make(disk, bytes).await,
+        }
     }
 
     /// Links the VM's volumes into its directory, and no others.
@@ -163,7 +181,7 @@ impl Disks {
     /// # Errors
     /// `NoSpace` if hardly anything is left for what the guest will write.
     pub fn check_room(&self, name: &VmName) -> Result<()> {
-        let room = self.room()?;
+        let room = room(&self.vms)?;
         if room >= ROOM {
             return Ok(());
         }
@@ -173,12 +191,6 @@ impl Disks {
             self.vms.display(),
             ROOM / MIB
         )))
-    }
-
-    /// Bytes that VMs' disks can still take together.
-    fn room(&self) -> Result<u64> {
-        let filesystem = rustix::fs::statvfs(&self.vms).map_err(io::Error::from)?;
-        Ok(filesystem.f_bavail.saturating_mul(filesystem.f_frsize))
     }
 
     /// Bytes on the host that the VM's own disks take.
@@ -250,7 +262,7 @@ async fn make(disk: &Path, bytes: u64) -> Result<()> {
 async fn draft(disk: &Path, bytes: u64) -> Result<PathBuf> {
     let draft = disk.with_extension("new");
     fs::File::create(&draft).await?.set_len(bytes).await?;
-    format(&draft).await?;
+    mke2fs(&draft, "", &[]).await?;
     Ok(draft)
 }
 
@@ -283,18 +295,45 @@ pub(super) fn share(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
-async fn format(disk: &Path) -> Result<()> {
-    let output = Command::new("mke2fs")
-        .args(MKE2FS)
-        .arg(disk)
+/// Bytes that files in a directory can still take together.
+pub(super) fn room(directory: &Path) -> Result<u64> {
+    let filesystem = rustix::fs::statvfs(directory).map_err(io::Error::from)?;
+    Ok(filesystem.f_bavail.saturating_mul(filesystem.f_frsize))
+}
+
+/// Makes a filesystem, with more extended and other options than all have.
+pub(super) async fn mke2fs(disk: &Path, extended: &str, options: &[&OsStr]) -> io::Result<()> {
+    let mut command = Command::new("mke2fs");
+    command.args(MKE2FS).arg(format!("{EXTENDED}{extended}")).args(options).arg(disk);
+    run(command, "e2fsprogs").await
+}
+
+/// Copies a sparse file, sharing blocks where the filesystem can.
+pub(super) async fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut command = Command::new("cp");
+    command.args(["--reflink=auto", "--sparse=always", "--no-preserve=all"]).args([from, to]);
+    run(command, "coreutils").await
+}
+
+/// Runs a program of a package to its end.
+async fn run(mut command: Command, package: &str) -> io::Result<()> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let output = command
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
+        // One whose outcome nobody waits for any longer leaves the disk alone.
+        .kill_on_drop(true)
         .output()
         .await
-        .map_err(|error| Error::internal(format!("cannot run mke2fs (package e2fsprogs): {error}")))?;
+        .map_err(|error| io::Error::other(format!("cannot run {program} (package {package}): {error}")))?;
     if output.status.success() {
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
-    Err(Error::internal(format!("mke2fs {}: {}", disk.display(), message.trim())))
+    let message = format!("{program}: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
+    // All that programs have to tell what went wrong is the text of the error.
+    let full = message.contains("No space left on device");
+    let kind = if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+    Err(io::Error::new(kind, message))
 }

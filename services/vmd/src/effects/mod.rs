@@ -3,5 +3,7 @@
 pub mod disks;
 pub mod marks;
 pub mod peers;
+pub mod seeds;
 pub mod snapshots;
+pub mod sync;
 pub mod units;

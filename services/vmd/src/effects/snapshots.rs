@@ -13,7 +13,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::acl;
@@ -22,9 +21,8 @@ use banger_core::snapshot::Snapshot;
 use banger_vmm::control::{MEMORY, STATE};
 use rustix::fs::{XattrFlags, setxattr};
 use tokio::fs;
-use tokio::process::Command;
 
-use super::disks::{Disks, share};
+use super::disks::{Disks, copy, share};
 
 const META: &str = "snapshot.json";
 const RESTORE: &str = "restore";
@@ -177,21 +175,6 @@ async fn own_disks(directory: &Path) -> io::Result<Vec<String>> {
         }
     }
     Ok(disks)
-}
-
-/// Copies a sparse file, sharing blocks where the filesystem can.
-async fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let output = Command::new("cp")
-        .args(["--reflink=auto", "--sparse=always", "--no-preserve=all"])
-        .args([from, to])
-        .env("PATH", "/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .output()
-        .await?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// Bytes that the files of a directory take.

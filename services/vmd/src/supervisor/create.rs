@@ -11,6 +11,7 @@ use banger_daemon::jobs::now_usec;
 use zbus::OwnedObjectPath;
 
 use super::Supervisor;
+use crate::config::Config;
 use crate::request::Create;
 use crate::store::{Draft, VmRow};
 
@@ -86,7 +87,13 @@ impl Supervisor {
     async fn furnish(&self, row: &VmRow, progress: &Progress) -> Result<()> {
         self.0.peers.lease_image(row.name.as_str(), &row.image_id, &row.kernel).await?;
         progress.stage(Stage::Disk.as_str());
-        self.0.disks.ensure(&row.name, &row.spec).await
+        self.make_disks(row).await
+    }
+
+    /// Makes the disks that the VM does not have yet.
+    pub(super) async fn make_disks(&self, row: &VmRow) -> Result<()> {
+        let seed = Config::load()?.work.seed;
+        self.0.disks.ensure(&row.name, &row.spec, seed.as_deref()).await
     }
 
     /// Takes back a create that failed or was canceled. What cannot be taken back now is found by

@@ -13,8 +13,16 @@ use banger_daemon::jobs::now_usec;
 use banger_vmm::{Vmm, probe};
 
 use super::{Supervisor, lock, plan};
+use crate::config::Config;
 use crate::effects::peers::{BootSet, NetLease};
+use crate::effects::sync::{self, Synced};
 use crate::store::{Ended, VmRow};
+
+/// What is known when nothing keeps a VM from starting.
+struct Ready {
+    vmm: Box<dyn Vmm + Send>,
+    synced: Synced,
+}
 
 /// What a VM holds while it runs.
 struct Held {
@@ -38,7 +46,8 @@ impl Supervisor {
 
     async fn prepare_for(&self, name: &VmName, uid: u32) -> Result<LaunchPlan> {
         let row = self.get(name)?;
-        let vmm = self.preflight(&row).await?;
+        let Ready { vmm, synced } = self.preflight(&row).await?;
+        report(name, &synced);
         let held = match self.hold(&row, uid).await {
             Ok(held) => held,
             Err(error) => {
@@ -49,14 +58,14 @@ impl Supervisor {
         self.unmark_paused(name)?;
         let row = self.0.store.mark_started(name, now_usec()).await?;
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
-        self.launch_plan(&row, &held, vmm.as_ref())
+        self.launch_plan(&row, &held, vmm.as_ref(), synced)
     }
 
     /// Takes what the VM needs while it runs, one thing after the other.
     async fn hold(&self, row: &VmRow, uid: u32) -> Result<Held> {
         let name = &row.name;
         let boot = self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;
-        self.0.disks.ensure(name, &row.spec).await?;
+        self.make_disks(row).await?;
         self.0.disks.grant(name, &row.spec, Some(uid))?;
         self.0.units.set_limits(name, &row.spec.limits).await?;
         if let Some(start) = lock(&self.0.starts).get(name) {
@@ -87,11 +96,12 @@ impl Supervisor {
         }
     }
 
-    fn launch_plan(&self, row: &VmRow, held: &Held, vmm: &dyn Vmm) -> Result<LaunchPlan> {
+    fn launch_plan(&self, row: &VmRow, held: &Held, vmm: &dyn Vmm, synced: Synced) -> Result<LaunchPlan> {
         let disks = self.0.disks.of(&row.name, &row.spec);
         let machine =
             plan::machine(row, &held.boot, held.network.as_ref(), disks, self.0.disks.restore(&row.name));
-        let config = plan::guest_config(row, &held.boot, held.network.as_ref(), vmm.power_off())?;
+        let warnings = synced.warnings.clone();
+        let config = plan::guest_config(row, &held.boot, held.network.as_ref(), vmm.power_off(), synced)?;
         let plan = vmm.plan(&machine);
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let helpers = plan.helpers.into_iter().map(|helper| (helper.command, text(&helper.ready))).collect();
@@ -100,7 +110,8 @@ impl Supervisor {
             links: plan.links.into_iter().map(|(name, target)| (name, text(&target))).collect(),
             helpers,
             command: plan.main,
-            guest_config: serde_json::to_string(&config).map_err(Error::internal)?,
+            guest_config: plan::serialize(&config)?,
+            warnings,
         })
     }
 
@@ -108,7 +119,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// One that names everything that is wrong, with the kind of the first.
-    async fn preflight(&self, row: &VmRow) -> Result<Box<dyn Vmm + Send>> {
+    async fn preflight(&self, row: &VmRow) -> Result<Ready> {
         let host = probe::host();
         let vmm = banger_vmm::choose(row.spec.vmm, &host)
             .map_err(|missing| ErrorKind::VmmMissing.error(missing.to_string()));
@@ -120,20 +131,25 @@ impl Supervisor {
         if row.spec.network {
             wrong.extend(self.0.peers.range().await.err());
         }
-        match (vmm, wrong.as_slice()) {
-            (Ok(vmm), []) => Ok(vmm),
-            (_, [only]) => Err(only.clone()),
-            (_, several) => {
+        let synced = synced().await;
+        wrong.extend(synced.as_ref().err().cloned());
+        match (vmm, synced, wrong.as_slice()) {
+            (Ok(vmm), Ok(synced), []) => Ok(Ready { vmm, synced }),
+            (_, _, [only]) => Err(only.clone()),
+            (_, _, several) => {
                 let all: Vec<&str> = several.iter().map(Error::message).collect();
                 Err(ErrorKind::NotReady.error(format!("{} cannot start: {}", row.name, all.join("; "))))
             }
         }
     }
 
-    /// What keeps a VM from starting; empty if nothing does.
-    pub async fn check(&self, name: &VmName) -> Result<Vec<Error>> {
+    /// What keeps a VM from starting, empty if nothing does; and what it would start without.
+    pub async fn check(&self, name: &VmName) -> Result<(Vec<Error>, Vec<String>)> {
         let row = self.get(name)?;
-        Ok(self.preflight(&row).await.err().into_iter().collect())
+        Ok(match self.preflight(&row).await {
+            Ok(ready) => (Vec::new(), ready.synced.warnings),
+            Err(error) => (vec![error], Vec::new()),
+        })
     }
 
     /// For the VM's unit, after the end of its VMM: gives back what only a running VM needs, and
@@ -178,5 +194,16 @@ impl Supervisor {
             Ok(true) => Ok(()),
             _ => Err(denied()),
         }
+    }
+}
+
+/// What all guests are brought up with, as the host has it now.
+pub(super) async fn synced() -> Result<Synced> {
+    sync::read(&Config::load()?).await
+}
+
+pub(super) fn report(name: &VmName, synced: &Synced) {
+    for warning in &synced.warnings {
+        tracing::warn!(vm = name.as_str(), "{warning}");
     }
 }

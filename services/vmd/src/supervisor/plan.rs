@@ -13,6 +13,7 @@ use banger_vmm::{Disk, Kernel, Machine, Nic};
 use super::runtime_dir;
 use crate::effects::disks::DiskFile;
 use crate::effects::peers::{BootSet, NetLease};
+use crate::effects::sync::Synced;
 use crate::store::VmRow;
 
 /// The first and the second disk of a guest. The work disk, if there is one, and the volumes
@@ -61,6 +62,7 @@ pub fn guest_config(
     boot: &BootSet,
     network: Option<&NetLease>,
     power_off: PowerOff,
+    synced: Synced,
 ) -> Result<GuestConfig> {
     let network = network
         .map(|lease| -> Result<guest::Network> {
@@ -106,8 +108,39 @@ pub fn guest_config(
         environment: row.spec.environment.clone(),
         work: (row.spec.work > 0).then(|| device(WORK_INDEX)),
         mounts: mounts(&row.spec),
-        ..GuestConfig::default()
+        files: synced.files,
+        authorized_keys: keys(synced.authorized_keys, &row.spec.authorized_keys),
+        git: synced.git,
+        ca_certificates: synced.ca_certificates,
+        timezone: synced.timezone,
     })
+}
+
+/// The configuration as the guest reads it.
+///
+/// # Errors
+/// `NotReady` if it is longer than a guest reads.
+pub fn serialize(config: &GuestConfig) -> Result<String> {
+    let text = serde_json::to_string(config).map_err(Error::internal)?;
+    // The attendant fills in the moment's, which takes some bytes more.
+    if text.len() + 4096 <= guest::MAX_CONFIG {
+        return Ok(text);
+    }
+    Err(ErrorKind::NotReady.error(format!(
+        "what the guest is to know takes {} MiB, and it reads {} MiB at most: sync fewer or smaller files",
+        text.len() >> 20,
+        guest::MAX_CONFIG >> 20
+    )))
+}
+
+/// The keys of all VMs and the VM's own, each once.
+fn keys(mut keys: Vec<String>, own: &[String]) -> Vec<String> {
+    for key in own {
+        if !keys.contains(key) {
+            keys.push(key.clone());
+        }
+    }
+    keys
 }
 
 /// The volumes as the guest sees them, after the disks of the root filesystem and the work disk.

@@ -13,7 +13,7 @@ use banger_vmm::probe;
 use zbus::OwnedObjectPath;
 
 use super::control::vmm_error;
-use super::{Supervisor, plan};
+use super::{Supervisor, launch, plan};
 use crate::store::{Draft, VmRow};
 
 impl Supervisor {
@@ -129,7 +129,10 @@ impl Supervisor {
             }
             false => None,
         };
-        let config = plan::guest_config(row, &boot, network.as_ref(), banger_core::guest::PowerOff::Acpi)?;
+        let synced = launch::synced().await?;
+        launch::report(&row.name, &synced);
+        let config =
+            plan::guest_config(row, &boot, network.as_ref(), banger_core::guest::PowerOff::Acpi, synced)?;
         let seed: String = (0..2).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
         Ok(GuestConfig { realtime_usec: now_usec(), seed, ..config })
     }
