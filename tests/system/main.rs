@@ -11,4 +11,5 @@ mod isolation;
 mod lifecycle;
 mod network;
 mod services;
+mod snapshots;
 mod sync;

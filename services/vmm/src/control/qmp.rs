@@ -31,6 +31,12 @@ const SNAPSHOT_FD: &str = "snapshot";
 /// before (vhost-device-vsock 0.3) never answers again.
 const VSOCK_START: Duration = Duration::from_millis(300);
 
+/// How long a guest may take to find the device. An emulated one on a busy host is slow.
+const GUEST: Duration = Duration::from_secs(20);
+
+/// What QEMU says of a virtio device whose driver is up.
+const DRIVER_OK: &str = "VIRTIO_CONFIG_S_DRIVER_OK";
+
 /// How long a guest gets to finish with a slot that it has switched off. One that is saved before
 /// takes the next device for a wish to switch the slot off again.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -76,8 +82,29 @@ impl Qmp {
     pub async fn resume(&mut self) -> Result<()> {
         let plugged = self.plug_vsock().await;
         self.execute("cont", json!({})).await?;
+        plugged?;
+        // The guest finds a new device in its own time, and a call before that breaks off.
+        deadline(GUEST, self.vsock_driven()).await?;
         sleep(VSOCK_START).await;
-        plugged
+        Ok(())
+    }
+
+    /// Returns once the guest's driver serves the vsock device.
+    async fn vsock_driven(&mut self) -> Result<()> {
+        let path = json!({"path": format!("/machine/peripheral/{VSOCK}/virtio-backend")});
+        loop {
+            let status = match self.execute("x-query-virtio-status", path.clone()).await {
+                // QEMU before 7.2 does not say.
+                Err(ControlError::Refused(_)) => return Ok(()),
+                status => status?,
+            };
+            let statuses = status["status"]["statuses"].as_array().cloned().unwrap_or_default();
+            let ready = |status: &Value| status.as_str().is_some_and(|text| text.contains(DRIVER_OK));
+            if statuses.iter().any(ready) {
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
     }
 
     pub async fn power_button(&mut self) -> Result<()> {

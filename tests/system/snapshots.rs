@@ -1,0 +1,88 @@
+//! Pausing, snapshots, and VMs that go on from them.
+
+use banger_api::VMD;
+use banger_tests::{BUSYBOX, Vm, Way, banger, json};
+
+#[test]
+fn a_paused_vm_stands_still() {
+    let vm = Vm::running("t-pause", BUSYBOX);
+    vm.sh("(while :; do echo x >>/run/ticks; sleep 0.1; done) >/dev/null 2>&1 &").ok();
+    banger(&["pause", vm.name()]).ok();
+    assert_eq!(vm.state(), "paused");
+    Way::Socket.call(VMD, "PauseVm", &["s", vm.name()]).ok();
+    assert!(banger(&["ps"]).text().contains("paused"));
+    // That it is paused outlives vmd.
+    banger_tests::run("systemctl", &["restart", "banger-vmd"]).ok();
+    assert_eq!(vm.state(), "paused");
+    Way::Bus.call(VMD, "ResumeVm", &["s", vm.name()]).ok();
+    assert_eq!(vm.state(), "running");
+    vm.sh("test -s /run/ticks").ok();
+    // One that stands still can be stopped in order.
+    banger(&["pause", vm.name()]).ok();
+    banger(&["stop", vm.name()]).ok();
+    assert_eq!(vm.state(), "stopped");
+    banger(&["pause", vm.name()]).refused(&["only a running VM"]);
+}
+
+#[test]
+fn a_restored_vm_is_what_it_was() {
+    let vm = Vm::running("t-restore", BUSYBOX);
+    vm.sh("echo memory >/run/then; echo disk >/root/then; sleep 1000 >/dev/null 2>&1 &").ok();
+    let taken = json(&["snapshot", "create", vm.name(), "first"]);
+    assert_eq!(taken["snapshot"], "first");
+    banger(&["snapshot", "create", vm.name(), "first"]).refused(&["first already"]);
+    vm.sh("echo later >/run/later; rm /root/then; sync").ok();
+    banger(&["restore", vm.name(), "first"]).refused(&["stop it"]);
+    banger(&["stop", vm.name()]).ok();
+    banger(&["restore", vm.name(), "none"]).refused(&["no snapshot none"]);
+
+    let restored = Way::Bus.call(VMD, "RestoreVm", &["ss", vm.name(), "first"]);
+    Way::Bus.wait(VMD, restored).ok();
+    assert_eq!(
+        vm.sh("cat /run/then /root/then; pidof sleep >/dev/null && echo sleeps").ok(),
+        "memory\ndisk\nsleeps\n"
+    );
+    assert_ne!(vm.sh("cat /run/later").status, 0);
+    // It wakes up in the present.
+    let guest: i64 = vm.sh("date +%s").ok().trim().parse().expect("a number");
+    let host: i64 = banger_tests::sh("date +%s").ok().trim().parse().expect("a number");
+    assert!((host - guest).abs() <= 5, "guest {guest}, host {host}");
+
+    assert!(Way::Socket.call(VMD, "ListSnapshots", &["s", vm.name()]).ok().contains("\"first\""));
+    // Another machine than it was made on is refused, and nothing happens to the VM.
+    banger(&["stop", vm.name()]).ok();
+    banger(&["set", vm.name(), "--cpus", "2"]).ok();
+    banger(&["restore", vm.name(), "first"]).refused(&["number of CPUs of 1, this is 2"]);
+    assert_eq!(vm.state(), "stopped");
+    banger(&["snapshot", "rm", vm.name(), "first"]).ok();
+    assert_eq!(json(&["snapshot", "ls", vm.name()]), serde_json::json!([]));
+}
+
+#[test]
+fn a_fork_is_the_same_with_an_identity_of_its_own() {
+    let one = Vm::running("t-fork-one", BUSYBOX);
+    let (two, three) = (Vm::named("t-fork-two"), Vm::named("t-fork-three"));
+    one.sh("echo before >/run/then").ok();
+    banger(&["fork", one.name(), two.name(), one.name()]).refused(&["t-fork-one already"]);
+    banger(&["fork", one.name(), two.name(), three.name()]).ok();
+    let identity = "cat /run/then; hostname; cat /etc/machine-id /sys/class/net/eth0/address; ip -4 -o addr show eth0 | tr -s ' ' | cut -d' ' -f4";
+    let mut seen = Vec::new();
+    for vm in [&one, &two, &three] {
+        let shown = vm.sh(identity).ok();
+        let lines: Vec<String> = shown.lines().map(str::to_owned).collect();
+        assert_eq!((lines[0].as_str(), lines[1].as_str()), ("before", vm.name()), "{shown}");
+        let address = json(&["vm", "show", vm.name()])["address"].as_str().expect("an address").to_owned();
+        assert!(lines[4].starts_with(&format!("{address}/")), "{shown}");
+        for other in &seen {
+            assert!(lines[2..].iter().zip(other).all(|(mine, theirs)| mine != theirs), "{shown}");
+        }
+        seen.push(lines[2..].to_vec());
+        // Its network is its own.
+        vm.sh("printf 'GET /hello HTTP/1.0\\r\\n\\r\\n' | nc -w 10 203.0.113.10 80 | grep -q 200").ok();
+    }
+    // They have nothing in common any longer.
+    two.sh("echo changed >/run/then; echo x >/root/x; sync").ok();
+    assert_eq!(three.sh("cat /run/then; ls /root").ok(), "before\n");
+    banger(&["restart", two.name()]).ok();
+    assert_eq!(two.sh("hostname; cat /root/x").ok(), "t-fork-two\nx\n");
+}
