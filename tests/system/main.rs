@@ -12,4 +12,5 @@ mod lifecycle;
 mod network;
 mod services;
 mod snapshots;
+mod stats;
 mod sync;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, Variant, proxy};
 
 use crate::access::{Access, Entry, VM_MANAGE};
+use crate::agent::{Port, Stats};
 
 /// Prefix of the objects of VMs.
 pub const VM_PREFIX: &str = "/org/banger/Vm1/vm";
@@ -39,6 +40,10 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "SetVm", Access::Action(VM_MANAGE)),
     (MANAGER, "DeleteVm", Access::Action(VM_MANAGE)),
     (MANAGER, "CheckVm", Access::Read),
+    (MANAGER, "GetVmStats", Access::Read),
+    (MANAGER, "PingVm", Access::Read),
+    (MANAGER, "ListPorts", Access::Read),
+    (MANAGER, "GetTimeline", Access::Read),
     (MANAGER, "ListVms", Access::Read),
     (MANAGER, "GetVm", Access::Read),
     (MANAGER, "CreateSnapshot", Access::Action(VM_MANAGE)),
@@ -64,6 +69,10 @@ pub const ACCESS: &[Entry] = &[
     (VM, "Reset", Access::Action(VM_MANAGE)),
     (VM, "Set", Access::Action(VM_MANAGE)),
     (VM, "Delete", Access::Action(VM_MANAGE)),
+    (VM, "GetStats", Access::Read),
+    (VM, "Ping", Access::Read),
+    (VM, "ListPorts", Access::Read),
+    (VM, "GetTimeline", Access::Read),
     (VM, "Describe", Access::Read),
     (crate::job::INTERFACE, "Cancel", Access::Action(VM_MANAGE)),
 ];
@@ -75,6 +84,31 @@ pub type SnapshotRow = (String, u64, u64, String);
 /// One volume as `ListVolumes` returns it: name, size in bytes, time of creation (microseconds
 /// since 1970), the VMs that have it.
 pub type VolumeRow = (String, u64, u64, Vec<String>);
+
+/// The figures of a running VM; the reply of `GetVmStats`. What is not known is left out: the host
+/// may not account for it, and the guest may not answer. Counters count since the VM's start.
+#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct VmStats {
+    /// When the figures were taken, microseconds since the host's boot (`CLOCK_MONOTONIC`).
+    pub monotonic_usec: u64,
+    /// CPU time of the VMM, and so of the guest, in microseconds.
+    pub cpu_usec: Option<u64>,
+    /// Memory of the host that the VM takes, and the most it took, in bytes.
+    pub memory_bytes: Option<u64>,
+    pub memory_peak_bytes: Option<u64>,
+    /// What went to and from the host's disks, in bytes.
+    pub io_read_bytes: Option<u64>,
+    pub io_written_bytes: Option<u64>,
+    /// Processes and threads in the VM's unit.
+    pub tasks: Option<u64>,
+    /// What the VM's own disks take on the host, in bytes.
+    pub disk_used_bytes: u64,
+    /// Whether the guest has answered in time. A paused one does not.
+    pub reachable: bool,
+    /// What the guest says of itself.
+    pub guest: Option<Stats>,
+}
 
 /// One VM as `ListVms` returns it: name, state, image, address (empty without network), path.
 pub type VmRow = (String, String, String, String, OwnedObjectPath);
@@ -96,6 +130,8 @@ pub struct LaunchPlan {
     pub guest_config: String,
     /// What the guest comes up without, for people.
     pub warnings: Vec<String>,
+    /// The stages of `banger_core::timeline` up to here, and when each began.
+    pub timeline: Vec<(String, u64)>,
 }
 
 #[proxy(
@@ -209,6 +245,24 @@ pub trait Manager {
     #[zbus(allow_interactive_auth)]
     fn delete_volume(&self, name: &str) -> zbus::Result<()>;
 
+    /// The figures of a running VM.
+    ///
+    /// Errors: `NoSuchVm`, `VmNotRunning`.
+    fn get_vm_stats(&self, name: &str) -> zbus::Result<VmStats>;
+
+    /// Asks the guest's agent for a sign of life, and returns how long the answer took, in
+    /// microseconds.
+    ///
+    /// Errors: `NoSuchVm`, `VmNotRunning`, `AgentUnreachable` (also if the VM is paused).
+    fn ping_vm(&self, name: &str) -> zbus::Result<u64>;
+
+    /// What listens in the guest's network. Errors: as [`ManagerProxy::ping_vm`].
+    fn list_ports(&self, name: &str) -> zbus::Result<Vec<Port>>;
+
+    /// The stages of the VM's last start, and when each began in microseconds since 1970; see
+    /// `banger_core::timeline`. Empty if it was not started since the host's boot.
+    fn get_timeline(&self, name: &str) -> zbus::Result<Vec<(String, u64)>>;
+
     fn list_volumes(&self) -> zbus::Result<Vec<VolumeRow>>;
 
     fn list_vms(&self) -> zbus::Result<Vec<VmRow>>;
@@ -254,6 +308,10 @@ pub trait Vm {
     fn reset(&self) -> zbus::Result<()>;
     #[zbus(allow_interactive_auth)]
     fn set(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<(Vec<String>, Vec<String>)>;
+    fn get_stats(&self) -> zbus::Result<VmStats>;
+    fn ping(&self) -> zbus::Result<u64>;
+    fn list_ports(&self) -> zbus::Result<Vec<Port>>;
+    fn get_timeline(&self) -> zbus::Result<Vec<(String, u64)>>;
     /// Everything about the VM as JSON.
     fn describe(&self) -> zbus::Result<String>;
 

@@ -53,6 +53,21 @@ pub enum Command {
     Shell(Shell),
     /// List VMs
     Ps(Ps),
+    /// Show what VMs take of the host, and what goes on in them
+    Stats(Stats),
+    /// Show what running VMs take, with the past, until q is pressed
+    Top {
+        /// Seconds between two samples
+        #[arg(short, long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+        interval: u64,
+    },
+    /// Ask the agent in a VM for a sign of life
+    Ping { vm: String },
+    /// List the ports that something in a VM listens on
+    Ports { vm: String },
+    /// Show where the time of a VM's last start went
+    #[command(subcommand)]
+    Analyze(Analyze),
     /// Start VMs
     Start(Start),
     /// Stop VMs
@@ -372,6 +387,35 @@ pub struct Ps {
     /// VMs that do not run, too
     #[arg(short, long)]
     pub all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Goes on until Ctrl-C on a terminal; elsewhere, and with --json, figures are printed once. CPU is in percent
+of one CPU of the host, MEMORY what the guest uses of what it has, DISK what the VM's disks take on the host.")]
+pub struct Stats {
+    /// Go on, wherever it is printed
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Print figures once, also on a terminal
+    #[arg(long, conflicts_with = "watch")]
+    pub no_stream: bool,
+    /// Seconds between two samples, where it goes on
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    pub interval: u64,
+    /// Instead of all that run
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Analyze {
+    /// List the stages, the longest first
+    Blame { vm: String },
+    /// Draw the stages as SVG
+    Plot { vm: String },
+    /// Print the times of host, kernel and agent
+    Time { vm: String },
 }
 
 /// Which VMs a command is about.

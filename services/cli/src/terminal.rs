@@ -7,6 +7,8 @@ use banger_api::Result;
 use nix::libc;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
+use crate::output::print;
+
 /// Whether a person sits at both ends.
 pub fn is_interactive() -> bool {
     stdin().is_terminal() && stdout().is_terminal()
@@ -50,5 +52,21 @@ impl Drop for RawMode {
             // The terminal may be gone, and then nothing is left to restore.
             let _ = tcsetattr(stdin().as_fd(), SetArg::TCSADRAIN, before);
         }
+    }
+}
+
+/// A screen of its own, without a cursor, until this is dropped; what was shown before comes back.
+pub struct Screen(());
+
+impl Screen {
+    pub fn enter() -> Self {
+        print("\x1b[?1049h\x1b[?25l\x1b[2J");
+        Self(())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        print("\x1b[?25h\x1b[?1049l");
     }
 }

@@ -11,5 +11,6 @@ pub mod guest;
 pub mod name;
 pub mod snapshot;
 pub mod spec;
+pub mod timeline;
 pub mod units;
 pub mod vm;

@@ -8,14 +8,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use banger_core::ending::Goodbye;
-use banger_core::guest::{FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY, WARNING_KEY};
+use banger_core::guest::{FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY, STAGES, UPTIME_KEY, WARNING_KEY};
 use banger_core::name::VmName;
+use banger_core::timeline;
 use banger_core::vm::Stage;
 use sd_notify::NotifyState;
+
+use crate::timeline::{Timeline, now_usec};
 
 /// Name of the guest's configuration in the runtime directory.
 pub const CONFIG: &str = "guest.json";
@@ -34,18 +36,19 @@ const MAX_WARNINGS: usize = 64;
 
 pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let mut timeline = Timeline::new(&runtime_dir);
     // The VMM ends, and this process with it, when a guest restarts: one guest per life. But a
     // guest may call again when its first call broke off.
     for stream in listener.incoming() {
         let stream = stream.context("cannot accept the guest's call")?;
-        if let Err(error) = converse(stream, &runtime_dir) {
+        if let Err(error) = converse(stream, &runtime_dir, &mut timeline) {
             eprintln!("the guest's call ended: {error:#}");
         }
     }
     Ok(())
 }
 
-fn converse(mut stream: UnixStream, runtime_dir: &Path) -> Result<()> {
+fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline) -> Result<()> {
     stream.write_all(configuration(&runtime_dir.join(CONFIG))?.as_bytes())?;
     let mut lines = BufReader::new(stream);
     let mut warnings = 0;
@@ -64,6 +67,9 @@ fn converse(mut stream: UnixStream, runtime_dir: &Path) -> Result<()> {
             // The standard error is the journal of the VM's unit; 4 is a warning there.
             eprintln!("<4>guest: {text}");
         }
+        if let Some((stage, usec)) = reached(&line, now_usec()) {
+            timeline.mark_at(stage, usec);
+        }
         for state in translate(&line) {
             status(&state);
         }
@@ -74,8 +80,7 @@ fn converse(mut stream: UnixStream, runtime_dir: &Path) -> Result<()> {
 fn configuration(path: &Path) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut config: GuestConfig = serde_json::from_str(&text).context("not a guest configuration")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    config.realtime_usec = u64::try_from(now.as_micros()).unwrap_or(0);
+    config.realtime_usec = now_usec();
     let mut seed = [0u8; 32];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
     config.seed = seed.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -86,6 +91,16 @@ fn configuration(path: &Path) -> Result<String> {
 fn goodbye(line: &str) -> Option<Goodbye> {
     let (key, word) = line.trim_end().split_once('=')?;
     if key == GOODBYE_KEY { Goodbye::parse(word) } else { None }
+}
+
+/// The stage whose begin a guest's status line tells. The first uptime tells when the kernel began.
+fn reached(line: &str, now: u64) -> Option<(&'static str, u64)> {
+    match line.trim_end().split_once('=')? {
+        ("READY", "1") => Some((timeline::READY, now)),
+        (STAGE_KEY, stage) => Some((STAGES.into_iter().find(|known| *known == stage)?, now)),
+        (UPTIME_KEY, uptime) => Some((timeline::KERNEL, now.saturating_sub(uptime.parse().ok()?))),
+        _ => None,
+    }
 }
 
 /// What a guest's status line means to systemd.
@@ -138,6 +153,16 @@ mod tests {
         assert_eq!(goodbye("X_BANGER_GOODBYE=reboot\n"), Some(Goodbye::Reboot));
         assert_eq!(goodbye("X_BANGER_GOODBYE=never\n"), None);
         assert_eq!(goodbye("STATUS=reboot\n"), None);
+    }
+
+    #[test]
+    fn stages_are_timed_by_the_host() {
+        assert_eq!(reached("X_BANGER_STAGE=disks\n", 9), Some(("disks", 9)));
+        assert_eq!(reached("X_BANGER_UPTIME_USEC=4\n", 9), Some(("kernel", 5)));
+        assert_eq!(reached("READY=1\n", 9), Some(("ready", 9)));
+        for line in ["X_BANGER_STAGE=unit\n", "X_BANGER_UPTIME_USEC=-4\n", "READY=2\n", "\n"] {
+            assert_eq!(reached(line, 9), None, "{line:?}");
+        }
     }
 
     #[test]

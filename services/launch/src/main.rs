@@ -16,6 +16,7 @@ mod attend;
 mod restore;
 mod run;
 mod stop;
+mod timeline;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use banger_core::name::VmName;
+use banger_core::timeline;
 use banger_core::vm::Stage;
 use banger_vmm::control::{Control, ControlError, RESTORE, Restore};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 
+use crate::timeline::Timeline;
 use crate::{attend, block_on};
 
 /// How long the VMM may take to open its socket, and how often it is tried.
@@ -20,9 +22,12 @@ const RETRY: Duration = Duration::from_millis(2);
 pub fn restore(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     // `run` started this process and is the VMM now, or about to be.
     let vmm = getppid();
+    let mut timeline = Timeline::new(&runtime_dir);
+    timeline.mark(timeline::RESTORE);
     let restored = load(&runtime_dir);
     match &restored {
         Ok(()) => {
+            timeline.mark(timeline::READY);
             attend::status(&format!("STATUS={}", Stage::Ready.as_str()));
             attend::status("READY=1");
         }

@@ -15,18 +15,21 @@ use banger_api::vm::LaunchPlan;
 use banger_api::vm::vsock_socket;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
-use banger_core::{acl, guest};
+use banger_core::{acl, guest, timeline};
 use banger_vmm::control::RESTORE;
 use nix::unistd::User;
 use rustix::fs::{XattrFlags, setxattr};
 
+use crate::timeline::{Timeline, now_usec};
 use crate::{attend, block_on, vmd};
 
 /// How long a helper may take to be ready.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
+    let begun = now_usec();
     let plan = prepare(name)?;
+    let prepared = now_usec();
     for warning in &plan.warnings {
         // The standard error is the journal of the VM's unit; 4 is a warning there.
         eprintln!("<4>{warning}");
@@ -34,6 +37,10 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     // Before any socket is made in it.
     share(&runtime_dir, &service_users())
         .with_context(|| format!("cannot share {} with the services", runtime_dir.display()))?;
+    let mut timeline = Timeline::new(&runtime_dir);
+    timeline.mark_at(timeline::UNIT, begun);
+    plan.timeline.iter().for_each(|(stage, usec)| timeline.mark_at(stage, *usec));
+    timeline.mark_at(timeline::HELPERS, prepared);
     write(&runtime_dir.join(attend::CONFIG), &plan.guest_config)?;
     for (file, content) in &plan.files {
         write(&runtime_dir.join(file), content)?;
@@ -49,6 +56,7 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     if plan.files.contains_key(RESTORE) {
         start_restorer(name)?;
     }
+    timeline.mark(timeline::VMM);
     attend::status(&format!("STATUS={}", Stage::Kernel.as_str()));
     let [program, arguments @ ..] = plan.command.as_slice() else { bail!("the launch plan is empty") };
     let error = Command::new(program)

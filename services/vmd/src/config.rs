@@ -18,6 +18,7 @@ pub struct Config {
     /// Files of the host that every guest has.
     pub file_sync: Vec<FileSync>,
     pub work: Work,
+    pub reap: Reap,
 }
 
 /// What every guest is brought up with, besides whole files.
@@ -65,6 +66,23 @@ pub struct Work {
     /// Directory of the host that new work disks are a copy of; none: they are empty.
     #[serde(deserialize_with = "directory")]
     pub seed: Option<PathBuf>,
+}
+
+/// Which VMs are stopped because nobody uses them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reap {
+    /// Seconds for which a VM may be idle; 0: for ever.
+    #[serde(deserialize_with = "span")]
+    pub idle: u64,
+    /// Percent of one CPU below which a VM is idle, on average.
+    pub idle_cpu: u32,
+}
+
+impl Default for Reap {
+    fn default() -> Self {
+        Self { idle: 0, idle_cpu: 3 }
+    }
 }
 
 impl Config {
@@ -196,6 +214,14 @@ mod tests {
     #[test]
     fn nothing_said_is_the_built_in_default() {
         assert_eq!(Config::default().defaults.spec(), Spec::default());
+    }
+
+    #[test]
+    fn idle_vms_are_stopped_if_the_admin_says_so() {
+        assert_eq!(Config::default().reap.idle, 0);
+        let reap = toml::from_str::<Config>("[reap]\nidle = \"2h\"\n").expect("parses").reap;
+        assert_eq!((reap.idle, reap.idle_cpu), (7200, 3));
+        assert!(toml::from_str::<Config>("[reap]\nidle = \"late\"\n").is_err());
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The commands, one file per noun.
 
+mod analyze;
 mod image;
 mod kernel;
 mod network;
+mod plot;
 mod run;
 mod session;
 mod snapshot;
+mod stats;
+mod top;
 mod vm;
 mod volume;
 
@@ -23,6 +27,11 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Exec(arguments) => return session::exec(context, arguments).await,
         Command::Shell(arguments) => return session::shell(context, arguments).await,
         Command::Ps(arguments) => vm::list(context, arguments.all).await?,
+        Command::Stats(arguments) => stats::stats(context, arguments).await?,
+        Command::Top { interval } => top::top(context, interval).await?,
+        Command::Ping { vm } => stats::ping(context, &vm).await?,
+        Command::Ports { vm } => stats::ports(context, &vm).await?,
+        Command::Analyze(command) => analyze::dispatch(context, command).await?,
         Command::Start(arguments) => return vm::start(context, arguments).await,
         Command::Stop(arguments) => return vm::stop(context, arguments).await,
         Command::Restart(arguments) => return vm::restart(context, arguments).await,

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use banger_api::Result;
-use banger_api::vm::{LaunchPlan, SnapshotRow, VmRow, VolumeRow};
+use banger_api::agent::Port;
+use banger_api::vm::{LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -178,6 +179,65 @@ impl Manager {
         let (problems, warnings) = self.supervisor.check(&vm_name(name)?).await?;
         let shown = |error: banger_api::Error| (error.kind().name().to_owned(), error.message().to_owned());
         Ok((problems.into_iter().map(shown).collect(), warnings))
+    }
+
+    /// The figures of a running VM. Counters count since its start; what is not known is left out.
+    ///
+    /// Of the host: monotonic_usec (t: when, since the host's boot), cpu_usec, memory_bytes,
+    /// memory_peak_bytes, io_read_bytes, io_written_bytes, tasks, disk_used_bytes (t), reachable (b:
+    /// whether the guest has answered). Of the guest: guest (a{sv}, as Stats of org.banger.Agent1
+    /// has it: load, memory, filesystems, counters of its disks and network interfaces).
+    #[zbus(out_args("stats"))]
+    async fn get_vm_stats(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<VmStats> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.stats(&vm_name(name)?).await
+    }
+
+    /// Asks the guest's agent for a sign of life. Returns how long the answer took, in
+    /// microseconds.
+    #[zbus(out_args("usec"))]
+    async fn ping_vm(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u64> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.ping(&vm_name(name)?).await
+    }
+
+    /// What listens in the guest's network: protocol (tcp, udp, tcp6, udp6), address, port, name
+    /// and id of the process (empty and 0 if not known).
+    #[zbus(out_args("ports"))]
+    async fn list_ports(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<Port>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.ports(&vm_name(name)?).await
+    }
+
+    /// The stages of the VM's last start, and when each began (microseconds since 1970). Kept after
+    /// the VM's end, until its next start or the host's next boot.
+    ///
+    /// request (missing if vmd was not asked), unit, prepare, tap, helpers, vmm; kernel, agent,
+    /// disks, network, init in the guest, or restore; ready.
+    #[zbus(out_args("stages"))]
+    async fn get_timeline(
+        &self,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, u64)>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.timeline(&vm_name(name)?)
     }
 
     /// Keeps what a running VM is: memory, devices, disks. The guest stands still meanwhile, and

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use banger_api::vm::vsock_socket;
+use banger_api::agent::Port;
+use banger_api::vm::{VmStats, vsock_socket};
 use banger_api::{Error, Result};
 use banger_core::name::VmName;
 use banger_daemon::Gate;
@@ -132,6 +133,50 @@ impl VmObject {
         let _call = self.gate.enter(&header, connection, &[("vm", self.name.as_str())]).await?;
         let effects = self.supervisor.set(&self.name, Change::new(options.into())?).await?;
         Ok((effects.live, effects.next_start))
+    }
+
+    /// As GetVmStats of the manager.
+    #[zbus(out_args("stats"))]
+    async fn get_stats(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<VmStats> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.stats(&self.name).await
+    }
+
+    /// As PingVm of the manager.
+    #[zbus(out_args("usec"))]
+    async fn ping(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u64> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.ping(&self.name).await
+    }
+
+    /// As ListPorts of the manager.
+    #[zbus(out_args("ports"))]
+    async fn list_ports(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<Port>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.ports(&self.name).await
+    }
+
+    /// As GetTimeline of the manager.
+    #[zbus(out_args("stages"))]
+    async fn get_timeline(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, u64)>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.timeline(&self.name)
     }
 
     /// Everything about the VM as JSON. Of its environment only the names: values may be secret.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use banger_api::vm::VmStats;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
 use banger_core::spec::Limits;
@@ -70,6 +71,7 @@ trait Job {
     fn job_type(&self) -> zbus::Result<String>;
 }
 
+/// What is asked of a unit; of figures, `u64::MAX` is what systemd does not know.
 #[proxy(
     interface = "org.freedesktop.systemd1.Service",
     default_service = "org.freedesktop.systemd1",
@@ -78,6 +80,19 @@ trait Job {
 trait Service {
     #[zbus(name = "UID", property(emits_changed_signal = "false"))]
     fn uid(&self) -> zbus::Result<u32>;
+    #[zbus(name = "CPUUsageNSec", property(emits_changed_signal = "false"))]
+    fn cpu_usage_nsec(&self) -> zbus::Result<u64>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_current(&self) -> zbus::Result<u64>;
+    /// Since systemd 255.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_peak(&self) -> zbus::Result<u64>;
+    #[zbus(name = "IOReadBytes", property(emits_changed_signal = "false"))]
+    fn io_read_bytes(&self) -> zbus::Result<u64>;
+    #[zbus(name = "IOWriteBytes", property(emits_changed_signal = "false"))]
+    fn io_write_bytes(&self) -> zbus::Result<u64>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn tasks_current(&self) -> zbus::Result<u64>;
 }
 
 /// What systemd says of a VM's unit.
@@ -294,6 +309,31 @@ impl Units {
             return Ok(());
         }
         self.0.systemd.set_unit_properties(&name.unit(), true, &properties).await.map_err(refused)
+    }
+
+    /// What the unit has taken of the host since it started, as far as systemd accounts for it.
+    pub async fn accounting(&self, name: &VmName) -> Result<VmStats> {
+        let path = banger_api::path::encode(UNIT_PREFIX, &name.unit());
+        let bus = self.0.systemd.inner().connection();
+        let unit = ServiceProxy::builder(bus).path(path).build().await?;
+        let (cpu, memory, peak, read, written, tasks) = tokio::join!(
+            unit.cpu_usage_nsec(),
+            unit.memory_current(),
+            unit.memory_peak(),
+            unit.io_read_bytes(),
+            unit.io_write_bytes(),
+            unit.tasks_current(),
+        );
+        let known = |value: zbus::Result<u64>| value.ok().filter(|&value| value != u64::MAX);
+        Ok(VmStats {
+            cpu_usec: known(cpu).map(|nsec| nsec / 1000),
+            memory_bytes: known(memory),
+            memory_peak_bytes: known(peak),
+            io_read_bytes: known(read),
+            io_written_bytes: known(written),
+            tasks: known(tasks),
+            ..VmStats::default()
+        })
     }
 
     /// Lets systemd forget that the unit failed.

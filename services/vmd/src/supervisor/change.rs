@@ -8,6 +8,7 @@ use banger_core::vm::State;
 use zbus::{OwnedVariant, Str};
 
 use super::Supervisor;
+use crate::config::Config;
 use crate::request::Change;
 use crate::store::VmRow;
 
@@ -81,7 +82,9 @@ impl Supervisor {
     pub(super) fn leave_word(&self) {
         let rows = self.0.store.list();
         self.note("autostart", rows.iter().any(|row| row.spec.autostart));
-        self.note("reap", rows.iter().any(|row| row.spec.ttl > 0));
+        // Mistakes in the configuration are told by the one who looks for idle VMs.
+        let stops_idle = || Config::load().map_or(true, |config| config.reap.idle > 0);
+        self.note("reap", rows.iter().any(|row| row.spec.ttl > 0) || !rows.is_empty() && stops_idle());
     }
 
     fn note(&self, name: &str, wanted: bool) {

@@ -7,11 +7,13 @@ use banger_api::vm::LaunchPlan;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::ending::{End, Goodbye, Verdict, judge};
 use banger_core::name::VmName;
+use banger_core::timeline::TAP;
 use banger_core::vm::Stage;
 use banger_daemon::gate::Caller;
 use banger_daemon::jobs::now_usec;
 use banger_vmm::{Vmm, probe};
 
+use super::timeline::Timeline;
 use super::{Supervisor, lock, plan};
 use crate::config::Config;
 use crate::effects::peers::{BootSet, NetLease};
@@ -28,6 +30,8 @@ struct Ready {
 struct Held {
     boot: BootSet,
     network: Option<NetLease>,
+    /// When everything else was ready.
+    tap_usec: u64,
 }
 
 impl Supervisor {
@@ -46,6 +50,7 @@ impl Supervisor {
 
     async fn prepare_for(&self, name: &VmName, uid: u32) -> Result<LaunchPlan> {
         let row = self.get(name)?;
+        let mut timeline = self.begin_timeline(name);
         let Ready { vmm, synced } = self.preflight(&row).await?;
         report(name, &synced);
         let held = match self.hold(&row, uid).await {
@@ -55,10 +60,11 @@ impl Supervisor {
                 return Err(error);
             }
         };
+        timeline.push((TAP.to_owned(), held.tap_usec));
         self.unmark_paused(name)?;
         let row = self.0.store.mark_started(name, now_usec()).await?;
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
-        self.launch_plan(&row, &held, vmm.as_ref(), synced)
+        self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline)
     }
 
     /// Takes what the VM needs while it runs, one thing after the other.
@@ -71,12 +77,13 @@ impl Supervisor {
         if let Some(start) = lock(&self.0.starts).get(name) {
             start.progress.stage(Stage::Network.as_str());
         }
+        let tap_usec = now_usec();
         let network = if row.spec.network {
             Some(self.0.peers.acquire_network(name.as_str(), row.address, uid, row.spec.nat).await?)
         } else {
             None
         };
-        Ok(Held { boot, network })
+        Ok(Held { boot, network, tap_usec })
     }
 
     /// Gives back what [`Supervisor::hold`] took, in reverse. The image stays leased as long as
@@ -96,7 +103,14 @@ impl Supervisor {
         }
     }
 
-    fn launch_plan(&self, row: &VmRow, held: &Held, vmm: &dyn Vmm, synced: Synced) -> Result<LaunchPlan> {
+    fn launch_plan(
+        &self,
+        row: &VmRow,
+        held: &Held,
+        vmm: &dyn Vmm,
+        synced: Synced,
+        timeline: Timeline,
+    ) -> Result<LaunchPlan> {
         let disks = self.0.disks.of(&row.name, &row.spec);
         let machine =
             plan::machine(row, &held.boot, held.network.as_ref(), disks, self.0.disks.restore(&row.name));
@@ -112,6 +126,7 @@ impl Supervisor {
             command: plan.main,
             guest_config: plan::serialize(&config)?,
             warnings,
+            timeline,
         })
     }
 
@@ -162,11 +177,15 @@ impl Supervisor {
         caller: Caller,
     ) -> Result<Verdict> {
         self.check_unit(name, caller).await?;
+        self.keep_timeline(name);
         let asked = self.0.units.is_stop_asked(name).await?;
         let verdict = match self.get(name) {
             Ok(row) => {
                 let end = End { result, goodbye: Goodbye::parse(goodbye), asked };
-                let verdict = judge(end, row.spec.restart);
+                let mut verdict = judge(end, row.spec.restart);
+                if let Some(reason) = lock(&self.0.reasons).get(name).filter(|_| asked) {
+                    verdict.reason = reason;
+                }
                 let ended = Ended { usec: now_usec(), reason: verdict.reason.to_owned() };
                 self.0.store.mark_ended(name, ended).await?;
                 self.changed(name, vec![("EndReason", zbus::Str::from(verdict.reason).into())]);

@@ -9,6 +9,7 @@ use banger_core::guest;
 use banger_core::name::VmName;
 use banger_core::vm::{Stage, State};
 use banger_daemon::Progress;
+use banger_daemon::jobs::now_usec;
 use tokio::sync::Notify;
 use zbus::OwnedObjectPath;
 
@@ -41,7 +42,12 @@ impl Supervisor {
         // Somebody wants it now: what it did before counts no longer against it.
         self.0.units.reset_failed(name).await;
         let interrupt = Arc::new(Notify::new());
-        let start = Start { progress: progress.clone(), failure: None, interrupt: interrupt.clone() };
+        let start = Start {
+            requested_usec: now_usec(),
+            progress: progress.clone(),
+            failure: None,
+            interrupt: interrupt.clone(),
+        };
         lock(&self.0.starts).insert(name.clone(), start);
         let tell = |status: &str| {
             if is_stage(status) {
@@ -108,7 +114,9 @@ impl Supervisor {
         if self.state_of(name)?.is_up() { self.stop_locked(name, None).await } else { Ok(()) }
     }
 
-    fn check_up(&self, name: &VmName) -> Result<State> {
+    /// # Errors
+    /// `VmNotRunning`.
+    pub(super) fn check_up(&self, name: &VmName) -> Result<State> {
         let state = self.state_of(name)?;
         if state.is_up() {
             return Ok(state);
@@ -261,6 +269,7 @@ impl Supervisor {
         self.0.peers.release_image(name.as_str()).await?;
         self.0.units.reset_failed(name).await;
         self.unmark_paused(name)?;
+        self.forget_timeline(name);
         self.0.store.remove(name).await?;
         self.forget_lock(name);
         self.0.units.forget(name);

@@ -6,7 +6,9 @@
 //! - `control`: what a running VM's VMM and agent are told
 //! - `launch`: what the VM's unit asks for when it starts and when it has ended
 //! - `plan`: from rows and leases to machines and guests' configurations; pure
-//! - `reap`: VMs whose time is up
+//! - `stats`: figures of running VMs
+//! - `timeline`: how the last start of a VM went on
+//! - `reap`: VMs whose time is up, and idle ones; `idle` tells which are
 //! - `snapshots`: what running VMs are, and VMs that go on from there
 //! - `volumes`: disks that exist by themselves
 //! - `reconcile`: what an instance that was cut off may have left
@@ -17,12 +19,15 @@
 mod change;
 mod control;
 mod create;
+mod idle;
 mod launch;
 mod lifecycle;
 mod plan;
 mod reap;
 mod reconcile;
 mod snapshots;
+mod stats;
+mod timeline;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
@@ -62,10 +67,13 @@ struct Inner {
     /// VMs whose CPUs stand still. As durable as they are: the marks go with a reboot.
     paused: Mutex<HashSet<VmName>>,
     marks: Marks,
+    /// Why runs of VMs end that vmd ends by itself.
+    reasons: Mutex<HashMap<VmName, &'static str>>,
     making_volumes: tokio::sync::Mutex<()>,
 }
 
 struct Start {
+    requested_usec: u64,
     progress: Progress,
     failure: Option<Error>,
     /// Told by whoever wants the VM down before it is up.
@@ -99,9 +107,12 @@ impl Supervisor {
             starts: Mutex::default(),
             paused,
             marks,
+            reasons: Mutex::default(),
             making_volumes: tokio::sync::Mutex::default(),
         }));
         supervisor.reconcile().await?;
+        // The configuration may be another now.
+        supervisor.leave_word();
         Ok(supervisor)
     }
 

@@ -1,17 +1,39 @@
-//! VMs whose time is up. A timer of systemd asks for this, as vmd itself does not stay.
+//! VMs whose time is up, and VMs that nobody uses. A timer of systemd asks for this, as vmd itself
+//! does not stay.
+
+use std::time::Duration;
 
 use banger_api::Result;
 use banger_core::name::VmName;
 use banger_core::spec::Expiry;
+use banger_core::vm::State;
 use banger_daemon::jobs::now_usec;
+use futures_util::future::join_all;
+use tokio::time::timeout;
 
-use super::Supervisor;
+use super::idle::{self, Sample, Samples};
+use super::stats::monotonic_usec;
+use super::{Supervisor, lock};
+use crate::config::{Config, Reap};
 use crate::store::VmRow;
 
+/// How their runs end.
+const OVER: &str = "stopped, as its time was up";
+const IDLE: &str = "stopped, as it was idle";
+
+/// How long a guest may take to say which commands run in it.
+const GUEST: Duration = Duration::from_secs(5);
+
 impl Supervisor {
-    /// Stops or deletes every VM whose time is up; each in the background, as a guest may take its
-    /// time. Returns their names.
+    /// Stops or deletes every VM whose time is up, and stops those that are idle for longer than the
+    /// admin likes; each in the background, as a guest may take its time. Returns their names.
     pub async fn reap(&self) -> Result<Vec<String>> {
+        let mut reaped = self.reap_over().await?;
+        reaped.extend(self.reap_idle(&Config::load()?.reap).await?);
+        Ok(reaped)
+    }
+
+    async fn reap_over(&self) -> Result<Vec<String>> {
         let now = now_usec();
         let mut reaped = Vec::new();
         for row in self.0.store.list() {
@@ -21,7 +43,7 @@ impl Supervisor {
             }
             tracing::info!(vm = row.name.as_str(), "its time of {} s is up", row.spec.ttl);
             if up {
-                self.end_of_time(row.name.clone(), row.spec.expiry).await?;
+                self.put_down(row.name.clone(), row.spec.expiry, "expire", OVER).await;
             } else {
                 self.delete(&row.name, false).await?;
             }
@@ -30,18 +52,65 @@ impl Supervisor {
         Ok(reaped)
     }
 
-    async fn end_of_time(&self, name: VmName, expiry: Expiry) -> Result<()> {
+    async fn reap_idle(&self, limits: &Reap) -> Result<Vec<String>> {
+        if limits.idle == 0 {
+            return Ok(Vec::new());
+        }
+        let path = self.0.context.runtime_dir.join("idle.json");
+        let before = idle::load(&path)?;
+        let rows = self.0.store.list();
+        let running = rows.iter().filter(|row| self.state(row) == State::Running);
+        let seen = running.map(|row| async {
+            let sample = self.look(row, before.get(&row.name), limits.idle_cpu).await;
+            sample.map(|sample| (row.name.clone(), sample))
+        });
+        let samples: Samples = join_all(seen).await.into_iter().flatten().collect();
+        idle::save(&path, &samples)?;
+        let mut reaped = Vec::new();
+        for (name, sample) in samples {
+            let seconds = sample.idle_seconds();
+            if seconds >= limits.idle {
+                tracing::info!(vm = name.as_str(), "idle for {seconds} s: stopping it");
+                reaped.push(name.to_string());
+                self.put_down(name, Expiry::Stop, "idle", IDLE).await;
+            }
+        }
+        Ok(reaped)
+    }
+
+    /// Looks whether a VM does something. Nothing is known of one that systemd does not account for.
+    async fn look(&self, row: &VmRow, before: Option<&Sample>, percent: u32) -> Option<Sample> {
+        let cpu_usec = self.0.units.accounting(&row.name).await.ok()?.cpu_usec?;
+        let mut sample = Sample::after(before, row.started_usec, monotonic_usec(), cpu_usec, percent);
+        if !sample.is_busy()
+            && let Some(started_usec) = self.last_command(&row.name).await
+        {
+            sample.was_busy(now_usec().saturating_sub(started_usec));
+        }
+        Some(sample)
+    }
+
+    /// When the last command was started in a guest, if it says so.
+    async fn last_command(&self, name: &VmName) -> Option<u64> {
+        let asked = timeout(GUEST, async { self.agent(name).await.ok()?.list().await.ok() });
+        asked.await.ok()??.into_iter().map(|(.., started_usec)| started_usec).max()
+    }
+
+    /// Ends a VM's run, and lets the run's end have that reason.
+    async fn put_down(&self, name: VmName, expiry: Expiry, kind: &'static str, reason: &'static str) {
         let (this, subject) = (self.clone(), name.to_string());
         let work = |progress: banger_daemon::Progress| async move {
             progress.stage("stop");
-            this.stop_now(&name).await?;
+            lock(&this.0.reasons).insert(name.clone(), reason);
+            let stopped = this.stop_now(&name).await;
+            lock(&this.0.reasons).remove(&name);
+            stopped?;
             if expiry == Expiry::Delete {
                 this.delete(&name, true).await?;
             }
             Ok(name.to_string())
         };
-        self.0.context.jobs.start("expire", &subject, work).await;
-        Ok(())
+        self.0.context.jobs.start(kind, &subject, work).await;
     }
 }
 
