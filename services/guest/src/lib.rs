@@ -155,7 +155,14 @@ impl Agent {
     }
 
     pub async fn stats(&self) -> Result<Stats> {
-        in_time(async { self.proxy.stats().await.map_err(from_guest) }).await
+        let mut stats = in_time(async { self.proxy.stats().await.map_err(from_guest) }).await?;
+        for filesystem in &mut stats.filesystems {
+            filesystem.mount_point = printable(&filesystem.mount_point);
+            filesystem.device = printable(&filesystem.device);
+        }
+        stats.disks.iter_mut().for_each(|disk| disk.device = printable(&disk.device));
+        stats.networks.iter_mut().for_each(|network| network.interface = printable(&network.interface));
+        Ok(stats)
     }
 
     /// What listens in the guest's network.
