@@ -73,14 +73,35 @@ mod tests {
     }
 
     proptest! {
+        /// The lowest address that is a guest's and free; none only if there is none.
         #[test]
-        fn never_gives_an_address_twice(prefix in 24u8..=30, taken in proptest::collection::btree_set(0u8..=255, 0..64)) {
+        fn the_lowest_free_address_is_next(
+            prefix in 20u8..=32,
+            taken in proptest::collection::btree_set(any::<u16>().prop_map(|low| low % 64), 0..64),
+        ) {
             let range = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), prefix).expect("valid");
-            let taken: BTreeSet<_> = taken.into_iter().map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
-            if let Some(address) = next_free(range, &taken) {
-                prop_assert!(!taken.contains(&address));
-                prop_assert!(is_assignable(range, address));
+            let base = u32::from(range.network());
+            let taken: BTreeSet<_> = taken.into_iter().map(|low| Ipv4Addr::from(base + u32::from(low))).collect();
+            let free = |address: &Ipv4Addr| is_assignable(range, *address) && !taken.contains(address);
+            let lowest = (base..=u32::from(range.broadcast())).map(Ipv4Addr::from).find(free);
+            prop_assert_eq!(next_free(range, &taken), lowest);
+        }
+
+        #[test]
+        fn a_range_holds_as_many_guests_as_it_says(prefix in 22u8..=30) {
+            let range = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), prefix).expect("valid");
+            let mut taken = BTreeSet::new();
+            while let Some(address) = next_free(range, &taken) {
+                prop_assert!(taken.insert(address), "{} was taken", address);
             }
+            prop_assert_eq!(taken.len(), capacity(range) as usize);
+        }
+
+        #[test]
+        fn one_address_one_identity(one: u32, other: u32) {
+            let (one, other) = (Ipv4Addr::from(one), Ipv4Addr::from(other));
+            prop_assert_eq!(mac(one) == mac(other), one == other);
+            prop_assert_eq!(context_id(one) == context_id(other), one == other);
         }
     }
 }

@@ -117,4 +117,33 @@ mod tests {
         assert_eq!(Goodbye::parse("reboot"), Some(Goodbye::Reboot));
         assert_eq!(Goodbye::parse(""), None);
     }
+
+    use proptest::prelude::*;
+
+    fn any_end() -> impl Strategy<Value = (&'static str, Option<Goodbye>, bool)> {
+        let results =
+            ["success", "signal", "core-dump", "oom-kill", "timeout", "exit-code", "resources", "new"];
+        let goodbyes = [None, Some(Goodbye::PowerOff), Some(Goodbye::Reboot)];
+        (
+            proptest::sample::select(results.to_vec()),
+            proptest::sample::select(goodbyes.to_vec()),
+            any::<bool>(),
+        )
+    }
+
+    proptest! {
+        /// A policy decides only whether a VM that ended by itself starts again: never what the end
+        /// was, and the stricter one never starts what the laxer one leaves.
+        #[test]
+        fn policies_only_decide_about_again((result, goodbye, asked) in any_end()) {
+            let [no, failure, always] = [Restart::No, Restart::OnFailure, Restart::Always]
+                .map(|policy| judge(End { result, goodbye, asked }, policy));
+            prop_assert_eq!((no.failed, no.reason), (failure.failed, failure.reason));
+            prop_assert_eq!((no.failed, no.reason), (always.failed, always.reason));
+            prop_assert!(no.again <= failure.again && failure.again <= always.again);
+            prop_assert!(!asked || !(always.again || always.failed));
+            prop_assert_eq!(asked || always.again, true, "what nobody asked for is undone by always");
+            prop_assert!(!always.failed || failure.again, "a failure is one to on-failure");
+        }
+    }
 }

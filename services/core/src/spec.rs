@@ -435,4 +435,52 @@ mod tests {
         // A row written before a field existed.
         assert_eq!(serde_json::from_str::<Spec>("{}").expect("parses"), Spec::default());
     }
+
+    use proptest::prelude::*;
+
+    type Change = (&'static str, fn(&mut Spec));
+
+    /// Each option by its name, and how to give it a value that is not the default.
+    const CHANGES: &[Change] = &[
+        ("cpus", |spec| spec.cpus = 2),
+        ("memory", |spec| spec.memory = GIB),
+        ("disk", |spec| spec.disk = 9 * GIB),
+        ("work", |spec| spec.work = GIB),
+        ("volumes", |spec| {
+            spec.volumes = vec![Mount { volume: "v".into(), path: "/v".into(), read_only: true }];
+        }),
+        ("vmm", |spec| spec.vmm = VmmChoice::Qemu),
+        ("network", |spec| spec.network = false),
+        ("nat", |spec| spec.nat = false),
+        ("init", |spec| spec.init = Init::Agent),
+        ("kernel_arguments", |spec| spec.kernel_arguments = "quiet".into()),
+        ("environment", |spec| spec.environment = BTreeMap::from([("A".into(), "b".into())])),
+        ("authorized_keys", |spec| spec.authorized_keys = vec!["ssh-ed25519 AAAAC3Nz me".into()]),
+        ("labels", |spec| spec.labels = BTreeMap::from([("a".into(), "b".into())])),
+        ("restart", |spec| spec.restart = Restart::Always),
+        ("autostart", |spec| spec.autostart = true),
+        ("ttl", |spec| spec.ttl = 60),
+        ("expiry", |spec| spec.expiry = Expiry::Delete),
+        ("memory_max", |spec| spec.limits.memory_max = Some(GIB)),
+        ("cpu_quota", |spec| spec.limits.cpu_quota = Some(50)),
+        ("io_weight", |spec| spec.limits.io_weight = Some(50)),
+        ("tasks_max", |spec| spec.limits.tasks_max = Some(50)),
+    ];
+
+    proptest! {
+        /// What was changed is what differs, in either direction, and it survives storage.
+        #[test]
+        fn differences_are_what_was_changed(
+            wanted in proptest::sample::subsequence(CHANGES.to_vec(), 0..=CHANGES.len()),
+        ) {
+            let (old, mut new) = (Spec::default(), Spec::default());
+            wanted.iter().for_each(|(_, change)| change(&mut new));
+            let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+            prop_assert_eq!(differences(&old, &new), names.clone());
+            prop_assert_eq!(differences(&new, &old), names);
+            prop_assert_eq!(new.check(), Ok(()));
+            let text = serde_json::to_string(&new).expect("serializes");
+            prop_assert_eq!(serde_json::from_str::<Spec>(&text).expect("parses"), new);
+        }
+    }
 }
