@@ -5,6 +5,7 @@ mod changes;
 mod contract;
 mod create;
 mod errors;
+mod faults;
 mod guests;
 mod images;
 mod isolation;

@@ -54,6 +54,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "CreateVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "DeleteVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "ListVolumes", Access::Read),
+    (MANAGER, "Reconcile", Access::Action(VM_MANAGE)),
     // For units of banger's own: the boot, and the timer that looks whose time is up.
     (MANAGER, "Autostart", Access::Internal),
     (MANAGER, "Reap", Access::Internal),
@@ -264,6 +265,11 @@ pub trait Manager {
     fn get_timeline(&self, name: &str) -> zbus::Result<Vec<(String, u64)>>;
 
     fn list_volumes(&self) -> zbus::Result<Vec<VolumeRow>>;
+
+    /// Removes what belongs to no VM and no volume, such as what a crash left. Returns what was
+    /// found, for people, a line each.
+    #[zbus(allow_interactive_auth)]
+    fn reconcile(&self) -> zbus::Result<Vec<String>>;
 
     fn list_vms(&self) -> zbus::Result<Vec<VmRow>>;
 

@@ -520,6 +520,8 @@ pub enum Vm {
     Check { vm: String },
     /// List all VMs
     Ls,
+    /// Remove what belongs to no VM, such as what a crash left, and say what it was
+    Reconcile,
 }
 
 #[derive(Debug, Args)]

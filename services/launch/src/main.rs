@@ -79,15 +79,23 @@ fn named(name: &str, command: impl FnOnce(&VmName, PathBuf) -> Result<()>) -> Re
 fn release(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
     let goodbye = std::fs::read_to_string(runtime_dir.join(attend::GOODBYE)).unwrap_or_default();
-    let (failed, reason) = block_on(async {
-        let vmd = vmd().await?;
-        Ok(vmd.release_vm(name.as_str(), &result, &goodbye).await.map_err(banger_api::Error::from)?)
-    })?;
+    let (failed, reason) = ask_vmd(async |vmd| vmd.release_vm(name.as_str(), &result, &goodbye).await)?;
     if failed {
         bail!("{reason}");
     }
     eprintln!("{reason}");
     Ok(())
+}
+
+/// Asks vmd, and once more if vmd ends before it has answered: its socket brings it back.
+fn ask_vmd<T>(question: impl AsyncFn(ManagerProxy<'static>) -> zbus::Result<T>) -> Result<T> {
+    block_on(async {
+        let answer = match question(vmd().await?).await {
+            Err(error) if !matches!(error, zbus::Error::MethodError(..)) => question(vmd().await?).await,
+            answer => answer,
+        };
+        Ok(answer.map_err(banger_api::Error::from)?)
+    })
 }
 
 /// The VM's user is too short-lived to be known to the bus, so this goes to vmd directly.

@@ -21,7 +21,7 @@ use nix::unistd::User;
 use rustix::fs::{XattrFlags, setxattr};
 
 use crate::timeline::{Timeline, now_usec};
-use crate::{attend, block_on, vmd};
+use crate::{ask_vmd, attend};
 
 /// How long a helper may take to be ready.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
 }
 
 fn prepare(name: &VmName) -> Result<LaunchPlan> {
-    block_on(async { Ok(vmd().await?.prepare_vm(name.as_str()).await.map_err(banger_api::Error::from)?) })
+    ask_vmd(async |vmd| vmd.prepare_vm(name.as_str()).await)
 }
 
 /// Lets `users` reach the VM's sockets: enter the directory, which belongs to the VM's own user and

@@ -42,6 +42,9 @@ const MIGRATIONS: &[&str] = &[
         created_usec INTEGER NOT NULL
     ) STRICT;
 ",
+    "
+    ALTER TABLE vms ADD COLUMN whole INTEGER NOT NULL DEFAULT 1;
+",
 ];
 
 /// One VM as it is wanted.
@@ -64,6 +67,9 @@ pub struct VmRow {
     pub started_usec: Option<u64>,
     /// How its last run ended, if it has.
     pub ended: Option<Ended>,
+    /// Not while the VM is being created or deleted: then it does not start, and if vmd ends
+    /// meanwhile, the next instance removes it.
+    pub whole: bool,
 }
 
 /// How a run of a VM ended.
@@ -161,7 +167,7 @@ impl VmStore {
     }
 
     pub async fn mark_started(&self, name: &VmName, usec: u64) -> Result<VmRow> {
-        self.change(name, move |row| {
+        self.change(name, move |_, row| {
             row.started_usec = Some(usec);
             Ok(())
         })
@@ -169,8 +175,16 @@ impl VmStore {
     }
 
     pub async fn mark_ended(&self, name: &VmName, ended: Ended) -> Result<VmRow> {
-        self.change(name, move |row| {
+        self.change(name, move |_, row| {
             row.ended = Some(ended);
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn set_whole(&self, name: &VmName, whole: bool) -> Result<VmRow> {
+        self.change(name, move |_, row| {
+            row.whole = whole;
             Ok(())
         })
         .await
@@ -185,22 +199,25 @@ impl VmStore {
         name: &VmName,
         change: impl FnOnce(&mut Spec) -> Result<()> + Send + 'static,
     ) -> Result<VmRow> {
-        self.change(name, |row| change(&mut row.spec)).await
+        self.change(name, |transaction, row| {
+            change(&mut row.spec)?;
+            volumes::check_attached(transaction, &row.name, &row.spec)
+        })
+        .await
     }
 
     /// Changes a row, in the file and then in memory.
     async fn change(
         &self,
         name: &VmName,
-        change: impl FnOnce(&mut VmRow) -> Result<()> + Send + 'static,
+        change: impl FnOnce(&Transaction<'_>, &mut VmRow) -> Result<()> + Send + 'static,
     ) -> Result<VmRow> {
         let _changing = self.changing.lock().await;
         let mut row = self.get(name)?;
         let row = self
             .store
             .transact(move |transaction| {
-                change(&mut row)?;
-                volumes::check_attached(transaction, &row.name, &row.spec)?;
+                change(transaction, &mut row)?;
                 update(transaction, &row)?;
                 Ok(row)
             })
@@ -256,6 +273,7 @@ fn reserve(transaction: &Transaction<'_>, draft: Draft) -> Result<VmRow> {
         created_usec: draft.created_usec,
         started_usec: None,
         ended: None,
+        whole: false,
     };
     insert(transaction, &row)?;
     Ok(row)
@@ -291,8 +309,8 @@ fn insert(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
     let spec = serde_json::to_string(&row.spec).map_err(Error::internal)?;
     transaction
         .execute(
-            "INSERT INTO vms (name, address, image, image_id, kernel, spec, machine_id, created_usec)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO vms (name, address, image, image_id, kernel, spec, machine_id, created_usec, whole)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 row.name.as_str(),
                 u32::from(row.address),
@@ -301,7 +319,8 @@ fn insert(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
                 row.kernel,
                 spec,
                 row.machine_id,
-                row.created_usec as i64
+                row.created_usec as i64,
+                row.whole
             ],
         )
         .map(drop)
@@ -313,8 +332,8 @@ fn update(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
     let ended = row.ended.as_ref().map(serde_json::to_string).transpose().map_err(Error::internal)?;
     transaction
         .execute(
-            "UPDATE vms SET spec = ?, started_usec = ?, ended = ? WHERE name = ?",
-            params![spec, row.started_usec.map(|usec| usec as i64), ended, row.name.as_str()],
+            "UPDATE vms SET spec = ?, started_usec = ?, ended = ?, whole = ? WHERE name = ?",
+            params![spec, row.started_usec.map(|usec| usec as i64), ended, row.whole, row.name.as_str()],
         )
         .map(drop)
         .map_err(db)
@@ -338,6 +357,7 @@ fn read(row: &Row<'_>) -> Result<VmRow> {
         created_usec: row.get::<_, i64>("created_usec").map_err(db)? as u64,
         started_usec: row.get::<_, Option<i64>>("started_usec").map_err(db)?.map(|usec| usec as u64),
         ended,
+        whole: row.get("whole").map_err(db)?,
     })
 }
 
@@ -422,7 +442,8 @@ mod tests {
             Ok(())
         };
         store.set_spec(&row.name, wanted).await.expect("sets");
-        let mut now = VmRow { started_usec: Some(7), ended: Some(ended), ..row };
+        store.set_whole(&row.name, true).await.expect("sets");
+        let mut now = VmRow { started_usec: Some(7), ended: Some(ended), whole: true, ..row };
         now.spec.cpus = 3;
         assert_eq!(store.list(), [now.clone()]);
         drop(store);
@@ -442,5 +463,92 @@ mod tests {
         };
         assert!(store.set_spec(&row.name, refused).await.is_err());
         assert_eq!(store.get(&row.name).expect("there"), row);
+    }
+
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Reserve(Vec<u8>),
+        Remove(u8),
+        Set(u8, u32),
+        Reopen,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let name = 0u8..8;
+        prop_oneof![
+            4 => proptest::collection::vec(name.clone(), 1..3).prop_map(Step::Reserve),
+            2 => name.clone().prop_map(Step::Remove),
+            1 => (name, 1u32..64).prop_map(|(name, cpus)| Step::Set(name, cpus)),
+            1 => Just(Step::Reopen),
+        ]
+    }
+
+    /// The names of the model: more than the range of [`draft`] has addresses for.
+    fn vm(number: u8) -> VmName {
+        VmName::new(&format!("vm{number}")).expect("valid")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// The store does what a plain map would, and at no time do two VMs share an address.
+        #[test]
+        fn the_store_is_a_map_with_unique_addresses(steps in proptest::collection::vec(step(), 1..40)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (dir, mut store) = store().await;
+                let mut model: BTreeMap<VmName, (Ipv4Addr, u32)> = BTreeMap::new();
+                for step in steps {
+                    match step {
+                        Step::Reserve(numbers) => {
+                            let names: Vec<VmName> = numbers.into_iter().map(vm).collect();
+                            let free = names.iter().find(|name| !model.contains_key(*name)).cloned();
+                            let taken: BTreeSet<Ipv4Addr> = model.values().map(|(address, _)| *address).collect();
+                            let reserved = store.reserve(Draft { names, ..draft(&["x"]) }).await;
+                            match (free, address::next_free(draft(&["x"]).range, &taken)) {
+                                (None, _) => {
+                                    let error = reserved.expect_err("no name is free");
+                                    prop_assert_eq!(error.kind(), ErrorKind::NameTaken);
+                                }
+                                (Some(_), None) => {
+                                    let error = reserved.expect_err("no address is free");
+                                    prop_assert_eq!(error.kind(), ErrorKind::NoFreeAddress);
+                                }
+                                (Some(name), Some(address)) => {
+                                    let row = reserved.expect("reserves");
+                                    prop_assert_eq!((&row.name, row.address), (&name, address));
+                                    model.insert(name, (address, row.spec.cpus));
+                                }
+                            }
+                        }
+                        Step::Remove(number) => {
+                            store.remove(&vm(number)).await.expect("removes");
+                            model.remove(&vm(number));
+                        }
+                        Step::Set(number, cpus) => {
+                            let change = move |spec: &mut Spec| {
+                                spec.cpus = cpus;
+                                Ok(())
+                            };
+                            let set = store.set_spec(&vm(number), change).await;
+                            prop_assert_eq!(set.is_ok(), model.contains_key(&vm(number)));
+                            model.entry(vm(number)).and_modify(|(_, set)| *set = cpus);
+                        }
+                        Step::Reopen => {
+                            drop(store);
+                            store = VmStore::open(&dir.path().join("vmd.db")).await.expect("opens");
+                        }
+                    }
+                    let rows: BTreeMap<VmName, (Ipv4Addr, u32)> =
+                        store.list().into_iter().map(|row| (row.name, (row.address, row.spec.cpus))).collect();
+                    prop_assert_eq!(&rows, &model);
+                    let addresses: BTreeSet<Ipv4Addr> = rows.values().map(|(address, _)| *address).collect();
+                    prop_assert_eq!(addresses.len(), rows.len());
+                }
+                Ok(())
+            })?;
+        }
     }
 }

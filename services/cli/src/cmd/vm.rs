@@ -33,6 +33,7 @@ pub async fn dispatch(context: &Context, command: Vm) -> Result<u8> {
         Vm::Show { vm } => show(context, &vm).await?,
         Vm::Check { vm } => return check(context, &vm).await,
         Vm::Ls => list(context, true).await?,
+        Vm::Reconcile => reconcile(context).await?,
     }
     Ok(SUCCESS)
 }
@@ -60,6 +61,15 @@ pub async fn list(context: &Context, all: bool) -> Result<()> {
     context.output.rows(&rows, &["NAME", "STATE", "IMAGE", "ADDRESS"], |row| {
         vec![row.name.clone(), row.state.clone(), row.image.clone(), or_dash(&row.address)]
     })
+}
+
+async fn reconcile(context: &Context) -> Result<()> {
+    let repairs = context.bus.vms().await?.reconcile().await?;
+    if context.output.json {
+        return context.output.value(&repairs);
+    }
+    repairs.iter().for_each(|repair| context.output.line(repair));
+    Ok(())
 }
 
 async fn show(context: &Context, name: &str) -> Result<()> {

@@ -341,6 +341,18 @@ impl Manager {
         self.supervisor.volumes().await
     }
 
+    /// Removes what belongs to no VM and no volume, such as what a crash left: disks, leases, failures
+    /// of units. Returns what was found, a line each. VMs that run are not touched.
+    #[zbus(out_args("repairs"))]
+    async fn reconcile(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<String>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.reconcile().await
+    }
+
     /// For the boot: starts every VM that is to start with the host.
     async fn autostart(
         &self,

@@ -23,6 +23,7 @@ use banger_core::acl;
 use banger_core::name::VmName;
 use banger_core::spec::Spec;
 use banger_core::units::MIB;
+use banger_daemon::failpoint;
 use rustix::fs::{XattrFlags, removexattr, setxattr};
 use tokio::fs;
 use tokio::process::Command;
@@ -36,6 +37,9 @@ const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
 /// A guest that cannot write its disk because the host's is full loses data, so none starts with
 /// less than this much space left.
 const ROOM: u64 = 128 * MIB;
+
+/// What a disk is called until it is finished.
+const DRAFT: &str = "new";
 
 /// The directories of all disks.
 #[derive(Debug, Clone)]
@@ -207,6 +211,27 @@ impl Disks {
         Ok(used)
     }
 
+    /// Removes what a VM that does not run needs no longer: disks that were never finished, links
+    /// to volumes that it has no more, a restore that was cut off. Returns whether there was
+    /// anything.
+    pub async fn tidy(&self, name: &VmName, spec: &Spec) -> Result<bool> {
+        let wanted: Vec<PathBuf> = self.of(name, spec).into_iter().map(|disk| disk.path).collect();
+        let mut tidied = self.restore(name).is_some();
+        self.forget_restore(name).await?;
+        let mut entries = fs::read_dir(self.directory(name)).await?;
+        while let Some(entry) = entries.next_entry().await? {
+            let file = entry.file_name();
+            let file = file.to_string_lossy();
+            let ours =
+                Path::new(&*file).extension().is_some_and(|end| end == DRAFT) || file.starts_with("volume-");
+            if ours && !wanted.contains(&entry.path()) {
+                fs::remove_file(entry.path()).await?;
+                tidied = true;
+            }
+        }
+        Ok(tidied)
+    }
+
     /// Deletes the VM's disks. Volumes stay: only their links go.
     pub async fn remove(&self, name: &VmName) -> Result<()> {
         match fs::remove_dir_all(self.directory(name)).await {
@@ -225,24 +250,31 @@ impl Disks {
         Ok(names)
     }
 
+    /// Makes a volume's file anew: one that is there already is what a deletion left.
     pub async fn make_volume(&self, name: &VmName, bytes: u64) -> Result<()> {
-        make(&self.volume(name.as_str()), bytes).await
+        let disk = self.volume(name.as_str());
+        let fresh = draft(&disk, bytes).await?;
+        publish(&fresh, &disk).await
     }
 
     pub async fn remove_volume(&self, name: &VmName) -> Result<()> {
-        match fs::remove_file(self.volume(name.as_str())).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+        let disk = self.volume(name.as_str());
+        for file in [disk.with_extension(DRAFT), disk] {
+            match fs::remove_file(file).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
-    /// The names of the volumes that have a file.
+    /// The names of the volumes that have a file, if only an unfinished one.
     pub async fn list_volumes(&self) -> Result<Vec<VmName>> {
         let mut names = Vec::new();
         let mut entries = fs::read_dir(&self.volumes).await?;
         while let Some(entry) = entries.next_entry().await? {
             let file = entry.file_name();
-            let name = file.to_str().and_then(|file| file.strip_suffix(".img"));
+            let name = file.to_str().and_then(|file| file.rsplit_once('.')).map(|(name, _)| name);
             names.extend(name.and_then(|name| VmName::new(name).ok()));
         }
         Ok(names)
@@ -260,9 +292,10 @@ async fn make(disk: &Path, bytes: u64) -> Result<()> {
 
 /// Makes a disk beside the place where it is to be: one that has its name is whole.
 async fn draft(disk: &Path, bytes: u64) -> Result<PathBuf> {
-    let draft = disk.with_extension("new");
+    let draft = disk.with_extension(DRAFT);
     fs::File::create(&draft).await?.set_len(bytes).await?;
     mke2fs(&draft, "", &[]).await?;
+    failpoint!("disk.drafted");
     Ok(draft)
 }
 
@@ -270,6 +303,7 @@ async fn draft(disk: &Path, bytes: u64) -> Result<PathBuf> {
 pub(super) async fn publish(draft: &Path, place: &Path) -> Result<()> {
     fs::File::open(draft).await?.sync_all().await?;
     fs::rename(draft, place).await?;
+    failpoint!("disk.published");
     if let Some(directory) = place.parent() {
         fs::File::open(directory).await?.sync_all().await?;
     }

@@ -111,6 +111,22 @@ impl Disks {
         Ok(snapshots)
     }
 
+    /// Removes what is no whole snapshot. Returns whether there was anything.
+    pub async fn tidy_snapshots(&self, name: &VmName) -> Result<bool> {
+        let mut entries = match fs::read_dir(self.snapshots(name)).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            entries => entries?,
+        };
+        let mut tidied = false;
+        while let Some(entry) = entries.next_entry().await? {
+            if !fs::try_exists(entry.path().join(META)).await? {
+                fs::remove_dir_all(entry.path()).await?;
+                tidied = true;
+            }
+        }
+        Ok(tidied)
+    }
+
     /// Deletes a snapshot, whole or not.
     pub async fn remove_snapshot(&self, name: &VmName, snapshot: &VmName) -> Result<()> {
         let directory = self.snapshot(name, snapshot);

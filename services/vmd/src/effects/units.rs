@@ -11,6 +11,7 @@ use banger_api::vm::VmStats;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
 use banger_core::spec::Limits;
+use banger_core::vm::State;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use zbus::fdo::PropertiesChanged;
@@ -183,6 +184,25 @@ impl Units {
     pub fn view(&self, name: &VmName) -> UnitView {
         let views = self.0.views.lock().unwrap_or_else(PoisonError::into_inner);
         views.get(name).map(|view| view.borrow().clone()).unwrap_or_default()
+    }
+
+    /// The names of all units that systemd has spoken of.
+    pub fn names(&self) -> Vec<VmName> {
+        self.0.views.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// The active state now; [`Units::view`] may be an instant behind.
+    pub async fn active_state(&self, name: &VmName) -> Result<String> {
+        let unit = name.unit();
+        let listed = self.0.systemd.list_units_by_patterns(&[], &[&unit]).await?;
+        // What systemd has not loaded is inactive.
+        let state = listed.into_iter().next().map(|(_, _, _, active_state, ..)| active_state);
+        Ok(state.unwrap_or_else(|| UnitView::default().active_state))
+    }
+
+    /// Whether the unit has, or is about to have, a process.
+    pub async fn is_up(&self, name: &VmName) -> Result<bool> {
+        Ok(State::of(&self.active_state(name).await?, true).is_up())
     }
 
     /// Forgets a VM that is deleted.

@@ -5,6 +5,7 @@ use banger_api::{ErrorKind, Result};
 use banger_core::name::VmName;
 use banger_core::spec::{Spec, differences};
 use banger_core::vm::State;
+use banger_daemon::failpoint;
 use zbus::{OwnedVariant, Str};
 
 use super::Supervisor;
@@ -39,17 +40,20 @@ impl Supervisor {
                 check_sizes(&old, spec)
             })
             .await?;
+        failpoint!("set.written");
         let state = self.state(&new);
         let changed = differences(&old.spec, &new.spec);
         let removed: Vec<&str> =
             changed.iter().copied().filter(|option| is_unset(option, &new.spec)).collect();
         self.0.units.clear_limits(name, &removed).await?;
+        failpoint!("set.limits");
         let mut effects = Effects::default();
         for option in changed {
             let live =
                 !state.is_up() && at_rest(option) || self.set_live(option, &old.spec, &new, state).await?;
             if live { effects.live.push(option) } else { effects.next_start.push(option) }
         }
+        failpoint!("set.live");
         self.changed(name, properties(&new.spec));
         self.leave_word();
         tracing::info!(vm = name.as_str(), live = ?effects.live, next_start = ?effects.next_start, "changed");

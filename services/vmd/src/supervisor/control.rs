@@ -3,6 +3,7 @@
 use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
+use banger_daemon::failpoint;
 use banger_guest::Agent;
 use banger_vmm::control::{Control, ControlError};
 
@@ -23,6 +24,7 @@ impl Supervisor {
     pub(super) async fn grow_live(&self, row: &VmRow) -> Result<()> {
         let name = &row.name;
         let grown = self.0.disks.grow(name, &row.spec).await?;
+        failpoint!("set.grown");
         let mut control = self.control(name).await?;
         for (id, bytes) in grown {
             control.grow_disk(&id, bytes).await.map_err(vmm_error)?;

@@ -6,8 +6,8 @@
 use banger_api::{ErrorKind, Result};
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
-use banger_daemon::Progress;
 use banger_daemon::jobs::now_usec;
+use banger_daemon::{Progress, failpoint};
 use zbus::OwnedObjectPath;
 
 use super::Supervisor;
@@ -30,6 +30,7 @@ impl Supervisor {
     async fn create(self, request: Create, progress: Progress) -> Result<String> {
         let start = request.start;
         let draft = self.draft(request, &progress).await?;
+        failpoint!("create.resolved");
         progress.stage(Stage::Reserve.as_str());
         let row = self.0.store.reserve(draft).await?;
         let name = row.name.clone();
@@ -85,9 +86,23 @@ impl Supervisor {
 
     /// Phase 3, up to the start.
     async fn furnish(&self, row: &VmRow, progress: &Progress) -> Result<()> {
-        self.0.peers.lease_image(row.name.as_str(), &row.image_id, &row.kernel).await?;
         progress.stage(Stage::Disk.as_str());
-        self.make_disks(row).await
+        let name = &row.name;
+        if self.state(row).is_up() {
+            return Err(ErrorKind::VmRunning.error(format!(
+                "{} runs, although there was no VM {name}: stop it with systemctl",
+                name.unit()
+            )));
+        }
+        self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;
+        failpoint!("create.leased");
+        // Whatever is there is of another VM of this name.
+        self.0.disks.remove(name).await?;
+        self.make_disks(row).await?;
+        failpoint!("create.disk");
+        self.0.store.set_whole(name, true).await?;
+        failpoint!("create.whole");
+        Ok(())
     }
 
     /// Makes the disks that the VM does not have yet.

@@ -9,6 +9,7 @@ use banger_core::ending::{End, Goodbye, Verdict, judge};
 use banger_core::name::VmName;
 use banger_core::timeline::TAP;
 use banger_core::vm::Stage;
+use banger_daemon::failpoint;
 use banger_daemon::gate::Caller;
 use banger_daemon::jobs::now_usec;
 use banger_vmm::{Vmm, probe};
@@ -53,6 +54,8 @@ impl Supervisor {
         let mut timeline = self.begin_timeline(name);
         let Ready { vmm, synced } = self.preflight(&row).await?;
         report(name, &synced);
+        let _holding = self.0.holding.of(name).await;
+        self.check_whole(name)?;
         let held = match self.hold(&row, uid).await {
             Ok(held) => held,
             Err(error) => {
@@ -63,17 +66,31 @@ impl Supervisor {
         timeline.push((TAP.to_owned(), held.tap_usec));
         self.unmark_paused(name)?;
         let row = self.0.store.mark_started(name, now_usec()).await?;
+        failpoint!("start.marked");
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
         self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline)
+    }
+
+    fn check_whole(&self, name: &VmName) -> Result<()> {
+        if self.get(name)?.whole {
+            return Ok(());
+        }
+        Err(ErrorKind::NotReady.error(format!(
+            "{name} is being created or deleted: wait for that, or finish it with `banger vm reconcile`"
+        )))
     }
 
     /// Takes what the VM needs while it runs, one thing after the other.
     async fn hold(&self, row: &VmRow, uid: u32) -> Result<Held> {
         let name = &row.name;
         let boot = self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;
+        failpoint!("start.leased");
         self.make_disks(row).await?;
+        failpoint!("start.disks");
         self.0.disks.grant(name, &row.spec, Some(uid))?;
+        failpoint!("start.granted");
         self.0.units.set_limits(name, &row.spec.limits).await?;
+        failpoint!("start.limits");
         if let Some(start) = lock(&self.0.starts).get(name) {
             start.progress.stage(Stage::Network.as_str());
         }
@@ -83,6 +100,7 @@ impl Supervisor {
         } else {
             None
         };
+        failpoint!("start.network");
         Ok(Held { boot, network, tap_usec })
     }
 
@@ -94,8 +112,10 @@ impl Supervisor {
         }
     }
 
-    async fn give_back(&self, name: &VmName) -> Result<()> {
+    /// The caller has the VM's lock of `holding`.
+    pub(super) async fn give_back(&self, name: &VmName) -> Result<()> {
         self.0.peers.release_network(name.as_str()).await?;
+        failpoint!("release.network");
         match self.get(name) {
             Ok(row) => self.0.disks.grant(name, &row.spec, None),
             // It was deleted meanwhile, and its disks with it.
@@ -177,8 +197,10 @@ impl Supervisor {
         caller: Caller,
     ) -> Result<Verdict> {
         self.check_unit(name, caller).await?;
+        failpoint!("release.begun");
         self.keep_timeline(name);
         let asked = self.0.units.is_stop_asked(name).await?;
+        let _holding = self.0.holding.of(name).await;
         let verdict = match self.get(name) {
             Ok(row) => {
                 let end = End { result, goodbye: Goodbye::parse(goodbye), asked };
@@ -194,8 +216,12 @@ impl Supervisor {
             // It is being deleted.
             Err(_) => Verdict { failed: false, again: false, reason: "deleted" },
         };
+        failpoint!("release.marked");
         self.give_back(name).await?;
         self.unmark_paused(name)?;
+        // It was meant for the run that is over, if for any.
+        self.0.disks.forget_restore(name).await?;
+        failpoint!("release.done");
         if verdict.again {
             tracing::info!(vm = name.as_str(), "starting again: {}", verdict.reason);
             self.0.units.start_again(name).await?;

@@ -8,8 +8,8 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest;
 use banger_core::name::VmName;
 use banger_core::vm::{Stage, State};
-use banger_daemon::Progress;
 use banger_daemon::jobs::now_usec;
+use banger_daemon::{Progress, failpoint};
 use tokio::sync::Notify;
 use zbus::OwnedObjectPath;
 
@@ -39,6 +39,7 @@ impl Supervisor {
             return Err(ErrorKind::VmRunning.error(format!("{name} is {} already", state.as_str())));
         }
         progress.stage(Stage::Start.as_str());
+        failpoint!("start.begun");
         // Somebody wants it now: what it did before counts no longer against it.
         self.0.units.reset_failed(name).await;
         let interrupt = Arc::new(Notify::new());
@@ -64,6 +65,7 @@ impl Supervisor {
         let failure = lock(&self.0.starts).remove(name).and_then(|start| start.failure);
         match started {
             Ok(result) if result == "done" => {
+                failpoint!("start.ready");
                 progress.stage(Stage::Ready.as_str());
                 tracing::info!(vm = name.as_str(), "running");
                 Ok(())
@@ -130,16 +132,22 @@ impl Supervisor {
             // A guest that stands still cannot shut down.
             self.resume_locked(name).await?;
         }
+        failpoint!("stop.begun");
         let stop = self.0.units.stop(name);
-        let Some(timeout) = timeout else { return stop.await };
-        tokio::pin!(stop);
-        match tokio::time::timeout(timeout, &mut stop).await {
-            Ok(stopped) => stopped,
+        let stopped = match timeout {
+            None => Ok(stop.await),
+            // By value: a call that is cut off and kept holds up all others on the connection.
+            Some(timeout) => tokio::time::timeout(timeout, stop).await,
+        };
+        match stopped {
+            Ok(stopped) => stopped?,
             Err(_) => {
                 tracing::warn!(vm = name.as_str(), "did not stop in time; killing it");
-                self.0.units.end(name).await
+                self.0.units.end(name).await?;
             }
         }
+        failpoint!("stop.down");
+        Ok(())
     }
 
     /// Starts the job that stops a VM, if it runs, and starts it again.
@@ -186,8 +194,16 @@ impl Supervisor {
                     .error(format!("{name} is {}: only a running VM can be paused", state.as_str())));
             }
         }
-        self.control(name).await?.pause().await.map_err(vmm_error)?;
+        let mut control = self.control(name).await?;
+        // The mark first: to resume a VM that runs does no harm, but nobody would resume one that
+        // stands still and is taken for running.
         self.0.marks.set(name)?;
+        failpoint!("pause.marked");
+        if let Err(error) = control.pause().await {
+            self.0.marks.clear(name)?;
+            return Err(vmm_error(error));
+        }
+        failpoint!("pause.paused");
         lock(&self.0.paused).insert(name.clone());
         self.state_changed(name);
         tracing::info!(vm = name.as_str(), "paused");
@@ -206,6 +222,7 @@ impl Supervisor {
 
     async fn resume_locked(&self, name: &VmName) -> Result<()> {
         self.control(name).await?.resume().await.map_err(vmm_error)?;
+        failpoint!("resume.resumed");
         self.unmark_paused(name)?;
         tracing::info!(vm = name.as_str(), "resumed");
         Ok(())
@@ -239,6 +256,7 @@ impl Supervisor {
                 .error(format!("{name} is {}: stop it before its disk is reset", state.as_str())));
         }
         self.0.disks.reset(name, &row.spec).await?;
+        failpoint!("reset.done");
         tracing::info!(vm = name.as_str(), "reset to its image");
         Ok(())
     }
@@ -257,6 +275,7 @@ impl Supervisor {
                     .error(format!("{name} is {}: stop it first, or use force", state.as_str())));
             }
             self.0.units.end(name).await?;
+            failpoint!("delete.ended");
         }
         self.unpublish(name).await
     }
@@ -264,14 +283,21 @@ impl Supervisor {
     /// Removes a VM that does not run: everything it holds first, its row last, so that its name
     /// is free only when nothing of it is left.
     pub(super) async fn unpublish(&self, name: &VmName) -> Result<()> {
+        self.doom(name).await?;
+        failpoint!("delete.doomed");
         self.0.peers.release_network(name.as_str()).await?;
+        failpoint!("delete.network");
         self.0.disks.remove(name).await?;
+        failpoint!("delete.disks");
         self.0.peers.release_image(name.as_str()).await?;
+        failpoint!("delete.image");
         self.0.units.reset_failed(name).await;
         self.unmark_paused(name)?;
         self.forget_timeline(name);
         self.0.store.remove(name).await?;
-        self.forget_lock(name);
+        failpoint!("delete.row");
+        self.0.locks.forget(name);
+        self.0.holding.forget(name);
         self.0.units.forget(name);
         let path = vm_path(name);
         self.0.context.hub.remove(&path).await;
@@ -279,6 +305,18 @@ impl Supervisor {
         self.leave_word();
         tracing::info!(vm = name.as_str(), "deleted");
         Ok(())
+    }
+
+    /// Decides that a VM goes: from here on it does not start, and whatever cuts this off, the next
+    /// reconciliation goes on.
+    async fn doom(&self, name: &VmName) -> Result<()> {
+        let _holding = self.0.holding.of(name).await;
+        // Its unit needs nobody's lock to start.
+        if self.0.units.is_up(name).await? {
+            return Err(ErrorKind::VmRunning
+                .error(format!("{name} was started meanwhile: stop it first, or use force")));
+        }
+        self.0.store.set_whole(name, false).await.map(drop)
     }
 }
 

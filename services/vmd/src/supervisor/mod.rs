@@ -12,6 +12,7 @@
 //! - `snapshots`: what running VMs are, and VMs that go on from there
 //! - `volumes`: disks that exist by themselves
 //! - `reconcile`: what an instance that was cut off may have left
+//! - `locks`: one for each VM
 //!
 //! Starting a VM is starting its unit, whoever does it; the unit calls [`Supervisor::prepare`]
 //! before it executes the VMM, and [`Supervisor::release`] after the VMM's end.
@@ -22,6 +23,7 @@ mod create;
 mod idle;
 mod launch;
 mod lifecycle;
+mod locks;
 mod plan;
 mod reap;
 mod reconcile;
@@ -48,6 +50,7 @@ use crate::effects::marks::Marks;
 use crate::effects::peers::Peers;
 use crate::effects::units::Units;
 use crate::store::{VmRow, VmStore};
+use locks::Locks;
 
 /// All VMs. Cheap to clone.
 #[derive(Clone)]
@@ -59,8 +62,12 @@ struct Inner {
     units: Units,
     disks: Disks,
     peers: Peers,
-    /// One lock for the lifecycle of each VM.
-    locks: Mutex<HashMap<VmName, Arc<tokio::sync::Mutex<()>>>>,
+    /// One for the lifecycle of each VM.
+    locks: Locks,
+    /// One for what each VM holds while it runs. Its unit takes and gives it back whoever has the
+    /// lock of its lifecycle, as that may be somebody who waits for the unit; whoever needs both
+    /// takes this one last.
+    holding: Locks,
     /// The starts under way, so that the unit's call to prepare can tell its progress and its
     /// failure to the job that waits for it.
     starts: Mutex<HashMap<VmName, Start>>,
@@ -103,14 +110,15 @@ impl Supervisor {
             units,
             disks,
             peers,
-            locks: Mutex::default(),
+            locks: Locks::default(),
+            holding: Locks::default(),
             starts: Mutex::default(),
             paused,
             marks,
             reasons: Mutex::default(),
             making_volumes: tokio::sync::Mutex::default(),
         }));
-        supervisor.reconcile().await?;
+        supervisor.recover().await?;
         // The configuration may be another now.
         supervisor.leave_word();
         Ok(supervisor)
@@ -154,17 +162,7 @@ impl Supervisor {
     }
 
     async fn lock(&self, name: &VmName) -> OwnedMutexGuard<()> {
-        let lock = lock(&self.0.locks).entry(name.clone()).or_default().clone();
-        lock.lock_owned().await
-    }
-
-    /// Drops the lock of a VM that is gone, which the caller holds, unless somebody waits for it.
-    fn forget_lock(&self, name: &VmName) {
-        const MAP_AND_CALLER: usize = 2;
-        let mut locks = lock(&self.0.locks);
-        if locks.get(name).is_some_and(|lock| Arc::strong_count(lock) <= MAP_AND_CALLER) {
-            locks.remove(name);
-        }
+        self.0.locks.of(name).await
     }
 
     fn signal(&self, member: &'static str, name: &VmName, path: OwnedObjectPath) {

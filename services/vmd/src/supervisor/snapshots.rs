@@ -6,8 +6,8 @@ use banger_core::guest::GuestConfig;
 use banger_core::name::VmName;
 use banger_core::snapshot::{Machine, Snapshot};
 use banger_core::vm::{Stage, State};
-use banger_daemon::Progress;
 use banger_daemon::jobs::now_usec;
+use banger_daemon::{Progress, failpoint};
 use banger_vmm::control::SnapshotKind;
 use banger_vmm::probe;
 use zbus::OwnedObjectPath;
@@ -42,15 +42,21 @@ impl Supervisor {
         progress.stage("snapshot");
         let user = self.0.units.user(name).await?;
         let directory = self.0.disks.begin_snapshot(name, snapshot, user).await?;
-        // From here on the guest must not be left standing still: not to be canceled.
+        failpoint!("snapshot.begun");
+        // From here on the guest must not be left standing still: not to be canceled, and if vmd
+        // ends meanwhile, it is shown as paused, so that it can be resumed.
+        self.0.marks.set(name)?;
         let taken = async {
             let copy = self.0.disks.copy_into_snapshot(name, &directory);
             let mut control = self.control(name).await?;
             control.snapshot(&directory, SnapshotKind::Full, copy).await.map_err(vmm_error)?;
             let meta = Snapshot { created_usec: now_usec(), machine };
+            failpoint!("snapshot.taken");
             self.0.disks.finish_snapshot(&directory, &meta).await
         };
-        if let Err(error) = taken.await {
+        let taken = taken.await;
+        self.0.marks.clear(name)?;
+        if let Err(error) = taken {
             self.0.disks.remove_snapshot(name, snapshot).await?;
             return Err(error);
         }
@@ -100,6 +106,10 @@ impl Supervisor {
             .map_err(|mismatch| ErrorKind::SnapshotMismatch.error(mismatch.to_string()))?;
         progress.stage(Stage::Disk.as_str());
         self.0.disks.restore_from(name, of, snapshot).await?;
+        failpoint!("restore.linked");
+        if !row.whole {
+            self.0.store.set_whole(name, true).await?;
+        }
         let started = self.start_locked(name, progress).await;
         self.0.disks.forget_restore(name).await?;
         started?;
@@ -192,6 +202,7 @@ impl Supervisor {
             self.leave_word();
             self.go_on(&row, &of.name, snapshot, progress).await
         };
+        failpoint!("fork.reserved");
         let outcome = progress.cancelable(made).await;
         if outcome.is_err() {
             if self.state(&row).is_up() {

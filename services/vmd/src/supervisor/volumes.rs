@@ -4,6 +4,7 @@ use banger_api::vm::VolumeRow as Shown;
 use banger_api::{ErrorKind, Result};
 use banger_core::name::VmName;
 use banger_core::spec;
+use banger_daemon::failpoint;
 use banger_daemon::jobs::now_usec;
 
 use super::Supervisor;
@@ -21,7 +22,9 @@ impl Supervisor {
             );
         }
         self.0.disks.make_volume(&name, bytes).await?;
+        failpoint!("volume.made");
         self.0.store.add_volume(VolumeRow { name: name.clone(), bytes, created_usec: now_usec() }).await?;
+        failpoint!("volume.added");
         tracing::info!(volume = name.as_str(), bytes, "created");
         Ok(())
     }
@@ -30,7 +33,9 @@ impl Supervisor {
     pub async fn delete_volume(&self, name: VmName) -> Result<()> {
         let _making = self.0.making_volumes.lock().await;
         self.0.store.remove_volume(&name).await?;
+        failpoint!("volume.removed");
         self.0.disks.remove_volume(&name).await?;
+        failpoint!("volume.deleted");
         tracing::info!(volume = name.as_str(), "deleted");
         Ok(())
     }
