@@ -1,8 +1,10 @@
 //! The create reservation: names and addresses under competition.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use banger_api::VMD;
+use banger_api::job::JobProxy;
+use banger_api::vm::ManagerProxy;
+use banger_api::{ErrorKind, VMD};
 use banger_tests::{BUSYBOX, Vm, Way, banger, job_error, job_property, json, start};
 
 #[test]
@@ -21,20 +23,56 @@ fn a_name_has_exactly_one_winner() {
     assert_eq!(name, "org.banger.Error.NameTaken");
 }
 
+/// Creates a VM as a program does; returns how long its reservation took, in microseconds.
+async fn create(bus: zbus::Connection, name: String) -> Result<u64, ErrorKind> {
+    let kind = |error: zbus::Error| banger_api::Error::from(error).kind();
+    let vms = ManagerProxy::new(&bus).await.map_err(kind)?;
+    let options = HashMap::from([("disk", (64u64 << 20).into())]);
+    let (_, path) = vms.create_vm(&name, BUSYBOX, options).await.map_err(kind)?;
+    let job = JobProxy::builder(&bus).destination(VMD.bus_name).path(path).build().await.map_err(kind)?;
+    job.wait().await.map_err(kind)?;
+    let stages: HashMap<String, u64> = job.stages().await.map_err(kind)?.into_iter().collect();
+    Ok(stages["disk"] - stages["reserve"])
+}
+
+/// Names of their own for most, one and the same for the others.
 #[test]
-fn twenty_creates_at_once_get_twenty_addresses() {
+fn sixty_four_callers_at_once() {
+    const CALLERS: usize = 64;
+    const CONTENDERS: usize = 8;
     banger(&["pull", BUSYBOX]).ok();
-    let vms: Vec<_> = (0..20).map(|index| Vm::named(&format!("t-many-{index}"))).collect();
-    let calls: Vec<_> =
-        vms.iter().map(|vm| start("banger", &["vm", "create", "--name", vm.name(), BUSYBOX])).collect();
-    for call in calls {
-        call.join().expect("joins").ok();
+    let contended = Vm::named("t-many-one");
+    let vms: Vec<_> = (CONTENDERS..CALLERS).map(|index| Vm::named(&format!("t-many-{index}"))).collect();
+    let names = vms.iter().chain(std::iter::repeat_n(&contended, CONTENDERS)).map(|vm| vm.name().to_owned());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcomes: Vec<(String, Result<u64, ErrorKind>)> = runtime.expect("a runtime").block_on(async {
+        let mut calls = Vec::new();
+        for name in names {
+            // Each caller with a connection of its own.
+            let bus = zbus::connection::Builder::system().build().await.expect("connects");
+            calls.push((name.clone(), tokio::spawn(create(bus, name))));
+        }
+        let mut outcomes = Vec::new();
+        for (name, call) in calls {
+            outcomes.push((name, call.await.expect("joins")));
+        }
+        outcomes
+    });
+    let (won, lost): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|(_, outcome)| outcome.is_ok());
+    let winners: BTreeSet<&str> = won.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((won.len(), winners.len()), (vms.len() + 1, vms.len() + 1), "{lost:?}");
+    for (name, outcome) in &lost {
+        assert_eq!((name.as_str(), outcome), (contended.name(), &Err(ErrorKind::NameTaken)));
     }
-    let addresses: BTreeSet<_> = vms
+    let addresses: BTreeSet<_> = winners
         .iter()
-        .map(|vm| json(&["vm", "show", vm.name()])["address"].as_str().expect("an address").to_owned())
+        .map(|name| json(&["vm", "show", name])["address"].as_str().expect("an address").to_owned())
         .collect();
-    assert_eq!(addresses.len(), 20);
+    assert_eq!(addresses.len(), won.len());
+    let mut times: Vec<u64> = won.into_iter().filter_map(|(_, outcome)| outcome.ok()).collect();
+    times.sort_unstable();
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
+    eprintln!("reservation with {CALLERS} callers: p50 {} us, p99 {} us", percentile(50), percentile(99));
 }
 
 #[test]

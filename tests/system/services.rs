@@ -9,7 +9,7 @@ use banger_api::job::INTERFACE as JOB;
 use banger_api::service::ServiceProxy;
 use banger_api::{ErrorKind, IMAGED, NETD, SERVICES, SESSIOND, Service};
 use banger_tests::{
-    BUSYBOX, Vm, Way, as_user, banger, eventually, eventually_within, job_property, oci, run, sh, start,
+    BUSYBOX, Vm, Way, as_user, banger, eventually, eventually_within, job_property, json, oci, run, sh, start,
 };
 
 #[test]
@@ -28,6 +28,44 @@ fn no_vm_notices_the_death_of_a_service() {
     }
     banger(&["stop", vm.name()]).ok();
     assert_eq!(vm.state(), "stopped");
+}
+
+/// `$BANGER_UPGRADE_VMS` is the number of VMs, if not three.
+#[test]
+fn no_vm_notices_an_upgrade() {
+    const DEB: &str = "/root/banger.deb";
+    let count = std::env::var("BANGER_UPGRADE_VMS").map_or(3, |count| count.parse().expect("a number"));
+    let vms: Vec<Vm> = (0..count).map(|index| Vm::running(&format!("t-upgrade-{index}"), BUSYBOX)).collect();
+    let pids: Vec<u32> = vms.iter().map(Vm::pid).collect();
+    let script =
+        "i=0; while [ ! -e /tmp/enough ]; do echo line $i; i=$((i+1)); sleep 0.05; done; echo $i >&2";
+    let stream = start("banger", &["exec", vms[0].name(), "--", "sh", "-c", script]);
+    eventually("the stream flows", || json(&["session", "ls"]).as_array().is_some_and(|all| !all.is_empty()));
+    let services: Vec<String> =
+        SERVICES.iter().map(|service| format!("banger-{}.service", service.id)).collect();
+    // There are instances to replace.
+    for unit in &services {
+        run("systemctl", &["start", unit]).ok();
+    }
+    run("apt-get", &["install", "-q", "-y", "--reinstall", DEB]).ok();
+    for unit in &services {
+        let old = sh(&format!("readlink /proc/$(systemctl show -P MainPID {unit})/exe | grep deleted"));
+        assert_ne!(old.status, 0, "{unit} is still the old one: {old}");
+    }
+    for (vm, pid) in vms.iter().zip(&pids) {
+        assert_eq!((vm.state().as_str(), vm.pid()), ("running", *pid), "{}", vm.name());
+        assert_eq!(vm.sh("echo alive").ok(), "alive\n");
+    }
+    vms[0].sh("touch /tmp/enough").ok();
+    let done = stream.join().expect("joins");
+    let lines: usize = done.stderr.trim().parse().unwrap_or_else(|_| panic!("{done}"));
+    let expected: String = (0..lines).map(|line| format!("line {line}\n")).collect();
+    assert_eq!(done.ok(), expected);
+    assert_eq!(banger(&["vm", "reconcile"]).ok(), "");
+    for vm in &vms {
+        banger(&["stop", vm.name()]).ok();
+        assert_eq!(vm.state(), "stopped");
+    }
 }
 
 #[test]
@@ -174,32 +212,6 @@ fn jobs_outlive_their_service() {
     eventually_within(Duration::from_secs(180), "the records are removed", || stored().trim() == "0");
     assert_ne!(Way::Bus.call_at(IMAGED, cut, JOB, "Wait", &[]).status, 0);
     banger(&["image", "rm", &crafted.reference]).ok();
-}
-
-/// Ends vmd between the two halves of a create, with a binary that can (`make failpoints`).
-#[test]
-fn a_create_that_is_cut_off_says_so() {
-    let binaries = std::env::var("BANGER_FAILPOINTS").expect("set by make check-system");
-    let vm = Vm::named("t-failpoint");
-    // The build directory may be in a home directory, which the unit does not see.
-    let binary = "/usr/local/libexec/banger-vmd";
-    run("install", &["-D", &format!("{binaries}/banger-vmd"), binary]).ok();
-    let drop_in = "/run/systemd/system/banger-vmd.service.d";
-    let restart = || {
-        run("systemctl", &["daemon-reload"]).ok();
-        run("systemctl", &["restart", "banger-vmd.service"]).ok();
-    };
-    std::fs::create_dir_all(drop_in).expect("creates");
-    let text = format!("[Service]\nExecStart=\nExecStart={binary}\n");
-    std::fs::write(format!("{drop_in}/failpoint.conf"), text).expect("writes");
-    restart();
-    std::fs::write("/run/banger/vmd/failpoint", "create.reserved\n").expect("writes");
-    let cut = banger(&["run", "-d", "--name", vm.name(), BUSYBOX]);
-    let removed = !std::path::Path::new("/run/banger/vmd/failpoint").exists();
-    std::fs::remove_dir_all(drop_in).expect("removes");
-    restart();
-    cut.refused(&["banger-vmd ended", "run it again"]);
-    assert!(removed, "once is enough");
 }
 
 #[test]
