@@ -15,6 +15,7 @@ mod volume;
 
 use banger_api::{Error, Result};
 use clap::CommandFactory;
+use futures_util::{StreamExt, stream};
 
 use crate::Context;
 use crate::args::{Arguments, Command};
@@ -65,6 +66,9 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
     Ok(SUCCESS)
 }
 
+/// How many calls are under way at a time. The bus refuses a client the 129th.
+const AT_ONCE: usize = 64;
+
 /// Does the same to several things at once. Says which failed and why; the exit code is that of
 /// the first failure.
 async fn each<F, Fut>(names: Vec<String>, work: F) -> Result<u8>
@@ -72,7 +76,8 @@ where
     F: Fn(String) -> Fut,
     Fut: Future<Output = Result<()>>,
 {
-    let outcomes = futures_util::future::join_all(names.into_iter().map(work)).await;
+    let outcomes: Vec<Result<()>> =
+        stream::iter(names.into_iter().map(work)).buffered(AT_ONCE).collect().await;
     let mut code = SUCCESS;
     for error in outcomes.into_iter().filter_map(Result::err) {
         crate::exit::complain(&error);
