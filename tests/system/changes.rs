@@ -42,6 +42,9 @@ fn set_says_what_is_in_effect_when() {
     let shown = json(&["vm", "show", vm.name()]);
     assert_eq!(shown["spec"]["labels"], serde_json::json!({"tier": "web"}));
     assert_eq!(shown["spec"]["restart"], "on-failure");
+    // The next VM of this name does not inherit them.
+    banger(&["rm", "-f", vm.name()]).ok();
+    assert_eq!(unit_property(&vm, "CPUQuotaPerSecUSec"), "infinity");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use banger_api::{ErrorKind, Result};
 use banger_core::name::VmName;
-use banger_core::spec::{Spec, differences};
+use banger_core::spec::{Limits, Spec, differences};
 use banger_core::vm::State;
 use banger_daemon::failpoint;
 use zbus::{OwnedVariant, Str};
@@ -58,6 +58,15 @@ impl Supervisor {
         self.leave_word();
         tracing::info!(vm = name.as_str(), live = ?effects.live, next_start = ?effects.next_start, "changed");
         Ok(effects)
+    }
+
+    /// Takes away the limits that the VM's specification has put on its unit.
+    pub(super) async fn lift_limits(&self, name: &VmName) {
+        let Ok(row) = self.get(name) else { return };
+        let limits = differences(&row.spec, &Spec { limits: Limits::default(), ..row.spec.clone() });
+        if let Err(error) = self.0.units.clear_limits(name, &limits).await {
+            tracing::warn!(vm = name.as_str(), "its limits stay until the next boot: {error}");
+        }
     }
 
     /// Brings one changed option to a VM. Returns whether it is in effect now.

@@ -282,6 +282,9 @@ impl Supervisor {
 
     /// Removes a VM that does not run: everything it holds first, its row last, so that its name
     /// is free only when nothing of it is left.
+    ///
+    /// [`Supervisor::lift_limits`] among the rest: systemd keeps limits until the next boot, for whoever
+    /// gets the name next.
     pub(super) async fn unpublish(&self, name: &VmName) -> Result<()> {
         self.doom(name).await?;
         failpoint!("delete.doomed");
@@ -292,6 +295,7 @@ impl Supervisor {
         self.0.peers.release_image(name.as_str()).await?;
         failpoint!("delete.image");
         self.0.units.reset_failed(name).await;
+        self.lift_limits(name).await;
         self.unmark_paused(name)?;
         self.forget_timeline(name);
         self.0.store.remove(name).await?;
