@@ -1,12 +1,14 @@
 //! Changes to what a VM is to be. Each takes effect at once where that is possible, else from the
 //! next start; which, the caller is told.
 
+use std::collections::HashMap;
+
 use banger_api::{ErrorKind, Result};
 use banger_core::name::VmName;
 use banger_core::spec::{Limits, Spec, differences};
 use banger_core::vm::State;
 use banger_daemon::failpoint;
-use zbus::{OwnedVariant, Str};
+use zbus::{OwnedVariant, Str, Variant};
 
 use super::Supervisor;
 use crate::config::Config;
@@ -49,12 +51,14 @@ impl Supervisor {
         failpoint!("set.limits");
         let mut effects = Effects::default();
         for option in changed {
-            let live =
-                !state.is_up() && at_rest(option) || self.set_live(option, &old.spec, &new, state).await?;
-            if live { effects.live.push(option) } else { effects.next_start.push(option) }
+            if self.set_live(option, &old.spec, &new, state).await? {
+                effects.live.push(option);
+            } else {
+                effects.next_start.push(option);
+            }
         }
         failpoint!("set.live");
-        self.changed(name, properties(&new.spec));
+        self.changed(name, properties(&new));
         self.leave_word();
         tracing::info!(vm = name.as_str(), live = ?effects.live, next_start = ?effects.next_start, "changed");
         Ok(effects)
@@ -116,16 +120,14 @@ impl Supervisor {
         for row in self.0.store.list() {
             if row.spec.autostart && !self.state(&row).is_up() {
                 tracing::info!(vm = row.name.as_str(), "starting with the host");
-                self.0.units.start_again(&row.name).await?;
+                // One that cannot start is no reason for the others not to.
+                if let Err(error) = self.0.units.start_again(&row.name).await {
+                    tracing::warn!(vm = row.name.as_str(), "cannot start with the host: {error}");
+                }
             }
         }
         Ok(())
     }
-}
-
-/// Whether an option of a VM that does not run is in effect as soon as it is written.
-fn at_rest(option: &str) -> bool {
-    matches!(option, "labels" | "restart" | "autostart" | "ttl" | "expiry")
 }
 
 /// Whether a running VM has the disk that the option is the size of, so that it can grow.
@@ -156,14 +158,30 @@ fn check_sizes(old: &Spec, new: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// The properties that show a specification.
-fn properties(spec: &Spec) -> Vec<(&'static str, OwnedVariant)> {
+/// The properties that show a specification, see `bus::vm`.
+fn properties(row: &VmRow) -> Vec<(&'static str, OwnedVariant)> {
+    let spec = &row.spec;
+    let own = |value: Variant<'_>| OwnedVariant::try_from(value).expect("no file descriptors in it");
+    let volumes: Vec<(&str, &str, bool)> = spec
+        .volumes
+        .iter()
+        .map(|mount| (mount.volume.as_str(), mount.path.as_str(), mount.read_only))
+        .collect();
+    let labels: HashMap<&str, &str> =
+        spec.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     vec![
+        ("Address", Str::from(row.shown_address()).into()),
         ("Cpus", spec.cpus.into()),
         ("MemoryBytes", spec.memory.into()),
         ("DiskBytes", spec.disk.into()),
         ("WorkBytes", spec.work.into()),
-        ("Restart", Str::from(spec.restart.as_str()).into()),
+        ("Volumes", own(volumes.into())),
+        ("Vmm", Str::from(spec.vmm.as_str()).into()),
+        ("Nat", spec.nat.into()),
+        ("Labels", own(labels.into())),
+        ("RestartPolicy", Str::from(spec.restart.as_str()).into()),
+        ("Ttl", spec.ttl.into()),
+        ("Expiry", Str::from(spec.expiry.as_str()).into()),
         ("Autostart", spec.autostart.into()),
     ]
 }
@@ -171,6 +189,34 @@ fn properties(spec: &Spec) -> Vec<(&'static str, OwnedVariant)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_property_that_can_change_is_announced() {
+        let xml = include_str!("../../../../dbus/interfaces/org.banger.Vm1.Vm.xml");
+        let name = |line: &'static str| line.split("name=\"").nth(1)?.split('"').next();
+        // One with an annotation is constant; the state and the times of runs change by themselves.
+        let by_themselves = ["State", "StartedTimestamp", "EndedTimestamp", "EndReason"];
+        let changing = xml.lines().filter(|line| line.contains("<property") && line.ends_with("/>"));
+        let mut expected: Vec<&str> =
+            changing.filter_map(name).filter(|name| !by_themselves.contains(name)).collect();
+        expected.sort_unstable();
+        let row = VmRow {
+            name: VmName::new("web").expect("a name"),
+            address: std::net::Ipv4Addr::LOCALHOST,
+            image: String::new(),
+            image_id: String::new(),
+            kernel: String::new(),
+            spec: Spec::default(),
+            machine_id: String::new(),
+            created_usec: 1,
+            started_usec: None,
+            ended: None,
+            whole: true,
+        };
+        let mut announced: Vec<&str> = properties(&row).into_iter().map(|(name, _)| name).collect();
+        announced.sort_unstable();
+        assert_eq!(announced, expected);
+    }
 
     #[test]
     fn disks_only_grow() {

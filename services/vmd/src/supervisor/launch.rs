@@ -66,6 +66,7 @@ impl Supervisor {
         timeline.push((TAP.to_owned(), held.tap_usec));
         self.unmark_paused(name)?;
         let row = self.0.store.mark_started(name, now_usec()).await?;
+        self.changed(name, vec![("StartedTimestamp", row.started_usec.unwrap_or(0).into())]);
         failpoint!("start.marked");
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
         self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline)
@@ -208,9 +209,10 @@ impl Supervisor {
                 if let Some(reason) = lock(&self.0.reasons).get(name).filter(|_| asked) {
                     verdict.reason = reason;
                 }
-                let ended = Ended { usec: now_usec(), reason: verdict.reason.to_owned() };
-                self.0.store.mark_ended(name, ended).await?;
-                self.changed(name, vec![("EndReason", zbus::Str::from(verdict.reason).into())]);
+                let usec = now_usec();
+                self.0.store.mark_ended(name, Ended { usec, reason: verdict.reason.to_owned() }).await?;
+                let reason = zbus::Str::from(verdict.reason).into();
+                self.changed(name, vec![("EndedTimestamp", usec.into()), ("EndReason", reason)]);
                 verdict
             }
             // It is being deleted.

@@ -44,8 +44,10 @@ impl Supervisor {
             tracing::info!(vm = row.name.as_str(), "its time of {} s is up", row.spec.ttl);
             if up {
                 self.put_down(row.name.clone(), row.spec.expiry, "expire", OVER).await;
-            } else {
-                self.delete(&row.name, false).await?;
+            } else if let Err(error) = self.delete(&row.name, false).await {
+                // The others' time is up all the same, and the timer comes again.
+                tracing::warn!(vm = row.name.as_str(), "cannot delete it: {error}");
+                continue;
             }
             reaped.push(row.name.to_string());
         }

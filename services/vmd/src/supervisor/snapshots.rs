@@ -38,6 +38,13 @@ impl Supervisor {
                     .error(format!("{name} is {}: only a running VM has a memory to keep", state.as_str())));
             }
         }
+        if let Some(mount) = row.spec.volumes.iter().find(|mount| !mount.read_only) {
+            return Err(ErrorKind::NotSupported.error(format!(
+                "{name} can write volume {}, which goes on by itself: a guest that woke up later would destroy what is in it; \
+                 take the volume away with `banger set`, or give it read-only",
+                mount.volume
+            )));
+        }
         let machine = machine_of(&row)?;
         progress.stage("snapshot");
         let user = self.0.units.user(name).await?;
