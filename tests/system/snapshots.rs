@@ -86,3 +86,18 @@ fn a_fork_is_the_same_with_an_identity_of_its_own() {
     banger(&["restart", two.name()]).ok();
     assert_eq!(two.sh("hostname; cat /root/x").ok(), "t-fork-two\nx\n");
 }
+
+#[test]
+fn no_snapshot_beside_a_volume_that_goes_on() {
+    let vm = Vm::named("t-snap-volume");
+    let _ = banger(&["volume", "rm", "t-snap-data"]);
+    banger(&["volume", "create", "--size", "64M", "t-snap-data"]).ok();
+    banger(&["run", "-d", "--name", vm.name(), "--volume", "t-snap-data:/data", BUSYBOX]).ok();
+    let refused = banger_tests::job_error(VMD, "CreateSnapshot", &["ss", vm.name(), "first"]);
+    assert_eq!(refused, "org.freedesktop.DBus.Error.NotSupported");
+    banger(&["snapshot", "create", vm.name()]).refused(&["t-snap-data"]);
+    assert_eq!(json(&["snapshot", "ls", vm.name()]), serde_json::json!([]));
+    assert_eq!(vm.state(), "running");
+    banger(&["rm", "-f", vm.name()]).ok();
+    banger(&["volume", "rm", "t-snap-data"]).ok();
+}
