@@ -1,0 +1,196 @@
+//! What can be typed.
+
+mod guest;
+mod image;
+mod machine;
+mod parse;
+mod vm;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use guest::{Exec, Process, Run, Session, Settings, Shell};
+pub use image::{Image, Kernel, Pull};
+pub use machine::{Create, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
+pub use parse::Attachment;
+pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};
+
+/// microVMs on this host
+#[derive(Debug, Parser)]
+#[command(
+    name = "banger",
+    version,
+    after_help = crate::exit::HELP,
+    disable_help_subcommand = true,
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Print results as JSON, and progress as JSON lines on standard error
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// Print only results; of tables, only names
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+    /// Use the services' sockets in /run/banger instead of the system bus
+    #[arg(
+        long,
+        global = true,
+        env = "BANGER_PEER",
+        hide_env = true,
+        value_parser = clap::builder::FalseyValueParser::new(),
+        help_heading = "Global options"
+    )]
+    pub peer: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create and start a VM and run a command in it
+    Run(Run),
+    /// Run a command in a running VM
+    Exec(Exec),
+    /// Open a shell in a running VM
+    Shell(Shell),
+    /// List VMs
+    Ps(Ps),
+    /// Show what VMs take of the host, and what goes on in them
+    Stats(Stats),
+    /// Show what running VMs take, with the past, until q is pressed
+    Top {
+        /// Seconds between two samples
+        #[arg(short, long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+        interval: u64,
+    },
+    /// Ask the agent in a VM for a sign of life
+    Ping { vm: String },
+    /// List the ports that something in a VM listens on
+    Ports { vm: String },
+    /// Show where the time of a VM's last start went
+    #[command(subcommand)]
+    Analyze(Analyze),
+    /// Start VMs
+    Start(Start),
+    /// Stop VMs
+    Stop(Stop),
+    /// Stop VMs and start them again
+    Restart(Restart),
+    /// Send a signal to the VMMs of VMs
+    Kill(Kill),
+    /// Make VMs stand still
+    Pause(Several),
+    /// Let paused VMs go on
+    Resume(Several),
+    /// Throw away what VMs wrote to their disks
+    Reset(Several),
+    /// Change what a VM is to be
+    Set(Set),
+    /// Delete VMs and their disks
+    Rm(Rm),
+    /// Pull an image from a registry
+    Pull(Pull),
+    /// List images
+    Images,
+    /// Manage VMs
+    #[command(subcommand)]
+    Vm(Vm),
+    /// Manage snapshots of running VMs
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Have a stopped VM go on from a snapshot of it
+    Restore { vm: String, snapshot: String },
+    /// Make VMs that go on from where a running one is now
+    Fork {
+        vm: String,
+        /// Names of the new VMs
+        #[arg(required = true, value_name = "NEW")]
+        names: Vec<String>,
+    },
+    /// Manage volumes: disks that exist by themselves
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Manage images
+    #[command(subcommand)]
+    Image(Image),
+    /// Manage kernels
+    #[command(subcommand)]
+    Kernel(Kernel),
+    /// Look at the network
+    #[command(subcommand)]
+    Net(Net),
+    /// Look at the commands that run in VMs
+    #[command(subcommand)]
+    Session(Session),
+    /// Print a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
+}
+
+impl Command {
+    /// Whether the exit code may be that of a command in a guest.
+    pub fn runs_guest_command(&self) -> bool {
+        match self {
+            Command::Run(run) => !run.detach,
+            Command::Exec(_) | Command::Shell(_) => true,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Net {
+    /// Show the guests' network
+    Status,
+    /// List who has which address
+    Leases,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_agrees() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn names_or_all() {
+        let parses = |line: &str| Arguments::try_parse_from(line.split(' ')).is_ok();
+        assert!(parses("banger stop -a") && parses("banger stop a b"));
+        assert!(!parses("banger stop") && !parses("banger stop -a b"));
+        assert!(parses("banger set web --no-nat --cpus 2 --autostart=false"));
+    }
+
+    #[test]
+    fn commands_need_no_dashes_but_may_have_them() {
+        for line in [
+            "banger run --rm -it -e A=1 -u root img -- sh -c x",
+            "banger run --rm -it -e A=1 -u root img sh -c x",
+        ] {
+            let arguments = Arguments::try_parse_from(line.split(' ')).expect("parses");
+            let Command::Run(run) = arguments.command else { panic!("not run") };
+            assert_eq!((run.image.as_str(), run.command.join(" ").as_str()), ("img", "sh -c x"));
+            assert!(run.rm && run.process.tty && run.process.interactive);
+        }
+        assert!(Arguments::try_parse_from(["banger", "exec", "web"]).is_err());
+        assert!(Arguments::try_parse_from(["banger", "run", "-d", "img", "sh"]).is_err());
+        assert!(Arguments::try_parse_from(["banger", "ps", "--json", "-q", "--peer"]).is_ok());
+    }
+}

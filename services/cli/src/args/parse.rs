@@ -1,0 +1,64 @@
+//! Values of options.
+
+use banger_core::units::parse_size;
+
+/// A volume in a guest: its name, the path there, whether it is read-only.
+pub type Attachment = (String, String, bool);
+
+pub fn parse_volume(text: &str) -> Result<Attachment, String> {
+    let wrong = || format!("{text:?} is not VOLUME:PATH or VOLUME:PATH:ro");
+    let (volume, rest) = text.split_once(':').ok_or_else(wrong)?;
+    let (path, read_only) = match rest.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (rest, false),
+    };
+    if volume.is_empty() || !path.starts_with('/') || path.contains(':') {
+        return Err(wrong());
+    }
+    Ok((volume.to_owned(), path.to_owned(), read_only))
+}
+
+pub fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// As a size, but 0 is no limit.
+pub fn parse_limit(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+/// `150` or `150%`.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    number.parse().map_err(|_| format!("{text:?} is not a percentage such as 150%"))
+}
+
+/// `KILL`, `SIGKILL`, `9`.
+pub fn parse_signal(text: &str) -> Result<i32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse::<nix::sys::signal::Signal>()
+        .map(|signal| signal as i32)
+        .map_err(|_| format!("{text:?} is not a signal such as TERM or 15"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_and_signals() {
+        assert_eq!(parse_volume("data:/srv"), Ok(("data".into(), "/srv".into(), false)));
+        assert_eq!(parse_volume("data:/srv:ro"), Ok(("data".into(), "/srv".into(), true)));
+        for bad in ["data", "data:srv", ":/srv", "data:/srv:rw", ""] {
+            assert!(parse_volume(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(parse_signal("term"), Ok(15));
+        assert_eq!(parse_signal("SIGKILL"), Ok(9));
+        assert!(parse_signal("NEVER").is_err());
+    }
+}
