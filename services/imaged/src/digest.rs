@@ -21,6 +21,11 @@ pub fn parse(digest: &str) -> Option<&str> {
     digest.strip_prefix("sha256:").filter(|hex| is_hex64(hex))
 }
 
+/// The same of a digest that was checked before: an image's id.
+pub fn id(digest: &str) -> String {
+    parse(digest).unwrap_or_default().to_owned()
+}
+
 pub fn is_hex64(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -1,14 +1,16 @@
 //! The state directory: staging, publication by rename, and what to sync when.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::error::{Error, Result};
+use crate::layers::stream::{Cancel, Source};
 
 /// Directories of the state directory.
 #[derive(Debug, Clone)]
@@ -70,13 +72,7 @@ impl Files {
     /// A new file in staging, for reading and writing.
     pub fn temporary(&self) -> Result<(File, PathBuf)> {
         let path = self.fresh();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o640)
-            .open(&path)
-            .map_err(Error::io(format!("cannot make {}", path.display())))?;
+        let file = create(&path)?;
         Ok((file, path))
     }
 
@@ -156,4 +152,44 @@ pub fn remove(path: &Path) {
         }
         _ => {}
     }
+}
+
+/// A new file, for reading and writing.
+pub(crate) fn create(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o640)
+        .open(path)
+        .map_err(Error::io(format!("cannot make {}", path.display())))
+}
+
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = create(path)?;
+    file.write_all(bytes).map_err(Error::io(format!("cannot write {}", path.display())))
+}
+
+/// A file that can be read twice: the one given, or a copy in staging that has no name.
+pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> Result<File> {
+    let unreadable =
+        |error: io::Error| Error::Unreadable { what: "the file".into(), reason: error.to_string() };
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(Error::Unreadable {
+            what: "the file".into(),
+            reason: "it is a directory; give its path".into(),
+        });
+    }
+    if metadata.is_file() {
+        return Ok(file);
+    }
+    let (mut copy, path) = files.temporary()?;
+    remove(&path);
+    let mut source = Source::new(file, cancel.clone(), Arc::default()).take(limit + 1);
+    let count = io::copy(&mut source, &mut copy).map_err(Error::io("cannot store what comes in"))?;
+    if count > limit {
+        return Err(Error::TooLarge(format!("it has more than {limit} bytes")));
+    }
+    Ok(copy)
 }

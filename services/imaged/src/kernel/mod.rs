@@ -18,8 +18,7 @@ use std::path::{Path, PathBuf};
 
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::{self, Files};
-use crate::images::{create, spool, write_file};
+use crate::files::{self, Files, create, spool, write_file};
 use crate::layers::stream::Cancel;
 use crate::service::{Event, Inner, Progress, Service, blocking, now_usec};
 use crate::store::{self, KernelRow};

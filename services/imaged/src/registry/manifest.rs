@@ -200,6 +200,11 @@ impl Manifest {
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.size).sum()
     }
+
+    /// The digests of the layers as the blobs are named by.
+    pub fn hexes(&self) -> impl Iterator<Item = String> + '_ {
+        self.layers.iter().map(|layer| layer.hex().to_owned())
+    }
 }
 
 fn check_descriptor(descriptor: &Descriptor, limit: u64) -> Result<()> {

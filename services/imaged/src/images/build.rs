@@ -1,0 +1,221 @@
+//! From layers to a root filesystem in staging.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{FSTYPE, ROOTFS};
+use crate::blobs::Blobs;
+use crate::digest;
+use crate::error::{Error, Result};
+use crate::files::{Staged, create, write_file};
+use crate::layers::merge::{Invalid, Merge};
+use crate::layers::stream::{Cancel, CancelOnDrop, Source, decompress};
+use crate::layers::{Budget, LayerIndex, index};
+use crate::registry::Config;
+use crate::registry::manifest::Process;
+use crate::rootfs;
+use crate::service::{Progress, Service, blocking, now_usec, watched};
+use crate::store::ImageRow;
+
+/// A layer that can be read again and again.
+#[derive(Clone)]
+pub(super) enum Layer {
+    Blob(String),
+    File(Arc<File>),
+}
+
+/// A root filesystem in staging.
+pub(super) struct Built {
+    pub staged: Staged,
+    pub image: ImageRow,
+}
+
+/// What stands in `image.json` beside the root filesystem, for people and for repair.
+#[derive(Debug, Serialize, Deserialize)]
+struct ImageFile {
+    id: String,
+    architecture: String,
+    fstype: String,
+    size: u64,
+    rootfs_digest: String,
+    created_usec: u64,
+    process: Process,
+}
+
+/// One image in the making: what the steps to it share. Dropped, it cancels what still runs.
+pub(super) struct Making<'a> {
+    service: &'a Service,
+    progress: &'a dyn Progress,
+    budget: Arc<Budget>,
+    pub cancel: Cancel,
+    _cancel: CancelOnDrop,
+}
+
+impl<'a> Making<'a> {
+    pub fn new(service: &'a Service, progress: &'a dyn Progress) -> Self {
+        let cancel = Cancel::default();
+        Self {
+            service,
+            progress,
+            budget: Arc::new(Budget::new(service.0.settings.limits.clone())),
+            _cancel: cancel.on_drop(),
+            cancel,
+        }
+    }
+
+    /// Reads a layer for the first time; `read` counts its bytes as they are stored.
+    pub async fn index(&self, layer: Layer, number: usize, read: Arc<AtomicU64>) -> Result<LayerIndex> {
+        let _slot = self.service.0.unpacks.acquire().await.map_err(|_| Error::Canceled)?;
+        let (blobs, budget) = (self.service.0.blobs.clone(), self.budget.clone());
+        let cancel = self.cancel.clone();
+        blocking(move || {
+            let stream = open_layer(&blobs, &layer, number, &cancel, &read)?;
+            index::index(stream, number, &budget).map_err(|error| canceled_or(&cancel, error))
+        })
+        .await
+    }
+
+    /// Merges the layers, `size` bytes as they are stored, and writes the root filesystem into
+    /// staging, synced.
+    pub async fn build(
+        &self,
+        id: &str,
+        config: &Config,
+        indexes: Vec<LayerIndex>,
+        layers: Vec<Layer>,
+        size: u64,
+    ) -> Result<Built> {
+        self.progress.stage("unpack");
+        let Self { service, cancel, .. } = self;
+        let _slot = service.0.unpacks.acquire().await.map_err(|_| Error::Canceled)?;
+        let staged = service.0.files.stage()?;
+        let read = Arc::new(AtomicU64::new(0));
+        let (blobs, counter, cancel) = (service.0.blobs.clone(), read.clone(), cancel.clone());
+        let max_depth = service.0.settings.limits.depth;
+        let mut image = row(id, config);
+        let work = blocking(move || {
+            let open = |layer: usize| open_layer(&blobs, &layers[layer], layer, &cancel, &counter);
+            let file = create(&staged.path().join(ROOTFS))?;
+            let (file, length) =
+                write_rootfs(file, indexes, max_depth, open).map_err(|error| canceled_or(&cancel, error))?;
+            image.size = length;
+            image.rootfs_digest = digest_of(file)?;
+            describe(&image, staged.path())?;
+            staged.sync()?;
+            Ok(Built { staged, image })
+        });
+        watched(self.progress, &read, size, work).await
+    }
+}
+
+/// What is known of an image before its root filesystem.
+fn row(id: &str, config: &Config) -> ImageRow {
+    ImageRow {
+        id: id.to_owned(),
+        names: Vec::new(),
+        architecture: config.architecture.clone(),
+        size: 0,
+        rootfs_digest: String::new(),
+        fstype: FSTYPE.into(),
+        created_usec: now_usec(),
+        process: config.config.clone(),
+        holders: Vec::new(),
+    }
+}
+
+fn write_rootfs(
+    file: File,
+    indexes: Vec<LayerIndex>,
+    max_depth: usize,
+    open: impl FnMut(usize) -> Result<Box<dyn Read + Send>>,
+) -> Result<(File, u64)> {
+    let layers = indexes.len();
+    let mut merge = Merge::new(max_depth);
+    for (layer, index) in indexes.into_iter().enumerate() {
+        let invalid = |Invalid { entry, reason }| Error::InvalidLayer { layer, entry, reason };
+        merge.apply(index).map_err(invalid)?;
+    }
+    rootfs::write(file, &merge.finish(), layers, open)
+}
+
+fn digest_of(mut file: File) -> Result<String> {
+    let mut hash = Sha256::new();
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| io::copy(&mut file, &mut HashSink(&mut hash)))
+        .map_err(Error::io("cannot read the root filesystem back"))?;
+    Ok(format!("sha256:{}", digest::hex(&hash.finalize())))
+}
+
+fn describe(image: &ImageRow, dir: &Path) -> Result<()> {
+    let json = ImageFile {
+        id: image.id.clone(),
+        architecture: image.architecture.clone(),
+        fstype: image.fstype.clone(),
+        size: image.size,
+        rootfs_digest: image.rootfs_digest.clone(),
+        created_usec: image.created_usec,
+        process: image.process.clone(),
+    };
+    let json = serde_json::to_vec_pretty(&json).map_err(banger_api::Error::internal)?;
+    write_file(&dir.join("image.json"), &json)
+}
+
+/// A reader that was canceled fails with something; what counts is why.
+fn canceled_or(cancel: &Cancel, error: Error) -> Error {
+    if cancel.is_set() { Error::Canceled } else { error }
+}
+
+/// Whether the layers unpack to what the config says.
+pub(super) fn check_diff_ids(indexes: &[LayerIndex], config: &Config) -> Result<()> {
+    for (layer, (index, wanted)) in indexes.iter().zip(&config.rootfs.diff_ids).enumerate() {
+        let found = format!("sha256:{}", index.diff_id);
+        if found != *wanted {
+            let what = format!("layer {layer}, unpacked,");
+            return Err(Error::DigestMismatch { what, wanted: wanted.clone(), found });
+        }
+    }
+    Ok(())
+}
+
+fn open_layer(
+    blobs: &Blobs,
+    layer: &Layer,
+    number: usize,
+    cancel: &Cancel,
+    read: &Arc<AtomicU64>,
+) -> Result<Box<dyn Read + Send>> {
+    let file = match layer {
+        Layer::Blob(hex) => blobs.open(hex)?,
+        Layer::File(file) => rewound(file)?,
+    };
+    decompress(Source::new(file, cancel.clone(), read.clone()))
+        .map_err(|error| index::explain(error.into(), number))
+}
+
+/// The same open file from its beginning. Its passes come one after the other, so they may share
+/// the offset.
+pub(super) fn rewound(file: &File) -> Result<File> {
+    let failed = || Error::io("cannot read the file again");
+    let mut again = file.try_clone().map_err(failed())?;
+    again.seek(SeekFrom::Start(0)).map_err(failed())?;
+    Ok(again)
+}
+
+struct HashSink<'a>(&'a mut Sha256);
+
+impl io::Write for HashSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

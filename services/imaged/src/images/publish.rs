@@ -1,0 +1,155 @@
+//! Names of images, and the moment an image is there.
+
+use super::build::Built;
+use super::{Freed, drop_unused};
+use crate::digest;
+use crate::error::{Error, Result};
+use crate::service::{Event, Progress, Service, blocking};
+use crate::store::{self, ImageRow, NameRow};
+
+/// A name for an image, and where the image comes from if it was pulled.
+#[derive(Debug, Clone)]
+pub(super) struct Claim {
+    pub name: String,
+    /// Empty for an import. Only the same reference may move a name to other content.
+    pub reference: String,
+}
+
+impl Claim {
+    /// # Errors
+    /// If no image may have this name.
+    pub fn new(name: impl Into<String>, reference: impl Into<String>) -> Result<Self> {
+        let (name, reference) = (name.into(), reference.into());
+        check_name(&name)?;
+        Ok(Self { name, reference })
+    }
+}
+
+impl Service {
+    /// Fails early if the name cannot be had. What counts is the look in [`Service::publish`].
+    pub(super) async fn check_claim(&self, claim: &Claim) -> Result<()> {
+        let claim = claim.clone();
+        Ok(self.0.store.transact(move |t| check_claim(t, &claim).map(drop)).await?)
+    }
+
+    /// Gives an image that is there the name. `None`: it is not there.
+    pub(super) async fn claim_existing(&self, id: &str, claim: &Claim) -> Result<Option<ImageRow>> {
+        let (key, claim) = (id.to_owned(), claim.clone());
+        let claimed = self
+            .0
+            .store
+            .transact(move |t| {
+                if store::image(t, &key)?.is_none() {
+                    return Ok(None);
+                }
+                let freed = take_name(t, &claim, &key)?;
+                Ok(store::image(t, &key)?.map(|image| (image, freed)))
+            })
+            .await?;
+        let Some((image, freed)) = claimed else { return Ok(None) };
+        self.touch(Event::Image(image.id.clone())).await;
+        self.moved(freed).await?;
+        Ok(Some(image))
+    }
+
+    pub(super) async fn publish(
+        &self,
+        built: Built,
+        blobs: Vec<String>,
+        claim: Claim,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        progress.stage("publish");
+        let files = self.0.files.clone();
+        let id = built.image.id.clone();
+        let published = self
+            .0
+            .store
+            .transact(move |t| {
+                check_claim(t, &claim)?;
+                let target = files.image(&built.image.id);
+                // Files without a row are what a removal has not got to yet.
+                let trash = files.withdraw(&target)?;
+                built.staged.publish(&target)?;
+                store::insert_image(t, &built.image, &blobs)?;
+                let freed = take_name(t, &claim, &built.image.id)?;
+                let image = store::image(t, &built.image.id)?.unwrap_or(built.image);
+                Ok((image, freed, trash))
+            })
+            .await;
+        let (image, freed, trash) = match published {
+            Ok(published) => published,
+            Err(error) => {
+                self.sweep(&id).await?;
+                return Err(error.into());
+            }
+        };
+        blocking(move || {
+            drop(trash);
+            Ok(())
+        })
+        .await?;
+        self.touch(Event::Image(image.id.clone())).await;
+        self.moved(freed).await?;
+        Ok(image)
+    }
+
+    /// After a name went from one image to another: the other may be gone now.
+    pub(super) async fn moved(&self, freed: Option<Freed>) -> Result<()> {
+        if let Some(freed) = freed {
+            self.touch(Event::Image(freed.image.clone())).await;
+            if freed.deleted {
+                self.sweep(&freed.image).await?;
+                self.collect(freed.blobs).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an image's files if it has no row.
+    async fn sweep(&self, id: &str) -> Result<()> {
+        let (files, id) = (self.0.files.clone(), id.to_owned());
+        let trash = self
+            .0
+            .store
+            .transact(move |t| match store::image(t, &id)? {
+                Some(_) => Ok(None),
+                None => Ok(files.withdraw(&files.image(&id))?),
+            })
+            .await?;
+        blocking(move || {
+            drop(trash);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Whether the claim may have its name: `Some` with the image that has it now.
+fn check_claim(t: &rusqlite::Transaction<'_>, claim: &Claim) -> banger_api::Result<Option<NameRow>> {
+    let Some(row) = store::name(t, &claim.name)? else { return Ok(None) };
+    if claim.reference.is_empty() || row.reference != claim.reference {
+        return Err(Error::NameTaken(claim.name.clone()).into());
+    }
+    Ok(Some(row))
+}
+
+/// Gives the name to the image, taking it from the one that had it.
+fn take_name(t: &rusqlite::Transaction<'_>, claim: &Claim, id: &str) -> banger_api::Result<Option<Freed>> {
+    let before = check_claim(t, claim)?;
+    if before.as_ref().is_some_and(|row| row.image == id) {
+        return Ok(None);
+    }
+    store::put_name(t, &claim.name, &NameRow { image: id.to_owned(), reference: claim.reference.clone() })?;
+    before.map(|row| drop_unused(t, &row.image)).transpose()
+}
+
+/// Names are shown, logged and typed, so they are kept to what references are made of.
+fn check_name(name: &str) -> Result<()> {
+    let fine = (1..=255).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/@+[]".contains(&byte))
+        // It would be found in place of an image of this id.
+        && !digest::is_hex64(name);
+    if fine { Ok(()) } else { Err(Error::BadName(name.chars().take(300).collect())) }
+}
