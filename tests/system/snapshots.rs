@@ -1,7 +1,7 @@
 //! Pausing, snapshots, and VMs that go on from them.
 
-use banger_api::VMD;
-use banger_tests::{BUSYBOX, Vm, Way, banger, json};
+use banger_api::{SESSIOND, VMD};
+use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, json, sh, start};
 
 #[test]
 fn a_paused_vm_stands_still() {
@@ -22,6 +22,81 @@ fn a_paused_vm_stands_still() {
     banger(&["stop", vm.name()]).ok();
     assert_eq!(vm.state(), "stopped");
     banger(&["pause", vm.name()]).refused(&["only a running VM"]);
+}
+
+/// The id of the VM's running session, once there is one.
+#[track_caller]
+fn running_session(vm: &Vm) -> String {
+    let mut id = None;
+    eventually("the session runs", || {
+        let listed = json(&["session", "ls"]);
+        let mut sessions = listed.as_array().expect("a list").iter();
+        let session = sessions.find(|session| session["vm"] == vm.name() && session["state"] == "running");
+        id = session.and_then(|session| session["id"].as_str()).map(str::to_owned);
+        id.is_some()
+    });
+    id.expect("an id")
+}
+
+#[test]
+fn calls_into_a_guest_that_stood_still() {
+    let vm = Vm::running("t-still", BUSYBOX);
+    assert_eq!(vm.sh("echo before").ok(), "before\n");
+    // One that is under way goes on.
+    let lasting = start("banger", &["exec", vm.name(), "--", "sh", "-c", "sleep 3; echo over; exit 7"]);
+    running_session(&vm);
+    banger(&["pause", vm.name()]).ok();
+    vm.sh("true").refused(&["is paused", "banger resume t-still"]);
+    let exec = ["sasa{ss}a{sv}", vm.name(), "1", "true", "0", "0"];
+    assert_eq!(error_name(SESSIOND, "Exec", &exec), "org.banger.Error.VmPaused");
+    banger(&["resume", vm.name()]).ok();
+    assert_eq!(vm.sh("echo resumed").ok(), "resumed\n");
+    let lasted = lasting.join().expect("joins");
+    assert_eq!((lasted.text().as_str(), lasted.status), ("over\n", 7), "{lasted}");
+
+    // A snapshot breaks connections off, and the next call does not notice.
+    for snapshot in ["one", "two"] {
+        banger(&["snapshot", "create", vm.name(), snapshot]).ok();
+        assert_eq!(vm.sh("echo again >>/run/again; wc -l </run/again").status, 0);
+    }
+    assert_eq!(vm.sh("cat /run/again").ok(), "again\nagain\n");
+}
+
+#[test]
+fn a_call_under_way_when_the_vm_is_paused_ends() {
+    let vm = Vm::running("t-still-call", BUSYBOX);
+    // There is a connection, that will not answer, before another is made.
+    vm.sh("true").ok();
+    // The process that is the vsock device takes no call meanwhile.
+    let signal =
+        |signal: &str| sh(&format!("kill -{signal} $(pgrep -u bvm-{} vhost-device)", vm.name())).ok();
+    signal("STOP");
+    let call = start("banger", &["exec", vm.name(), "--", "true"]);
+    let waiting = format!("ss -xlH | grep '{}/vsock.sock ' | tr -s ' ' | cut -d ' ' -f 3", vm.name());
+    eventually("the call is made", || sh(&waiting).ok().trim() != "0");
+    let pause = start("banger", &["pause", vm.name()]);
+    call.join().expect("joins").refused(&["is paused", "may still be done"]);
+    signal("CONT");
+    pause.join().expect("joins").ok();
+}
+
+/// What waits for a session is told how it ended, though the connection it waits on broke.
+#[test]
+fn sessions_outlive_a_snapshot() {
+    let vm = Vm::running("t-still-wait", BUSYBOX);
+    let follower = start(
+        "banger",
+        &["exec", vm.name(), "--", "sh", "-c", "while [ ! -e /run/enough ]; do sleep 0.2; done; exit 9"],
+    );
+    let id = running_session(&vm);
+    let waiting = {
+        let vm = vm.name().to_owned();
+        std::thread::spawn(move || Way::Bus.call(SESSIOND, "WaitSession", &["ss", &vm, &id]))
+    };
+    banger(&["snapshot", "create", vm.name(), "one"]).ok();
+    vm.sh("touch /run/enough").ok();
+    assert_eq!(waiting.join().expect("joins").ok(), "ii 9 0\n");
+    assert_eq!(follower.join().expect("joins").status, 9);
 }
 
 #[test]

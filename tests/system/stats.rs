@@ -59,7 +59,7 @@ fn a_paused_vm_has_figures_of_the_host_alone() {
     assert_eq!((shown["reachable"].as_bool(), &shown["guest"]), (Some(false), &Value::Null));
     assert!(shown["cpu_usec"].as_u64().is_some(), "{shown}");
     banger(&["ping", vm.name()]).refused(&["paused", "resume"]);
-    assert_eq!(error_name(VMD, "PingVm", &["s", vm.name()]), "org.banger.Error.AgentUnreachable");
+    assert_eq!(error_name(VMD, "PingVm", &["s", vm.name()]), "org.banger.Error.VmPaused");
     banger(&["resume", vm.name()]).ok();
     banger(&["ping", vm.name()]).ok();
 

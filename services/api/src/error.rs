@@ -67,6 +67,8 @@ kinds! {
     VmRunning = "org.banger.Error.VmRunning";
     /// The VM does not run, which the operation needs.
     VmNotRunning = "org.banger.Error.VmNotRunning";
+    /// The VM is paused, so its guest does not answer.
+    VmPaused = "org.banger.Error.VmPaused";
     /// Another lifecycle operation on the VM is under way.
     VmBusy = "org.banger.Error.VmBusy";
     /// The VM ended, or could not come up.

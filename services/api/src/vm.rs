@@ -254,7 +254,7 @@ pub trait Manager {
     /// Asks the guest's agent for a sign of life, and returns how long the answer took, in
     /// microseconds.
     ///
-    /// Errors: `NoSuchVm`, `VmNotRunning`, `AgentUnreachable` (also if the VM is paused).
+    /// Errors: `NoSuchVm`, `VmNotRunning`, `VmPaused`, `AgentUnreachable`.
     fn ping_vm(&self, name: &str) -> zbus::Result<u64>;
 
     /// What listens in the guest's network. Errors: as [`ManagerProxy::ping_vm`].

@@ -1,22 +1,25 @@
 //! Sessions: what a client asks for, carried out by the agent of the VM.
 //!
-//! Each running session has a watcher, a task with a connection to the agent, that serves its
+//! Each running session has a watcher, a task that waits for its end at the agent, serves its
 //! object and says when it ended. If this service is killed the watchers are gone and nothing
 //! else; the next instance finds the sessions again ([`Sessions::rediscover`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use banger_api::session::{MANAGER, SESSION, SessionRow, session_path};
-use banger_api::vm::{ManagerProxy as VmManagerProxy, RUNTIME_DIR, vsock_socket};
-use banger_api::{Error, ErrorKind, Result, SESSIOND};
+use banger_api::vm::{ManagerProxy as VmManagerProxy, RUNTIME_DIR, VM_PREFIX, VmProxy, vsock_socket};
+use banger_api::{Error, ErrorKind, Result, SESSIOND, path};
 use banger_core::name::VmName;
 use banger_daemon::Context;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use zbus::proxy::CacheProperties;
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::bus::SessionObject;
@@ -24,8 +27,14 @@ use banger_guest::{Agent, Command, Started};
 
 /// How long the object of an ended session stays.
 const MEMORY: Duration = Duration::from_secs(60);
-/// How long one VM may take to list its sessions before the list goes without it.
+/// How long one VM may take to list its sessions before the list goes without it, and vmd to tell
+/// what a VM is doing.
 const LIST: Duration = Duration::from_secs(5);
+/// How long a connection that was good once has to show that it still is. One that is given up
+/// too early costs no more than a new one.
+const ALIVE: Duration = Duration::from_secs(3);
+/// How often it is looked whether a VM stands still whose guest lets a call wait.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What to start.
 #[derive(Debug)]
@@ -91,7 +100,6 @@ impl Sessions {
         vm: VmName,
         request: Request,
     ) -> Result<(String, OwnedObjectPath, BTreeMap<String, OwnedFd>)> {
-        let agent = self.agent(&vm).await?;
         let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
         let command = Command {
             argv: &argv,
@@ -100,22 +108,42 @@ impl Sessions {
             directory: &request.directory,
             terminal: request.terminal,
         };
-        let Started { id, streams } = agent.start(&command).await?;
+        let call = async { self.agent(&vm).await?.start(&command).await };
+        let Started { id, streams } = self.guarded(&vm, call).await?;
         tracing::info!(vm = vm.as_str(), id, "session started");
-        let path = self.watch(vm, id.clone(), agent).await;
+        let path = self.watch(vm, id.clone()).await;
         Ok((id, path, streams))
     }
 
+    /// A snapshot breaks connections off; what is waited for goes on.
     pub async fn wait(&self, vm: &VmName, id: &str) -> Result<(i32, i32)> {
-        self.agent(vm).await?.wait(id).await.map_err(|error| unknown(error, vm, id))
+        loop {
+            let agent = self.guarded(vm, self.agent(vm)).await?;
+            match agent.wait(id).await {
+                Err(error) if error.kind() == ErrorKind::AgentUnreachable => sleep(LOOK).await,
+                outcome => return outcome.map_err(|error| unknown(error, vm, id)),
+            }
+        }
+    }
+
+    /// As [`Sessions::wait`], but a VM that is paused is waited for, too.
+    async fn wait_out(&self, vm: &VmName, id: &str) -> Result<(i32, i32)> {
+        loop {
+            match self.wait(vm, id).await {
+                Err(error) if error.kind() == ErrorKind::VmPaused => sleep(LOOK).await,
+                outcome => return outcome,
+            }
+        }
     }
 
     pub async fn kill(&self, vm: &VmName, id: &str, signal: i32) -> Result<()> {
-        self.agent(vm).await?.kill(id, signal).await.map_err(|error| unknown(error, vm, id))
+        let call = async { self.agent(vm).await?.kill(id, signal).await };
+        self.guarded(vm, call).await.map_err(|error| unknown(error, vm, id))
     }
 
     pub async fn resize(&self, vm: &VmName, id: &str, rows: u16, columns: u16) -> Result<()> {
-        self.agent(vm).await?.resize(id, rows, columns).await.map_err(|error| unknown(error, vm, id))
+        let call = async { self.agent(vm).await?.resize(id, rows, columns).await };
+        self.guarded(vm, call).await.map_err(|error| unknown(error, vm, id))
     }
 
     pub async fn list(&self) -> Result<Vec<SessionRow>> {
@@ -141,12 +169,49 @@ impl Sessions {
     }
 
     async fn list_vm(&self, vm: &VmName) -> Result<Vec<SessionRow>> {
-        let rows = self.connect(vm).await?.list().await?;
+        let call = async { self.connect(vm).await?.list().await };
+        let rows = self.guarded(vm, call).await?;
         let row = |(id, state, argv, started): (String, String, Vec<String>, u64)| {
             let path = session_path(vm.as_str(), &id);
             (vm.to_string(), id, state, argv, started, path)
         };
         Ok(rows.into_iter().map(row).collect())
+    }
+
+    /// A call into a guest. None goes to a VM that is paused: it would wait, and vhost-device-vsock
+    /// 0.3 does not survive one. One that is under way when the VM is paused is given up.
+    async fn guarded<T>(&self, vm: &VmName, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.check_awake(vm).await?;
+        let mut call = pin!(call);
+        loop {
+            if let Ok(outcome) = timeout(LOOK, call.as_mut()).await {
+                return outcome;
+            }
+            self.check_awake(vm)
+                .await
+                .map_err(|error| error.context("what was asked for may still be done when the VM goes on"))?;
+        }
+    }
+
+    /// # Errors
+    /// `VmPaused`. A vmd that does not answer is no reason to refuse.
+    async fn check_awake(&self, vm: &VmName) -> Result<()> {
+        match self.vm_state(vm).await {
+            Ok(state) if state == "paused" => Err(ErrorKind::VmPaused
+                .error(format!("VM {vm} is paused and does not answer; `banger resume {vm}` first"))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn vm_state(&self, vm: &VmName) -> Result<String> {
+        let state = async {
+            let path = path::encode(VM_PREFIX, vm.as_str());
+            let vm = VmProxy::builder(&self.context.bus).path(path);
+            Ok(vm.cache_properties(CacheProperties::No).build().await?.state().await?)
+        };
+        timeout(LIST, state)
+            .await
+            .unwrap_or_else(|_| Err(ErrorKind::ServiceUnavailable.error("vmd does not answer")))
     }
 
     /// A connection to a VM's agent. The VM's name leads to its socket; only if nobody answers
@@ -158,9 +223,15 @@ impl Sessions {
         }
     }
 
+    /// The connection that there is, if it is still one, or a new one. A snapshot breaks
+    /// connections off, which a command must not be the first to notice: nobody could tell whether
+    /// it was started.
     async fn connect(&self, vm: &VmName) -> Result<Arc<Agent>> {
-        if let Some(agent) = self.state().agents.get(vm).filter(|agent| !agent.is_closed()) {
-            return Ok(agent.clone());
+        let known = self.state().agents.get(vm).cloned();
+        if let Some(agent) = known.filter(|agent| !agent.is_closed())
+            && matches!(timeout(ALIVE, agent.ping()).await, Ok(Ok(_)))
+        {
+            return Ok(agent);
         }
         let agent = Arc::new(Agent::connect(&vsock(vm)).await?);
         let mut state = self.state();
@@ -188,7 +259,7 @@ impl Sessions {
     }
 
     /// Serves the object of a session until a while after its end.
-    async fn watch(&self, vm: VmName, id: String, agent: Arc<Agent>) -> OwnedObjectPath {
+    async fn watch(&self, vm: VmName, id: String) -> OwnedObjectPath {
         let path = session_path(vm.as_str(), &id);
         if !self.state().watched.insert((vm.clone(), id.clone())) {
             return path;
@@ -206,7 +277,7 @@ impl Sessions {
         let object = path.clone();
         tokio::spawn(async move {
             let hub = &sessions.context.hub;
-            match agent.wait(&id).await {
+            match sessions.wait_out(&vm, &id).await {
                 Ok((status, signal)) => {
                     let _ = exit.set((status, signal));
                     let value = |value: Variant<'static>| OwnedVariant::try_from(value).ok();
@@ -241,7 +312,7 @@ impl Sessions {
                 let found = timeout(LIST, async {
                     for (_, id, state, ..) in sessions.list_vm(&vm).await? {
                         if state == "running" {
-                            sessions.watch(vm.clone(), id, sessions.connect(&vm).await?).await;
+                            sessions.watch(vm.clone(), id).await;
                         }
                     }
                     Ok::<(), Error>(())

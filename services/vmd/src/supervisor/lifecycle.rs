@@ -195,17 +195,13 @@ impl Supervisor {
             }
         }
         let mut control = self.control(name).await?;
-        // The mark first: to resume a VM that runs does no harm, but nobody would resume one that
-        // stands still and is taken for running.
-        self.0.marks.set(name)?;
+        self.mark_paused(name)?;
         failpoint!("pause.marked");
         if let Err(error) = control.pause().await {
-            self.0.marks.clear(name)?;
+            self.unmark_paused(name)?;
             return Err(vmm_error(error));
         }
         failpoint!("pause.paused");
-        lock(&self.0.paused).insert(name.clone());
-        self.state_changed(name);
         tracing::info!(vm = name.as_str(), "paused");
         Ok(())
     }
@@ -225,6 +221,15 @@ impl Supervisor {
         failpoint!("resume.resumed");
         self.unmark_paused(name)?;
         tracing::info!(vm = name.as_str(), "resumed");
+        Ok(())
+    }
+
+    /// Before the VM is paused: to resume one that runs does no harm, but nobody would resume one
+    /// that stands still and is taken for running; and nobody is to call into it any more.
+    pub(super) fn mark_paused(&self, name: &VmName) -> Result<()> {
+        self.0.marks.set(name)?;
+        lock(&self.0.paused).insert(name.clone());
+        self.state_changed(name);
         Ok(())
     }
 

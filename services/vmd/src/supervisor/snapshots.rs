@@ -50,9 +50,9 @@ impl Supervisor {
         let user = self.0.units.user(name).await?;
         let directory = self.0.disks.begin_snapshot(name, snapshot, user).await?;
         failpoint!("snapshot.begun");
-        // From here on the guest must not be left standing still: not to be canceled, and if vmd
-        // ends meanwhile, it is shown as paused, so that it can be resumed.
-        self.0.marks.set(name)?;
+        // From here on the guest must not be left standing still: not to be canceled, and it is
+        // shown as paused, so that nobody calls into it, and that it can be resumed if vmd ends.
+        self.mark_paused(name)?;
         let taken = async {
             let copy = self.0.disks.copy_into_snapshot(name, &directory);
             let mut control = self.control(name).await?;
@@ -62,7 +62,7 @@ impl Supervisor {
             self.0.disks.finish_snapshot(&directory, &meta).await
         };
         let taken = taken.await;
-        self.0.marks.clear(name)?;
+        self.unmark_paused(name)?;
         if let Err(error) = taken {
             self.0.disks.remove_snapshot(name, snapshot).await?;
             return Err(error);

@@ -59,8 +59,8 @@ impl Supervisor {
     async fn awake(&self, name: &VmName) -> Result<Agent> {
         self.get(name)?;
         match self.check_up(name)? {
-            State::Paused => Err(ErrorKind::AgentUnreachable
-                .error(format!("{name} is paused and does not answer: resume it first"))),
+            State::Paused => Err(ErrorKind::VmPaused
+                .error(format!("{name} is paused and does not answer: `banger resume {name}` first"))),
             State::Starting => Err(ErrorKind::AgentUnreachable
                 .error(format!("{name} is starting and does not answer yet: try again when it runs"))),
             _ => self.agent(name).await,
