@@ -1,4 +1,4 @@
-//! Images and kernels: pulls, imports, publication, references.
+//! Images: pulls, imports, publication, references.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -193,54 +193,6 @@ fn imports_make_bootable_images() {
         assert_eq!(done.ok(), "imported\n");
         banger(&["image", "rm", name]).ok();
     }
-}
-
-#[test]
-fn kernels_are_imported_listed_and_kept_while_used() {
-    let kernels = json(&["kernel", "ls"]);
-    let kernels = kernels.as_array().expect("a list");
-    assert!(kernels.iter().any(|kernel| kernel["default"] == true), "{kernels:?}");
-    let name = "t-kernel";
-    let _ = banger(&["kernel", "rm", name]);
-    banger(&["kernel", "import", "--name", name, "host"]).ok();
-    let vm = Vm::named("t-kernel-user");
-    banger(&["vm", "create", "--name", vm.name(), "--kernel", name, BUSYBOX]).ok();
-    banger(&["kernel", "rm", name]).refused(&["t-kernel-user"]);
-    banger(&["rm", vm.name()]).ok();
-    banger(&["kernel", "rm", name]).ok();
-    banger(&["kernel", "show", name]).refused(&[name]);
-}
-
-#[test]
-fn kernels_come_from_packages_and_from_files() {
-    let version = sh("ls /lib/modules | sort -V | tail -n 1").ok().trim().to_owned();
-    let dir = tempfile::tempdir().expect("tempdir");
-    let package = dir.path().display().to_string();
-    // A linux-image package as Debian makes them.
-    let build = format!(
-        "mkdir -p {package}/root/DEBIAN {package}/root/boot {package}/root/lib/modules && cd {package}/root &&
-         cp /boot/vmlinuz-{version} /boot/config-{version} boot/ && cp -a /lib/modules/{version} lib/modules/ &&
-         printf 'Package: linux-image-{version}\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@x>\\nDescription: x\\n' > DEBIAN/control &&
-         dpkg-deb -Zgzip -z1 -b . ../kernel.deb"
-    );
-    sh(&build).ok();
-    let (vmlinuz, modules) = (format!("/boot/vmlinuz-{version}"), format!("/lib/modules/{version}"));
-    let deb = format!("{package}/kernel.deb");
-    let sources =
-        [("t-kernel-deb", vec![deb.as_str()]), ("t-kernel-file", vec!["--modules", &modules, &vmlinuz])];
-    for (name, source) in sources {
-        let _ = banger(&["kernel", "rm", name]);
-        let mut line = vec!["kernel", "import", "--name", name];
-        line.extend(source);
-        banger(&line).ok();
-        let done = banger(&["run", "--rm", "--name", name, "--kernel", name, BUSYBOX, "--", "uname", "-r"]);
-        assert_eq!(done.ok().trim(), version);
-        banger(&["kernel", "rm", name]).ok();
-    }
-    let script = dir.path().join("no-kernel");
-    std::fs::write(&script, "#!/bin/sh\n").expect("writes");
-    banger(&["kernel", "import", "--name", "t-kernel-bad", &script.display().to_string()])
-        .refused(&["no-kernel"]);
 }
 
 #[test]

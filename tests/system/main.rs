@@ -9,6 +9,7 @@ mod faults;
 mod guests;
 mod images;
 mod isolation;
+mod kernels;
 mod lifecycle;
 mod network;
 mod services;

@@ -30,6 +30,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "ReleaseLease", Access::Internal),
     (MANAGER, "ListLeases", Access::Read),
     (IMAGE, "Remove", Access::Action(IMAGE_MANAGE)),
+    (IMAGE, "SetKernel", Access::Action(IMAGE_MANAGE)),
     (IMAGE, "Describe", Access::Read),
     (KERNEL, "Remove", Access::Action(IMAGE_MANAGE)),
     (KERNEL, "Describe", Access::Read),
@@ -40,9 +41,9 @@ pub const ACCESS: &[Entry] = &[
 /// 1970), number of leases, path.
 pub type ImageRow = (String, String, u64, u64, u32, OwnedObjectPath);
 
-/// One kernel as `ListKernels` returns it: name, version, architecture, whether it is the
-/// default, number of leases, path.
-pub type KernelRow = (String, String, String, bool, u32, OwnedObjectPath);
+/// One kernel as `ListKernels` returns it: name, version, architecture, description, whether it is
+/// the default, number of leases, path.
+pub type KernelRow = (String, String, String, String, bool, u32, OwnedObjectPath);
 
 /// Everything a VM is booted from; the reply of `AcquireLease`.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
@@ -105,8 +106,8 @@ pub trait Images {
 
     fn remove_image(&self, name: &str) -> zbus::Result<()>;
 
-    /// Imports a kernel: `host`, the path of a linux-image .deb, or the path of a vmlinuz (then
-    /// with the option `modules s`, a modules directory). An empty name stands for the version.
+    /// Imports a kernel: `host`, or the path of a package, an archive, a vmlinuz or vmlinux. An empty
+    /// name stands for the version. Options: `with as`, `modules s`, `description s`.
     fn import_kernel(
         &self,
         source: &str,
@@ -116,7 +117,7 @@ pub trait Images {
 
     fn import_kernel_fd(
         &self,
-        file: OwnedFd,
+        files: Vec<OwnedFd>,
         name: &str,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
@@ -156,8 +157,14 @@ pub trait Images {
 )]
 pub trait Image {
     fn remove(&self) -> zbus::Result<()>;
+    /// Chooses the kernel of VMs that name none; the empty name is the default kernel.
+    fn set_kernel(&self, kernel: &str) -> zbus::Result<()>;
     /// Everything about the image as JSON.
     fn describe(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn kernel(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn rootfs_type(&self) -> zbus::Result<String>;
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn id(&self) -> zbus::Result<String>;
@@ -174,6 +181,8 @@ pub trait Kernel {
     fn remove(&self) -> zbus::Result<()>;
     /// Everything about the kernel as JSON.
     fn describe(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn features(&self) -> zbus::Result<Vec<String>>;
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn name(&self) -> zbus::Result<String>;

@@ -194,9 +194,9 @@ struct Images(Log);
 
 #[interface(name = "org.banger.Image1.Manager")]
 impl Images {
-    fn list_kernels(&self) -> Vec<(String, String, String, bool, u32, OwnedObjectPath)> {
+    fn list_kernels(&self) -> Vec<(String, String, String, String, bool, u32, OwnedObjectPath)> {
         if self.0.0.lock().expect("lock").iter().any(|call| call.starts_with("import kernel")) {
-            vec![("6.1".into(), "6.1".into(), "x86_64".into(), true, 0, path("/x"))]
+            vec![("6.1".into(), "6.1".into(), "x86_64".into(), "a kernel".into(), true, 0, path("/x"))]
         } else {
             vec![]
         }

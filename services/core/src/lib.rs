@@ -8,6 +8,7 @@ pub mod acl;
 pub mod address;
 pub mod ending;
 pub mod guest;
+pub mod kernel;
 pub mod name;
 pub mod snapshot;
 pub mod spec;

@@ -56,6 +56,11 @@ pub enum Error {
     NoKernel,
     #[error("kernel {kernel} is used by {}; remove {} first", .holders.join(", "), one_or_many(.holders))]
     KernelInUse { kernel: String, holders: Vec<String> },
+    #[error(
+        "kernel {kernel} is that of {}; choose another with `banger image set --kernel`",
+        shown(.images)
+    )]
+    KernelOfImages { kernel: String, images: Vec<String> },
     #[error("kernel {0} cannot be used: {1}")]
     KernelUnsupported(String, String),
     #[error("cannot build the initramfs: the agent {path} cannot be read: {reason}; install banger-agent")]
@@ -97,7 +102,7 @@ impl Error {
             E::Truncated { .. } => ErrorKind::RegistryUnreachable,
             E::InvalidManifest(_) | E::InvalidLayer { .. } | E::TooLarge(_) => ErrorKind::InvalidImage,
             E::NoSuchKernel(_) | E::NoKernel => ErrorKind::NoSuchKernel,
-            E::KernelInUse { .. } => ErrorKind::KernelInUse,
+            E::KernelInUse { .. } | E::KernelOfImages { .. } => ErrorKind::KernelInUse,
             E::KernelUnsupported(..) => ErrorKind::KernelUnsupported,
             E::NoAgent { .. } => ErrorKind::Internal,
             E::Canceled => ErrorKind::JobCanceled,
@@ -135,4 +140,10 @@ impl From<tokio::task::JoinError> for Error {
     fn from(error: tokio::task::JoinError) -> Self {
         if error.is_cancelled() { Error::Canceled } else { Error::Base(banger_api::Error::internal(error)) }
     }
+}
+
+/// Images by the beginnings of their ids, as everybody shows them.
+fn shown(ids: &[String]) -> String {
+    let ids: Vec<&str> = ids.iter().map(|id| id.get(..12).unwrap_or(id)).collect();
+    format!("image {}", ids.join(", "))
 }

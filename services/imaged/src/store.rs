@@ -8,7 +8,8 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use crate::registry::manifest::Process;
 
 /// What has shipped is never changed, only added to.
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE images (
         id TEXT PRIMARY KEY,                -- 64 hexadecimal digits of the manifest's digest
         architecture TEXT NOT NULL,
@@ -46,7 +47,15 @@ pub const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX leases_by_image ON leases(image);
     CREATE INDEX leases_by_kernel ON leases(kernel);
-"];
+",
+    "
+    ALTER TABLE kernels ADD COLUMN description TEXT NOT NULL DEFAULT '';
+    ALTER TABLE kernels ADD COLUMN features TEXT;       -- with spaces between; NULL if nobody knows
+    -- What VMs of an image get that name no kernel.
+    ALTER TABLE images ADD COLUMN kernel TEXT REFERENCES kernels(name);
+    CREATE INDEX images_by_kernel ON images(kernel);
+",
+];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRow {
@@ -57,6 +66,8 @@ pub struct ImageRow {
     pub size: u64,
     pub rootfs_digest: String,
     pub fstype: String,
+    /// Of VMs that name none; empty for the default.
+    pub kernel: String,
     pub created_usec: u64,
     pub process: Process,
     /// VMs that use it, sorted.
@@ -79,6 +90,9 @@ pub struct KernelRow {
     pub name: String,
     pub version: String,
     pub architecture: String,
+    pub description: String,
+    /// Names of [`banger_core::kernel`]; `None` if its configuration is not known.
+    pub features: Option<Vec<String>>,
     pub is_default: bool,
     pub created_usec: u64,
     pub holders: Vec<String>,
@@ -103,7 +117,8 @@ fn strings(t: &Transaction<'_>, sql: &str, parameter: &str) -> Result<Vec<String
     rows.collect::<rusqlite::Result<_>>().map_err(db)
 }
 
-const IMAGE: &str = "SELECT id, architecture, size, rootfs_digest, fstype, created_usec, process FROM images";
+const IMAGE: &str =
+    "SELECT id, architecture, size, rootfs_digest, fstype, created_usec, process, kernel FROM images";
 
 fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
     let process: String = row.get(6)?;
@@ -114,6 +129,7 @@ fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         size: row.get::<_, i64>(2)? as u64,
         rootfs_digest: row.get(3)?,
         fstype: row.get(4)?,
+        kernel: row.get::<_, Option<String>>(7)?.unwrap_or_default(),
         created_usec: row.get::<_, i64>(5)? as u64,
         process: serde_json::from_str(&process).unwrap_or_default(),
         holders: Vec::new(),
@@ -146,7 +162,8 @@ pub fn image_ids_by_prefix(t: &Transaction<'_>, prefix: &str) -> Result<Vec<Stri
 pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, blobs: &[String]) -> Result<()> {
     let process = serde_json::to_string(&image.process).map_err(banger_api::Error::internal)?;
     t.execute(
-        "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO images (id, architecture, size, rootfs_digest, fstype, created_usec, process)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
         params![
             image.id,
             image.architecture,
@@ -166,6 +183,17 @@ pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, blobs: &[String]) -> 
 
 pub fn delete_image(t: &Transaction<'_>, id: &str) -> Result<()> {
     t.execute("DELETE FROM images WHERE id = ?", [id]).map_err(db).map(drop)
+}
+
+/// The empty name is none of its own.
+pub fn set_image_kernel(t: &Transaction<'_>, id: &str, kernel: &str) -> Result<()> {
+    let kernel = Some(kernel).filter(|kernel| !kernel.is_empty());
+    t.execute("UPDATE images SET kernel = ? WHERE id = ?", params![kernel, id]).map_err(db).map(drop)
+}
+
+/// Ids of the images whose VMs get a kernel.
+pub fn images_of_kernel(t: &Transaction<'_>, kernel: &str) -> Result<Vec<String>> {
+    strings(t, "SELECT id FROM images WHERE kernel = ? ORDER BY id", kernel)
 }
 
 pub fn is_blob_used(t: &Transaction<'_>, digest: &str) -> Result<bool> {
@@ -213,13 +241,17 @@ pub fn kernel_holders(t: &Transaction<'_>, name: &str) -> Result<Vec<String>> {
     strings(t, "SELECT holder FROM leases WHERE kernel = ? ORDER BY holder", name)
 }
 
-const KERNEL: &str = "SELECT name, version, architecture, is_default, created_usec FROM kernels";
+const KERNEL: &str =
+    "SELECT name, version, architecture, is_default, created_usec, description, features FROM kernels";
 
 fn kernel_row(row: &Row<'_>) -> rusqlite::Result<KernelRow> {
+    let features: Option<String> = row.get(6)?;
     Ok(KernelRow {
         name: row.get(0)?,
         version: row.get(1)?,
         architecture: row.get(2)?,
+        description: row.get(5)?,
+        features: features.map(|features| features.split_whitespace().map(str::to_owned).collect()),
         is_default: row.get(3)?,
         created_usec: row.get::<_, i64>(4)? as u64,
         holders: Vec::new(),
@@ -247,13 +279,16 @@ pub fn kernels(t: &Transaction<'_>) -> Result<Vec<KernelRow>> {
 
 pub fn insert_kernel(t: &Transaction<'_>, kernel: &KernelRow) -> Result<()> {
     t.execute(
-        "INSERT INTO kernels VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO kernels (name, version, architecture, is_default, created_usec, description, features)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
         params![
             kernel.name,
             kernel.version,
             kernel.architecture,
             kernel.is_default,
-            kernel.created_usec as i64
+            kernel.created_usec as i64,
+            kernel.description,
+            kernel.features.as_ref().map(|features| features.join(" ")),
         ],
     )
     .map_err(db)

@@ -272,18 +272,22 @@ async fn pipes_are_read_as_well() {
 
 /// A kernel that has everything built in: an ELF file with a banner.
 fn kernel() -> File {
-    file_of(&[b"\x7fELF".as_slice(), &[0; 5000], b"Linux version 6.9.1-test (x@y) #1", &[0; 100]].concat())
+    let x86_64 = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0";
+    file_of(&[x86_64.as_slice(), &[0; 5000], b"Linux version 6.9.1-test (x@y) #1", &[0; 100]].concat())
 }
 
 #[tokio::test]
 async fn leases_keep_what_is_used() {
-    use banger_imaged::kernel::KernelSource;
+    use banger_imaged::kernel::{KernelOptions, KernelSource};
     let (service, dir) = service().await;
     let image =
         service.import_file(Tar::default().file("a", b"a").open(), "img", &()).await.expect("imports");
     let missing = service.acquire_lease("web", "img", "").await.expect_err("no kernel");
     assert_eq!(missing.kind(), ErrorKind::NoSuchKernel, "{missing}");
-    let kernel = service.import_kernel(KernelSource::File(kernel(), None), "", &()).await.expect("imports");
+    let kernel = service
+        .import_kernel(KernelSource::Files(vec![kernel()], None), KernelOptions::default(), &())
+        .await
+        .expect("imports");
     assert_eq!((kernel.name.as_str(), kernel.is_default), ("6.9.1-test", true));
 
     let set = service.acquire_lease("web", "img", "").await.expect("leases");

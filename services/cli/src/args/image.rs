@@ -35,6 +35,16 @@ pub enum Image {
     Ls,
     /// Show everything about an image
     Show { image: String },
+    /// Choose the kernel of VMs that are made of an image and name none
+    Set {
+        image: String,
+        /// Kernel of `banger kernel ls`
+        #[arg(long, value_name = "NAME")]
+        kernel: Option<String>,
+        /// The default kernel again
+        #[arg(long, conflicts_with = "kernel", required_unless_present = "kernel")]
+        no_kernel: bool,
+    },
     /// Remove images
     Rm {
         #[arg(required = true, value_name = "IMAGE")]
@@ -46,15 +56,19 @@ pub enum Image {
 pub enum Kernel {
     /// Import a kernel
     Import {
-        /// `host` for the kernel that runs here, a linux-image .deb, or a vmlinuz with --modules
-        #[arg(default_value = "host")]
-        source: String,
+        /// `host` for the kernel that runs here, or files: packages (.deb, .rpm), a tar, a vmlinuz or
+        /// vmlinux
+        #[arg(default_value = "host", value_name = "SOURCE")]
+        sources: Vec<String>,
         /// Name of the kernel, instead of its version
         #[arg(long)]
         name: Option<String>,
         /// Directory with the modules of a vmlinuz, such as /lib/modules/VERSION
         #[arg(long, value_name = "DIR")]
         modules: Option<PathBuf>,
+        /// Text for people, instead of what the kernel says of itself
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
         /// Make it the default, too
         #[arg(long)]
         default: bool,

@@ -24,6 +24,9 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         Image::Import { path, name } => import(context, &path, name).await?,
         Image::Ls => list(context).await?,
         Image::Show { image } => show(context, &image).await?,
+        Image::Set { image, kernel, no_kernel: _ } => {
+            object(context, &image).await?.set_kernel(&kernel.unwrap_or_default()).await?;
+        }
         Image::Rm { images } => {
             return super::each(images, async |name| {
                 Ok(context.bus.images().await?.remove_image(&name).await?)
@@ -61,9 +64,12 @@ pub async fn list(context: &Context) -> Result<()> {
 }
 
 async fn show(context: &Context, name: &str) -> Result<()> {
+    context.output.description(&object(context, name).await?.describe().await?)
+}
+
+async fn object(context: &Context, name: &str) -> Result<ImageProxy<'static>> {
     let path = context.bus.images().await?.get_image(name).await?;
-    let image: ImageProxy<'static> = context.bus.object(IMAGED, &path).await?;
-    context.output.description(&image.describe().await?)
+    context.bus.object(IMAGED, &path).await
 }
 
 pub async fn pull(context: &Context, arguments: Pull) -> Result<()> {

@@ -19,8 +19,10 @@ pub const HOST: &str = "host";
 
 pub async fn dispatch(context: &Context, command: Kernel) -> Result<u8> {
     match command {
-        Kernel::Import { source, name, modules, default } => {
-            let name = import(context, &source, &name.unwrap_or_default(), modules).await?;
+        Kernel::Import { sources, name, modules, description, default } => {
+            let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+            let name = name.unwrap_or_default();
+            let name = import(context, &sources, &name, modules, description).await?;
             if default {
                 context.bus.images().await?.set_default_kernel(&name).await?;
             }
@@ -43,16 +45,26 @@ pub async fn dispatch(context: &Context, command: Kernel) -> Result<u8> {
     Ok(SUCCESS)
 }
 
-/// Imports a kernel and returns its name.
-pub async fn import(context: &Context, source: &str, name: &str, modules: Option<PathBuf>) -> Result<String> {
+/// Imports a kernel and returns its name. The service gets open files, so that it can read what only
+/// the caller may.
+pub async fn import(
+    context: &Context,
+    sources: &[&str],
+    name: &str,
+    modules: Option<PathBuf>,
+    description: Option<String>,
+) -> Result<String> {
     let images = context.bus.images().await?;
     let modules = modules.map(|path| absolute(&path)).transpose()?;
-    let options = OptionsBuilder::new().set("modules", modules.as_deref()).build();
-    let (job, title) = if source == HOST {
-        (images.import_kernel(source, name, options).await?, "import the host's kernel".to_owned())
+    let options = OptionsBuilder::new().set("modules", modules.as_deref()).set("description", description);
+    let (job, title) = if sources == [HOST] {
+        (images.import_kernel(HOST, name, options.build()).await?, "import the host's kernel".to_owned())
     } else {
-        let file = open(Path::new(source))?;
-        (images.import_kernel_fd(file, name, options).await?, format!("import {source}"))
+        let files = sources.iter().map(|source| open(Path::new(source))).collect::<Result<_>>()?;
+        (
+            images.import_kernel_fd(files, name, options.build()).await?,
+            format!("import {}", sources.join(" ")),
+        )
     };
     Ok(job::follow(context, IMAGED, job, &title).await?.outcome)
 }
@@ -62,6 +74,7 @@ struct Row {
     name: String,
     version: String,
     architecture: String,
+    description: String,
     default: bool,
     vms: u32,
 }
@@ -74,21 +87,23 @@ async fn list(context: &Context) -> Result<()> {
         .list_kernels()
         .await?
         .into_iter()
-        .map(|(name, version, architecture, default, vms, _)| Row {
+        .map(|(name, version, architecture, description, default, vms, _)| Row {
             name,
             version,
             architecture,
+            description,
             default,
             vms,
         })
         .collect();
-    context.output.rows(&rows, &["NAME", "VERSION", "ARCHITECTURE", "DEFAULT", "VMS"], |row| {
+    context.output.rows(&rows, &["NAME", "VERSION", "ARCHITECTURE", "DEFAULT", "VMS", "DESCRIPTION"], |row| {
         vec![
             row.name.clone(),
             row.version.clone(),
             row.architecture.clone(),
             yes(row.default),
             row.vms.to_string(),
+            shortened(&row.description),
         ]
     })
 }
@@ -97,4 +112,13 @@ async fn show(context: &Context, name: &str) -> Result<()> {
     let path = context.bus.images().await?.get_kernel(name).await?;
     let kernel: KernelProxy<'static> = context.bus.object(IMAGED, &path).await?;
     context.output.description(&kernel.describe().await?)
+}
+
+/// What fits beside the rest of a line.
+fn shortened(text: &str) -> String {
+    const WIDTH: usize = 48;
+    match text.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+        None => text.to_owned(),
+    }
 }

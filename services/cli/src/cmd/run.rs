@@ -117,7 +117,7 @@ pub async fn provide(context: &Context, image: &str, default_kernel: bool) -> Re
     if default_kernel && images.list_kernels().await?.is_empty() {
         context.output.note("there is no kernel yet: importing the host's own");
         let started = Instant::now();
-        kernel::import(context, kernel::HOST, "", None).await?;
+        kernel::import(context, &[kernel::HOST], "", None, None).await?;
         work.push(Ended {
             outcome: String::new(),
             stages: vec![("import kernel".to_owned(), started.elapsed())],

@@ -29,6 +29,19 @@ impl ImageObject {
         Ok(self.service.remove_image(&id).await?)
     }
 
+    /// Chooses the kernel of VMs that are made of the image and name none; the empty name is the
+    /// default kernel again. VMs that exist keep theirs.
+    async fn set_kernel(
+        &self,
+        kernel: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call =
+            self.gate.enter(&header, connection, &[("image", &self.name()), ("kernel", &kernel)]).await?;
+        Ok(self.service.set_image_kernel(&self.id(), &kernel).await?)
+    }
+
     /// Everything about the image as JSON.
     #[zbus(out_args("json"))]
     async fn describe(
@@ -46,6 +59,7 @@ impl ImageObject {
             "names": row.names,
             "architecture": row.architecture,
             "size": row.size,
+            "kernel": row.kernel,
             "created_usec": row.created_usec,
             "rootfs_type": row.fstype,
             "rootfs_digest": row.rootfs_digest,
@@ -102,6 +116,12 @@ impl ImageObject {
     #[zbus(property(emits_changed_signal = "const"))]
     fn rootfs_type(&self) -> String {
         self.row.borrow().fstype.clone()
+    }
+
+    /// Kernel of VMs that name none; empty for the default one.
+    #[zbus(property)]
+    fn kernel(&self) -> String {
+        self.row.borrow().kernel.clone()
     }
 
     /// When it was pulled or imported, microseconds since 1970.

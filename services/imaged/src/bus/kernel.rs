@@ -42,6 +42,8 @@ impl KernelObject {
             "name": row.name,
             "version": row.version,
             "architecture": row.architecture,
+            "description": row.description,
+            "features": row.features,
             "default": row.is_default,
             "created_usec": row.created_usec,
             "leases": row.holders,
@@ -63,6 +65,18 @@ impl KernelObject {
     #[zbus(property(emits_changed_signal = "const"))]
     fn architecture(&self) -> String {
         self.row.borrow().architecture.clone()
+    }
+
+    /// What the kernel says of itself, or the importer of it.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn description(&self) -> String {
+        self.row.borrow().description.clone()
+    }
+
+    /// What it can do, by its configuration, such as `virtio-mmio`; empty if that is not known.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn features(&self) -> Vec<String> {
+        self.row.borrow().features.clone().unwrap_or_default()
     }
 
     /// Whether VMs that name no kernel get this one.

@@ -13,7 +13,7 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
 use crate::images::PullOptions;
-use crate::kernel::KernelSource;
+use crate::kernel::{KernelOptions, KernelSource};
 use crate::service::Service;
 
 #[derive(Clone)]
@@ -33,12 +33,12 @@ impl Manager {
     async fn start_kernel(
         &self,
         source: KernelSource,
-        name: String,
+        options: KernelOptions,
         subject: &str,
     ) -> (u32, OwnedObjectPath) {
         let service = self.service.clone();
         let work = move |progress: banger_daemon::Progress| async move {
-            let import = async { Ok(service.import_kernel(source, &name, &progress).await?) };
+            let import = async { Ok(service.import_kernel(source, options, &progress).await?) };
             progress.cancelable(import).await.map(|kernel| kernel.name)
         };
         self.jobs.start("import-kernel", subject, work).await
@@ -177,10 +177,13 @@ impl Manager {
     }
 
     /// Imports a kernel: `host` (the one this host runs, or its newest), or the absolute path of a
-    /// linux-image .deb, of a vmlinuz or of an ELF vmlinux. An empty name stands for the kernel's
-    /// version. The first kernel becomes the default.
+    /// package (.deb or .rpm), of an archive (tar) with `boot/` and `lib/modules/`, of a vmlinuz or of
+    /// an ELF vmlinux. An empty name stands for the kernel's version. The first kernel becomes the
+    /// default.
     ///
-    /// Option: `modules s`, the directory of a vmlinuz's modules.
+    /// Options: `with as` (paths of further files, such as the package with the modules),
+    /// `modules s` (a directory of modules, such as `/lib/modules/VERSION`), `description s` (instead
+    /// of what the kernel says of itself).
     #[zbus(out_args("job_id", "job"))]
     async fn import_kernel(
         &self,
@@ -191,32 +194,38 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
-        let modules = modules(options)?;
+        let mut given = Options::from(options);
+        let further = given.take::<Vec<String>>("with")?.unwrap_or_default();
+        let (modules, options) = kernel_options(name, given)?;
         let from = match source.as_str() {
             "host" => KernelSource::Host,
-            path => KernelSource::Path(PathBuf::from(path), modules),
+            path => {
+                let paths = std::iter::once(path).chain(further.iter().map(String::as_str));
+                KernelSource::Paths(paths.map(PathBuf::from).collect(), modules)
+            }
         };
-        Ok(self.start_kernel(from, name, &source).await)
+        Ok(self.start_kernel(from, options, &source).await)
     }
 
-    /// Imports as `ImportKernel`, from an open file or pipe.
+    /// Imports as `ImportKernel`, from open files or pipes, which takes the place of the option `with`.
     #[zbus(out_args("job_id", "job"))]
     async fn import_kernel_fd(
         &self,
-        file: zbus::OwnedFd,
+        files: Vec<zbus::OwnedFd>,
         name: String,
         options: Given,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
-        let from = KernelSource::File(into_file(file), modules(options)?);
         let subject = name.clone();
-        Ok(self.start_kernel(from, name, &subject).await)
+        let (modules, options) = kernel_options(name, Options::from(options))?;
+        let files = files.into_iter().map(into_file).collect();
+        Ok(self.start_kernel(KernelSource::Files(files, modules), options, &subject).await)
     }
 
-    /// All kernels: name, version, architecture, whether it is the default, number of leases, object
-    /// path.
+    /// All kernels: name, version, architecture, description, whether it is the default, number of
+    /// leases, object path.
     #[zbus(out_args("kernels"))]
     async fn list_kernels(
         &self,
@@ -226,7 +235,15 @@ impl Manager {
         let _call = self.gate.enter(&header, connection, &[]).await?;
         let row = |kernel: crate::store::KernelRow| {
             let (leases, path) = (kernel.holders.len() as u32, kernel_path(&kernel.name));
-            (kernel.name, kernel.version, kernel.architecture, kernel.is_default, leases, path)
+            (
+                kernel.name,
+                kernel.version,
+                kernel.architecture,
+                kernel.description,
+                kernel.is_default,
+                leases,
+                path,
+            )
         };
         Ok(self.service.kernels().await?.into_iter().map(row).collect())
     }
@@ -346,14 +363,15 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-fn modules(options: Given) -> Result<Option<PathBuf>> {
-    let mut given = Options::from(options);
+/// What imports of kernels have in common: where the modules are, and the rest.
+fn kernel_options(name: String, mut given: Options) -> Result<(Option<PathBuf>, KernelOptions)> {
     let modules = given.take::<String>("modules")?.map(PathBuf::from);
+    let options = KernelOptions { name, description: given.take("description")? };
     given.finish()?;
     if modules.as_ref().is_some_and(|path| !path.is_absolute()) {
         return Err(banger_api::ErrorKind::InvalidArgs.error("the option modules is not an absolute path"));
     }
-    Ok(modules)
+    Ok((modules, options))
 }
 
 fn into_file(file: zbus::OwnedFd) -> File {

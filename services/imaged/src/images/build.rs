@@ -123,6 +123,7 @@ fn row(id: &str, config: &Config) -> ImageRow {
         size: 0,
         rootfs_digest: String::new(),
         fstype: FSTYPE.into(),
+        kernel: String::new(),
         created_usec: now_usec(),
         process: config.config.clone(),
         holders: Vec::new(),

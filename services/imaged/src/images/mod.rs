@@ -13,7 +13,7 @@ mod pull;
 
 use crate::error::{Error, Result};
 use crate::registry::Reference;
-use crate::service::Service;
+use crate::service::{Event, Service};
 use crate::store::{self, ImageRow};
 
 pub use pull::PullOptions;
@@ -69,6 +69,25 @@ impl Service {
             })
             .await?;
         self.moved(Some(freed)).await
+    }
+
+    /// Chooses the kernel of an image's VMs; the empty name is the default one.
+    pub async fn set_image_kernel(&self, wanted: &str, kernel: &str) -> Result<()> {
+        let (wanted, kernel) = (wanted.to_owned(), kernel.to_owned());
+        let id = self
+            .0
+            .store
+            .transact(move |t| {
+                let (image, _) = find(t, &wanted)?;
+                if !kernel.is_empty() {
+                    crate::kernel::find(t, &kernel)?;
+                }
+                store::set_image_kernel(t, &image.id, &kernel)?;
+                Ok(image.id)
+            })
+            .await?;
+        self.touch(Event::Image(id)).await;
+        Ok(())
     }
 
     pub(crate) async fn lease_released(&self, freed: Option<Freed>) -> Result<()> {

@@ -13,6 +13,7 @@ const LZ4_CHUNK: usize = 8 << 20;
 /// The kernel build uses windows up to 128 MiB, but never more than the kernel is long.
 const ZSTD_WINDOW_LOG: u32 = 27;
 const XZ_MEMORY: u32 = 140 << 10;
+pub const MAX_BANNER: usize = 300;
 
 pub fn is_elf(start: &[u8]) -> bool {
     start.starts_with(ELF)
@@ -27,27 +28,37 @@ fn u32_at(image: &[u8], at: usize) -> io::Result<usize> {
     Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
 }
 
-/// The version a bzImage names, such as `6.1.0-40-cloud-amd64`.
-pub fn version(image: &[u8]) -> io::Result<String> {
+/// What a bzImage says of itself: `6.1.0-40-cloud-amd64 (debian-kernel@…) #1 SMP …`, its version first.
+pub fn banner(image: &[u8]) -> io::Result<String> {
     check(image)?;
     let pointer = u32_at(image, 0x20e)? & 0xffff;
     let text =
         image.get(0x200 + pointer..).filter(|_| pointer != 0).ok_or_else(|| bad("it names no version"))?;
-    let word: Vec<u8> =
-        text.iter().take(64).take_while(|b| !b.is_ascii_whitespace() && **b != 0).copied().collect();
-    match String::from_utf8(word) {
-        Ok(word) if is_version(&word) => Ok(word),
-        _ => Err(bad("it names no version")),
-    }
+    words(text).ok_or_else(|| bad("it names no version"))
 }
 
-/// The version in the banner of an unpacked kernel: `Linux version 6.1.0 (…`.
-pub fn elf_version(image: &[u8]) -> Option<String> {
-    const BANNER: &[u8] = b"Linux version ";
-    let at = image.windows(BANNER.len()).position(|window| window == BANNER)?;
-    let word: Vec<u8> =
-        image[at + BANNER.len()..].iter().take(64).take_while(|b| b.is_ascii_graphic()).copied().collect();
-    String::from_utf8(word).ok().filter(|word| is_version(word))
+/// A line that begins with a version.
+pub fn words(text: &[u8]) -> Option<String> {
+    let line: Vec<u8> =
+        text.iter().take(MAX_BANNER).take_while(|b| matches!(b, b' '..=b'~')).copied().collect();
+    let line = String::from_utf8(line).ok()?;
+    is_version(line.split(' ').next()?).then(|| line.trim_end().to_owned())
+}
+
+/// Refuses a kernel for another processor, by its first 64 bytes if it is an ELF file; a bzImage always
+/// is for x86.
+pub fn check_architecture(start: &[u8]) -> io::Result<()> {
+    const X86_64: u16 = 62;
+    if !is_elf(start) {
+        return Ok(());
+    }
+    match start.get(18..20).map(|field| u16::from_le_bytes([field[0], field[1]])) {
+        Some(X86_64) if start[4] == 2 => Ok(()),
+        Some(machine) => {
+            Err(bad(format!("it is for another processor (ELF machine {machine}), not for x86-64")))
+        }
+        None => Err(bad("it ends within its header")),
+    }
 }
 
 /// Also a safe file name.
@@ -187,7 +198,7 @@ mod tests {
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         packed.write_all(INSIDE).expect("packs");
         assert_eq!(unpacked(&packed.finish().expect("packs")).expect("gzip"), INSIDE);
-        assert_eq!(version(&image(b"")).expect("version"), "6.1.0-x");
+        assert_eq!(banner(&image(b"")).expect("banner"), "6.1.0-x (y");
     }
 
     #[test]
@@ -200,5 +211,17 @@ mod tests {
         let mut outside = image(b"");
         outside[0x248..0x24c].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(unpack(&outside, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn other_processors_are_refused() {
+        let mut elf = [0u8; 64];
+        elf[..5].copy_from_slice(b"\x7fELF\x02");
+        elf[18] = 62;
+        assert!(check_architecture(&elf).is_ok());
+        elf[18] = 183;
+        assert!(check_architecture(&elf).expect_err("arm64").to_string().contains("183"));
+        assert!(check_architecture(b"\x7fELF").is_err());
+        assert!(check_architecture(b"MZ, perhaps a bzImage").is_ok());
     }
 }

@@ -1,6 +1,10 @@
-//! Writing cpio archives in the form the kernel unpacks (newc). The same entries give the same bytes.
+//! cpio archives in the form the kernel unpacks (newc): writing the initramfs, where the same entries
+//! give the same bytes, and reading what RPM packages hold.
+
+use std::io::{self, Read};
 
 const TRAILER: &str = "TRAILER!!!";
+const HEADER: usize = 110;
 
 #[derive(Default)]
 pub struct Cpio {
@@ -53,6 +57,77 @@ impl Cpio {
     }
 }
 
+/// Reads archives as RPM packages have them (newc, with or without checksums). The content of an entry
+/// is read from the reader itself, and what is not read of it is skipped.
+pub struct CpioReader<R> {
+    inner: R,
+    left: u64,
+    padding: u64,
+}
+
+/// No path is longer.
+const MAX_PATH: u64 = 4096;
+
+impl<R: Read> CpioReader<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, left: 0, padding: 0 }
+    }
+
+    /// The path and the mode of the next entry, or `None` at the end.
+    pub fn next_entry(&mut self) -> io::Result<Option<(String, u32)>> {
+        self.skip(self.left + self.padding)?;
+        let mut header = [0u8; HEADER];
+        self.inner.read_exact(&mut header)?;
+        if !header.starts_with(b"07070") || !matches!(header[5], b'1' | b'2') {
+            return Err(bad("an entry is damaged"));
+        }
+        let field = |number: usize| {
+            let text = std::str::from_utf8(&header[6 + 8 * number..14 + 8 * number]).unwrap_or_default();
+            u32::from_str_radix(text, 16).map_err(|_| bad("an entry is damaged"))
+        };
+        let (mode, size, length) = (field(1)?, u64::from(field(6)?), u64::from(field(11)?));
+        if !(1..=MAX_PATH).contains(&length) {
+            return Err(bad("an entry has an impossible name"));
+        }
+        let mut path = vec![0; length as usize];
+        self.inner.read_exact(&mut path)?;
+        path.pop();
+        self.skip(padding(HEADER as u64 + length))?;
+        let path = String::from_utf8_lossy(&path).into_owned();
+        if path == TRAILER {
+            return Ok(None);
+        }
+        (self.left, self.padding) = (size, padding(size));
+        Ok(Some((path, mode)))
+    }
+
+    fn skip(&mut self, count: u64) -> io::Result<()> {
+        (self.left, self.padding) = (0, 0);
+        let skipped = io::copy(&mut self.inner.by_ref().take(count), &mut io::sink())?;
+        if skipped == count { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+impl<R: Read> Read for CpioReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = self.left.min(buffer.len() as u64) as usize;
+        let got = self.inner.read(&mut buffer[..want])?;
+        if want > 0 && got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= got as u64;
+        Ok(got)
+    }
+}
+
+fn padding(length: u64) -> u64 {
+    length.next_multiple_of(4) - length
+}
+
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +145,28 @@ mod tests {
         assert_eq!(text.matches("070701").count(), 4);
         // The content of the only file begins at a multiple of four.
         assert_eq!(text.find("hello").expect("content") % 4, 0);
+    }
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let mut cpio = Cpio::default();
+        cpio.directory("lib");
+        cpio.file("lib/one", false, b"one");
+        cpio.file("lib/two", false, b"twotwo");
+        let bytes = cpio.finish();
+        let mut reader = CpioReader::new(bytes.as_slice());
+        assert_eq!(reader.next_entry().expect("reads"), Some(("lib".into(), 0o040_755)));
+        assert_eq!(reader.next_entry().expect("reads"), Some(("lib/one".into(), 0o100_644)));
+        assert!(reader.next_entry().expect("reads").is_some());
+        let mut content = String::new();
+        reader.read_to_string(&mut content).expect("reads");
+        assert_eq!(content, "twotwo");
+        assert_eq!(reader.next_entry().expect("reads"), None);
+        for cut in [0, 50, 112, 130, 300] {
+            let mut reader = CpioReader::new(&bytes[..cut]);
+            while let Ok(Some(_)) = reader.next_entry() {}
+            assert!(reader.next_entry().is_err(), "{cut}");
+        }
+        assert!(CpioReader::new([b'x'; 200].as_slice()).next_entry().is_err());
     }
 }

@@ -1,13 +1,17 @@
 //! Kernels: import from where distributions put them, unpack, make the initramfs.
 //!
-//! - [`ar`], [`bzimage`], [`cpio`]: the file formats
+//! - [`ar`], [`rpm`], [`cpio`], [`bzimage`], [`elf`]: the file formats
 //! - [`modules`]: which modules, in which order (pure)
-//! - [`source`]: packages, directories, the host
+//! - [`scan`]: what is in packages, archives and directories
+//! - [`source`]: from there, or from the host, to a kernel
 
 pub mod ar;
 pub mod bzimage;
 pub mod cpio;
+pub mod elf;
 pub mod modules;
+pub mod rpm;
+pub mod scan;
 pub mod source;
 
 use std::collections::BTreeMap;
@@ -23,7 +27,7 @@ use crate::layers::stream::Cancel;
 use crate::service::{Event, Inner, Progress, Service, blocking, now_usec};
 use crate::store::{self, KernelRow};
 use cpio::Cpio;
-use source::{Gathered, Image};
+use source::{Gathered, Image, Named};
 
 pub const VMLINUZ: &str = "vmlinuz";
 pub const VMLINUX: &str = "vmlinux";
@@ -38,9 +42,18 @@ const MODULES: &str = "modules";
 pub enum KernelSource {
     /// The kernel this host runs, or the newest it has.
     Host,
-    /// A package, a bzImage or an ELF kernel; the latter two with their modules, if any.
-    Path(PathBuf, Option<PathBuf>),
-    File(File, Option<PathBuf>),
+    /// Packages, archives, a bzImage or an ELF kernel; and a directory of modules.
+    Paths(Vec<PathBuf>, Option<PathBuf>),
+    Files(Vec<File>, Option<PathBuf>),
+}
+
+/// What an import may be told.
+#[derive(Debug, Default)]
+pub struct KernelOptions {
+    /// Empty: the kernel's version.
+    pub name: String,
+    /// Instead of what the kernel says of itself.
+    pub description: Option<String>,
 }
 
 impl Service {
@@ -48,12 +61,12 @@ impl Service {
     pub async fn import_kernel(
         &self,
         source: KernelSource,
-        name: &str,
+        options: KernelOptions,
         progress: &dyn Progress,
     ) -> Result<KernelRow> {
-        if !name.is_empty() {
-            check_name(name)?;
-            self.check_kernel_name(name).await?;
+        if !options.name.is_empty() {
+            check_name(&options.name)?;
+            self.check_kernel_name(&options.name).await?;
         }
         progress.stage("read");
         let cancel = Cancel::default();
@@ -63,25 +76,14 @@ impl Service {
         let agent = self.0.settings.agent.clone();
         let (built, row) = blocking(move || {
             let gathered = gather(source, &files, &cancel)?;
-            let version = gathered.version.clone();
             let dir = staged.path();
-            write_kernel(dir, gathered)?;
-            build_initramfs(dir, &agent, &version)?;
+            write_kernel(dir, &gathered)?;
+            build_initramfs(dir, &agent, &gathered.version)?;
+            let row = describe(dir, gathered, options)?;
             staged.sync()?;
-            Ok((staged, version))
+            Ok((staged, row))
         })
-        .await
-        .map(|(staged, version)| {
-            let row = KernelRow {
-                name: if name.is_empty() { version.clone() } else { name.to_owned() },
-                version,
-                architecture: crate::registry::Platform::host().architecture,
-                is_default: false,
-                created_usec: now_usec(),
-                holders: Vec::new(),
-            };
-            (staged, row)
-        })?;
+        .await?;
         progress.stage("publish");
         let files = self.0.files.clone();
         let published = self
@@ -163,6 +165,10 @@ impl Service {
                 if !kernel.holders.is_empty() {
                     return Err(Error::KernelInUse { kernel: kernel.name, holders: kernel.holders }.into());
                 }
+                let images = store::images_of_kernel(t, &kernel.name)?;
+                if !images.is_empty() {
+                    return Err(Error::KernelOfImages { kernel: kernel.name, images }.into());
+                }
                 store::delete_kernel(t, &kernel.name)?;
                 let successor = match kernel.is_default {
                     true => store::kernels(t)?.into_iter().next().map(|kernel| kernel.name),
@@ -214,30 +220,40 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn gather(source: KernelSource, files: &Files, cancel: &Cancel) -> Result<Gathered> {
-    match source {
-        KernelSource::Host => source::host(),
-        KernelSource::Path(path, modules) => {
-            if !path.is_absolute() {
-                return Err(Error::BadArgument(format!(
-                    "the source {:?} is neither \"host\" nor an absolute path",
-                    path.display()
-                )));
-            }
-            let file = File::open(&path).map_err(|error| Error::Unreadable {
-                what: path.display().to_string(),
-                reason: format!("{error}; pass it as a file descriptor if only you may read it"),
-            })?;
-            source::from_file(file, &path.display().to_string(), modules.as_deref())
+    let (given, modules) = match source {
+        KernelSource::Host => return source::host(files),
+        KernelSource::Paths(paths, modules) => {
+            (paths.iter().map(|path| open(path)).collect::<Result<_>>()?, modules)
         }
-        KernelSource::File(file, modules) => {
-            let file = spool(file, files, 2 << 30, cancel)?;
-            source::from_file(file, "the file", modules.as_deref())
+        KernelSource::Files(given, modules) => {
+            let spooled = |file| {
+                let file = spool(file, files, scan::MAX_IMAGE, cancel)?;
+                Ok(Named { file, what: "the file".into() })
+            };
+            (given.into_iter().map(spooled).collect::<Result<_>>()?, modules)
+        }
+    };
+    source::from_files(given, modules.as_deref(), files)
+}
+
+fn open(path: &Path) -> Result<Named> {
+    let what = path.display().to_string();
+    if !path.is_absolute() {
+        return Err(Error::BadArgument(format!(
+            "the source {what:?} is neither \"host\" nor an absolute path"
+        )));
+    }
+    match File::open(path) {
+        Ok(file) => Ok(Named { file, what }),
+        Err(error) => {
+            let reason = format!("{error}; pass it as a file descriptor if only you may read it");
+            Err(Error::Unreadable { what, reason })
         }
     }
 }
 
 /// Puts everything but the initramfs into the kernel's directory.
-fn write_kernel(dir: &Path, gathered: Gathered) -> Result<()> {
+fn write_kernel(dir: &Path, gathered: &Gathered) -> Result<()> {
     let unsupported = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
             Error::KernelUnsupported(gathered.version.clone(), error.to_string())
@@ -260,15 +276,37 @@ fn write_kernel(dir: &Path, gathered: Gathered) -> Result<()> {
             fs::hard_link(dir.join(VMLINUX), dir.join(VMLINUZ)).map_err(unsupported)?;
         }
     }
-    if let Some(config) = &gathered.config {
-        write_file(&dir.join("config"), config)?;
-    }
     let modules = dir.join(MODULES);
     fs::create_dir(&modules).map_err(unsupported)?;
     for (place, (name, content)) in gathered.modules.iter().enumerate() {
         write_file(&modules.join(format!("{place:02}-{name}.ko")), content)?;
     }
     Ok(())
+}
+
+/// The kernel's row, and its configuration in its directory if there is one.
+fn describe(dir: &Path, gathered: Gathered, options: KernelOptions) -> Result<KernelRow> {
+    let vmlinux = File::open(dir.join(VMLINUX)).map_err(Error::io("cannot read the kernel"))?;
+    let config = match gathered.config {
+        Some(config) => Some(config),
+        None => elf::config(&vmlinux).map_err(Error::io("cannot read the kernel"))?,
+    };
+    if let Some(config) = &config {
+        write_file(&dir.join("config"), config)?;
+    }
+    let modules = gathered.modules.into_iter().map(|(name, _)| name).collect();
+    let features =
+        config.map(|config| banger_core::kernel::features(&String::from_utf8_lossy(&config), &modules));
+    Ok(KernelRow {
+        name: if options.name.is_empty() { gathered.version.clone() } else { options.name },
+        version: gathered.version,
+        architecture: crate::registry::Platform::host().architecture,
+        description: options.description.unwrap_or(gathered.banner),
+        features,
+        is_default: false,
+        created_usec: now_usec(),
+        holders: Vec::new(),
+    })
 }
 
 fn read_agent(agent: &Path) -> Result<Vec<u8>> {

@@ -83,11 +83,29 @@ impl Peers {
         self.image(path).await
     }
 
-    /// The name of a kernel; the empty one is the default's.
-    pub async fn resolve_kernel(&self, name: &str) -> Result<String> {
+    /// The name of the kernel for an image; the empty one is the image's own, or the default.
+    pub async fn resolve_kernel(&self, name: &str, image_id: &str) -> Result<String> {
+        let name = match name {
+            "" => self.image_object(image_id).await?.kernel().await?,
+            name => name.to_owned(),
+        };
+        Ok(self.kernel(&name).await?.name().await?)
+    }
+
+    /// What a kernel can do, nothing if that is not known, and what the image's filesystem is.
+    pub async fn boot_features(&self, kernel: &str, image_id: &str) -> Result<(Vec<String>, String)> {
+        let kernel = self.kernel(kernel).await?;
+        Ok((kernel.features().await?, self.image_object(image_id).await?.rootfs_type().await?))
+    }
+
+    async fn kernel(&self, name: &str) -> Result<KernelProxy<'static>> {
         let path = self.images().await?.get_kernel(name).await?;
-        let kernel = KernelProxy::builder(&self.bus).path(path).build().await?;
-        Ok(kernel.name().await?)
+        Ok(KernelProxy::builder(&self.bus).path(path).build().await?)
+    }
+
+    async fn image_object(&self, id: &str) -> Result<ImageProxy<'static>> {
+        let path = self.images().await?.get_image(id).await?;
+        Ok(ImageProxy::builder(&self.bus).path(path).build().await?)
     }
 
     pub async fn lease_image(&self, holder: &str, image_id: &str, kernel: &str) -> Result<BootSet> {

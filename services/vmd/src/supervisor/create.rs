@@ -70,7 +70,7 @@ impl Supervisor {
                 self.0.peers.pull(&request.image, progress).await?
             }
         };
-        let kernel = progress.cancelable(self.0.peers.resolve_kernel(&request.kernel)).await?;
+        let kernel = progress.cancelable(self.0.peers.resolve_kernel(&request.kernel, &image.id)).await?;
         let range = progress.cancelable(self.0.peers.range()).await?;
         Ok(Draft {
             names: request.name.map_or_else(generated_names, |name| vec![name]),

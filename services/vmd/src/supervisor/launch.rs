@@ -6,6 +6,7 @@ use std::path::Path;
 use banger_api::vm::LaunchPlan;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::ending::{End, Goodbye, Verdict, judge};
+use banger_core::kernel::{self, Needs};
 use banger_core::name::VmName;
 use banger_core::timeline::TAP;
 use banger_core::vm::Stage;
@@ -163,7 +164,7 @@ impl Supervisor {
         wrong.extend(vmm.as_ref().err().cloned());
         wrong.extend(self.0.disks.check_room(&row.name).err());
         wrong.extend(plan::check_memory(row.spec.memory, rustix::system::sysinfo().totalram).err());
-        wrong.extend(self.0.peers.resolve_kernel(&row.kernel).await.err());
+        wrong.extend(self.check_kernel(row, vmm.as_ref().ok().map(|vmm| vmm.name())).await.err());
         if row.spec.network {
             wrong.extend(self.0.peers.range().await.err());
         }
@@ -176,6 +177,22 @@ impl Supervisor {
                 let all: Vec<&str> = several.iter().map(Error::message).collect();
                 Err(ErrorKind::NotReady.error(format!("{} cannot start: {}", row.name, all.join("; "))))
             }
+        }
+    }
+
+    /// Looks whether the kernel can do what the machine needs; one of which nothing is known may.
+    async fn check_kernel(&self, row: &VmRow, vmm: Option<&str>) -> Result<()> {
+        let (features, rootfs) = self.0.peers.boot_features(&row.kernel, &row.image_id).await?;
+        let Some(vmm) = vmm.filter(|_| !features.is_empty()) else { return Ok(()) };
+        let needs = Needs { vmm, network: row.spec.network, rootfs: &rootfs };
+        match kernel::missing(&features, needs) {
+            missing if missing.is_empty() => Ok(()),
+            missing => Err(ErrorKind::KernelUnsupported.error(format!(
+                "kernel {} lacks {}, which a VM on {} needs: choose another with --kernel, or import one with these",
+                row.kernel,
+                missing.join(", "),
+                vmm
+            ))),
         }
     }
 
