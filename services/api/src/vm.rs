@@ -206,7 +206,10 @@ pub trait Manager {
     /// `remove_labels as`, `authorized_keys as` (public keys for SSH, instead of those there are),
     /// `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
     /// (seconds, 0: for ever), `expiry s` (`stop`, `delete`), `memory_max t` (bytes),
-    /// `cpu_quota u` (percent of one CPU), `io_weight u`, `tasks_max t` (0: no limit).
+    /// `cpu_quota u` (percent of one CPU), `io_weight u`, `tasks_max t`, `disk_bandwidth t` (bytes a
+    /// second of each disk), `disk_iops t` (operations a second of each disk), `network_bandwidth t`
+    /// and `network_packets t` (a second and direction; `NotSupported` with QEMU) (0: no limit).
+    /// Memory of a running VM follows by its balloon, up to what it was started with.
     #[zbus(allow_interactive_auth)]
     fn set_vm(
         &self,
@@ -364,6 +367,18 @@ pub trait Vm {
     /// What happens then: `stop` or `delete`.
     #[zbus(property)]
     fn expiry(&self) -> zbus::Result<String>;
+    /// Bytes a second of each disk, 0 without limit.
+    #[zbus(property)]
+    fn disk_bandwidth(&self) -> zbus::Result<u64>;
+    /// Operations a second of each disk, 0 without limit.
+    #[zbus(property)]
+    fn disk_iops(&self) -> zbus::Result<u64>;
+    /// Bytes a second of the network in each direction, 0 without limit.
+    #[zbus(property)]
+    fn network_bandwidth(&self) -> zbus::Result<u64>;
+    /// Packets a second of the network in each direction, 0 without limit.
+    #[zbus(property)]
+    fn network_packets(&self) -> zbus::Result<u64>;
     /// When it was last started, microseconds since 1970; 0: never.
     #[zbus(property)]
     fn started_timestamp(&self) -> zbus::Result<u64>;

@@ -43,6 +43,7 @@ pub struct Spec {
     /// What happens then.
     pub expiry: Expiry,
     pub limits: Limits,
+    pub rates: Rates,
 }
 
 /// A volume in a guest.
@@ -71,6 +72,28 @@ pub struct Limits {
     pub tasks_max: Option<u64>,
 }
 
+/// The most that the VMM lets the guest transfer each second; `None` is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rates {
+    /// Bytes of each disk, read and written together.
+    pub disk_bandwidth: Option<u64>,
+    /// Operations of each disk.
+    pub disk_iops: Option<u64>,
+    /// Bytes of the network, in each direction.
+    pub network_bandwidth: Option<u64>,
+    /// Packets of the network, in each direction.
+    pub network_packets: Option<u64>,
+}
+
+impl Rates {
+    /// Whether the network is limited, which not every VMM can do.
+    #[must_use]
+    pub fn limit_network(&self) -> bool {
+        self.network_bandwidth.is_some() || self.network_packets.is_some()
+    }
+}
+
 impl Default for Spec {
     fn default() -> Self {
         Self {
@@ -92,6 +115,7 @@ impl Default for Spec {
             ttl: 0,
             expiry: Expiry::Stop,
             limits: Limits::default(),
+            rates: Rates::default(),
         }
     }
 }
@@ -158,6 +182,8 @@ pub enum InvalidSpec {
     IoWeight(u32),
     #[error("a limit of 0 for {0}: leave it out for no limit")]
     Limit(&'static str),
+    #[error("a rate of {0} a second: use at least 1 and at most {MAX_RATE}, or 0 for no limit")]
+    Rate(u64),
     #[error("{0:?} is not a VMM: use auto, qemu or firecracker")]
     Vmm(String),
     #[error("{0:?} is not an init: use auto, agent or image")]
@@ -171,6 +197,8 @@ pub enum InvalidSpec {
 const MAX_CPUS: u32 = 64;
 const MAX_KERNEL_ARGUMENTS: usize = 1024;
 const MAX_VOLUMES: usize = 16;
+/// QEMU takes no higher rate (`THROTTLE_VALUE_MAX` in include/qemu/throttle.h of its source).
+const MAX_RATE: u64 = 1_000_000_000_000_000;
 /// The most that environment, labels or keys may take.
 const MAX_MAP: usize = 64 << 10;
 
@@ -197,7 +225,8 @@ impl Spec {
         check_environment(&self.environment)?;
         check_keys(&self.authorized_keys)?;
         check_labels(&self.labels)?;
-        self.limits.check()
+        self.limits.check()?;
+        self.rates.check()
     }
 }
 
@@ -293,6 +322,16 @@ impl Limits {
     }
 }
 
+impl Rates {
+    fn check(&self) -> Result<(), InvalidSpec> {
+        let rates = [self.disk_bandwidth, self.disk_iops, self.network_bandwidth, self.network_packets];
+        match rates.into_iter().flatten().find(|rate| !(1..=MAX_RATE).contains(rate)) {
+            Some(rate) => Err(InvalidSpec::Rate(rate)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The names of the fields in which two specifications differ, as the options of `CreateVm` and
 /// `SetVm` name them.
 pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
@@ -323,6 +362,10 @@ pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
         "cpu_quota": limits.cpu_quota;
         "io_weight": limits.io_weight;
         "tasks_max": limits.tasks_max;
+        "disk_bandwidth": rates.disk_bandwidth;
+        "disk_iops": rates.disk_iops;
+        "network_bandwidth": rates.network_bandwidth;
+        "network_packets": rates.network_packets;
     };
     all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
 }
@@ -374,6 +417,10 @@ mod tests {
         assert_eq!(Spec { kernel_arguments, ..spec() }.check(), Err(InvalidSpec::KernelArguments));
         let limits = Limits { io_weight: Some(0), ..Limits::default() };
         assert_eq!(Spec { limits, ..spec() }.check(), Err(InvalidSpec::IoWeight(0)));
+        for rate in [0, MAX_RATE + 1] {
+            let rates = Rates { disk_iops: Some(rate), ..Rates::default() };
+            assert_eq!(Spec { rates, ..spec() }.check(), Err(InvalidSpec::Rate(rate)));
+        }
     }
 
     #[test]
@@ -465,6 +512,10 @@ mod tests {
         ("cpu_quota", |spec| spec.limits.cpu_quota = Some(50)),
         ("io_weight", |spec| spec.limits.io_weight = Some(50)),
         ("tasks_max", |spec| spec.limits.tasks_max = Some(50)),
+        ("disk_bandwidth", |spec| spec.rates.disk_bandwidth = Some(GIB)),
+        ("disk_iops", |spec| spec.rates.disk_iops = Some(50)),
+        ("network_bandwidth", |spec| spec.rates.network_bandwidth = Some(GIB)),
+        ("network_packets", |spec| spec.rates.network_packets = Some(50)),
     ];
 
     proptest! {

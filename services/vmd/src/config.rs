@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use banger_api::Result;
 use banger_core::guest::GitIdentity;
-use banger_core::spec::Spec;
+use banger_core::spec::{Rates, Spec};
 use banger_core::units;
 use serde::{Deserialize, Deserializer, de};
+
+use crate::request::none_if_zero;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -122,6 +124,13 @@ pub struct Defaults {
     pub ttl: u64,
     #[serde(deserialize_with = "word")]
     pub expiry: banger_core::spec::Expiry,
+    /// Of these, `0` is unlimited.
+    #[serde(deserialize_with = "size_or_none")]
+    pub disk_bandwidth: u64,
+    pub disk_iops: u64,
+    #[serde(deserialize_with = "size_or_none")]
+    pub network_bandwidth: u64,
+    pub network_packets: u64,
 }
 
 impl Default for Defaults {
@@ -140,6 +149,10 @@ impl Default for Defaults {
             restart: spec.restart,
             ttl: spec.ttl,
             expiry: spec.expiry,
+            disk_bandwidth: 0,
+            disk_iops: 0,
+            network_bandwidth: 0,
+            network_packets: 0,
         }
     }
 }
@@ -159,6 +172,12 @@ impl Defaults {
             restart: self.restart,
             ttl: self.ttl,
             expiry: self.expiry,
+            rates: Rates {
+                disk_bandwidth: none_if_zero(self.disk_bandwidth),
+                disk_iops: none_if_zero(self.disk_iops),
+                network_bandwidth: none_if_zero(self.network_bandwidth),
+                network_packets: none_if_zero(self.network_packets),
+            },
             ..Spec::default()
         }
     }
@@ -226,9 +245,12 @@ mod tests {
 
     #[test]
     fn values_are_written_as_people_do() {
-        let text = "[defaults]\nmemory = \"1G\"\nwork = \"0\"\nttl = \"2h\"\nrestart = \"on-failure\"\n";
+        let text = "[defaults]\nmemory = \"1G\"\nwork = \"0\"\nttl = \"2h\"\nrestart = \"on-failure\"\n\
+                    disk_bandwidth = \"50M\"\nnetwork_packets = 1000\n";
         let spec = toml::from_str::<Config>(text).expect("parses").defaults.spec();
         assert_eq!((spec.memory, spec.work, spec.ttl), (1 << 30, 0, 7200));
+        let rates = Rates { disk_bandwidth: Some(50 << 20), network_packets: Some(1000), ..Rates::default() };
+        assert_eq!(spec.rates, rates);
         for wrong in ["memory = \"1X\"", "restart = \"maybe\"", "memroy = \"1G\"", "ttl = \"soon\""] {
             assert!(toml::from_str::<Config>(&format!("[defaults]\n{wrong}\n")).is_err(), "{wrong}");
         }

@@ -83,6 +83,10 @@ pub struct Change {
     cpu_quota: Option<u32>,
     io_weight: Option<u32>,
     tasks_max: Option<u64>,
+    disk_bandwidth: Option<u64>,
+    disk_iops: Option<u64>,
+    network_bandwidth: Option<u64>,
+    network_packets: Option<u64>,
 }
 
 impl Change {
@@ -113,6 +117,10 @@ impl Change {
             cpu_quota: options.take("cpu_quota")?,
             io_weight: options.take("io_weight")?,
             tasks_max: options.take("tasks_max")?,
+            disk_bandwidth: options.take("disk_bandwidth")?,
+            disk_iops: options.take("disk_iops")?,
+            network_bandwidth: options.take("network_bandwidth")?,
+            network_packets: options.take("network_packets")?,
         };
         options.finish()?;
         Ok(change)
@@ -145,6 +153,10 @@ impl Change {
         set(&mut spec.limits.cpu_quota, self.cpu_quota.map(none_if_zero));
         set(&mut spec.limits.io_weight, self.io_weight.map(none_if_zero));
         set(&mut spec.limits.tasks_max, self.tasks_max.map(none_if_zero));
+        set(&mut spec.rates.disk_bandwidth, self.disk_bandwidth.map(none_if_zero));
+        set(&mut spec.rates.disk_iops, self.disk_iops.map(none_if_zero));
+        set(&mut spec.rates.network_bandwidth, self.network_bandwidth.map(none_if_zero));
+        set(&mut spec.rates.network_packets, self.network_packets.map(none_if_zero));
         spec.check().map_err(invalid)
     }
 }
@@ -161,7 +173,7 @@ fn merge(into: &mut BTreeMap<String, String>, add: HashMap<String, String>, remo
 }
 
 /// A limit of 0 takes the limit away.
-fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
+pub fn none_if_zero<T: Default + PartialEq>(value: T) -> Option<T> {
     Some(value).filter(|value| *value != T::default())
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
 use banger_core::name::VmName;
-use banger_core::spec::Spec;
+use banger_core::spec::{Spec, VmmChoice};
 use banger_daemon::store::db;
 use banger_daemon::{Store, failpoint};
 use ipnet::Ipv4Net;
@@ -45,6 +45,9 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE vms ADD COLUMN whole INTEGER NOT NULL DEFAULT 1;
 ",
+    "
+    ALTER TABLE vms ADD COLUMN run TEXT;
+",
 ];
 
 /// One VM as it is wanted.
@@ -65,11 +68,23 @@ pub struct VmRow {
     pub created_usec: u64,
     /// When it was last started, if ever.
     pub started_usec: Option<u64>,
+    /// What it was made of then. Versions before this was kept started VMs, too.
+    pub run: Option<Run>,
     /// How its last run ended, if it has.
     pub ended: Option<Ended>,
     /// Not while the VM is being created or deleted: then it does not start, and if vmd ends
     /// meanwhile, the next instance removes it.
     pub whole: bool,
+}
+
+/// What a VM is made of while it runs, whatever it is to be from the next start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// What was chosen where the specification leaves the choice.
+    pub vmm: VmmChoice,
+    pub spec: Spec,
+    /// Whether it did not boot, but went on from a snapshot.
+    pub restored: bool,
 }
 
 /// How a run of a VM ended.
@@ -94,6 +109,11 @@ impl VmRow {
     /// The address as clients see it: empty for a VM without network.
     pub fn shown_address(&self) -> String {
         if self.spec.network { self.address.to_string() } else { String::new() }
+    }
+
+    /// The specification by which it was started last.
+    pub fn started_spec(&self) -> &Spec {
+        self.run.as_ref().map_or(&self.spec, |run| &run.spec)
     }
 }
 
@@ -166,9 +186,10 @@ impl VmStore {
         self.rows().values().cloned().collect()
     }
 
-    pub async fn mark_started(&self, name: &VmName, usec: u64) -> Result<VmRow> {
+    pub async fn mark_started(&self, name: &VmName, usec: u64, run: Run) -> Result<VmRow> {
         self.change(name, move |_, row| {
             row.started_usec = Some(usec);
+            row.run = Some(run);
             Ok(())
         })
         .await
@@ -272,6 +293,7 @@ fn reserve(transaction: &Transaction<'_>, draft: Draft) -> Result<VmRow> {
         machine_id: draft.machine_id,
         created_usec: draft.created_usec,
         started_usec: None,
+        run: None,
         ended: None,
         whole: false,
     };
@@ -329,11 +351,19 @@ fn insert(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
 
 fn update(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
     let spec = serde_json::to_string(&row.spec).map_err(Error::internal)?;
+    let run = row.run.as_ref().map(serde_json::to_string).transpose().map_err(Error::internal)?;
     let ended = row.ended.as_ref().map(serde_json::to_string).transpose().map_err(Error::internal)?;
     transaction
         .execute(
-            "UPDATE vms SET spec = ?, started_usec = ?, ended = ?, whole = ? WHERE name = ?",
-            params![spec, row.started_usec.map(|usec| usec as i64), ended, row.whole, row.name.as_str()],
+            "UPDATE vms SET spec = ?, started_usec = ?, run = ?, ended = ?, whole = ? WHERE name = ?",
+            params![
+                spec,
+                row.started_usec.map(|usec| usec as i64),
+                run,
+                ended,
+                row.whole,
+                row.name.as_str()
+            ],
         )
         .map(drop)
         .map_err(db)
@@ -344,6 +374,8 @@ fn read(row: &Row<'_>) -> Result<VmRow> {
     let name = VmName::new(&text("name")?).map_err(Error::internal)?;
     let malformed = |error: serde_json::Error| Error::internal(format!("row of {name}: {error}"));
     let spec = serde_json::from_str(&text("spec")?).map_err(malformed)?;
+    let run = row.get::<_, Option<String>>("run").map_err(db)?;
+    let run = run.map(|text| serde_json::from_str(&text).map_err(malformed)).transpose()?;
     let ended = row.get::<_, Option<String>>("ended").map_err(db)?;
     let ended = ended.map(|text| serde_json::from_str(&text).map_err(malformed)).transpose()?;
     Ok(VmRow {
@@ -356,6 +388,7 @@ fn read(row: &Row<'_>) -> Result<VmRow> {
         machine_id: text("machine_id")?,
         created_usec: row.get::<_, i64>("created_usec").map_err(db)? as u64,
         started_usec: row.get::<_, Option<i64>>("started_usec").map_err(db)?.map(|usec| usec as u64),
+        run,
         ended,
         whole: row.get("whole").map_err(db)?,
     })
@@ -434,7 +467,8 @@ mod tests {
         let path = dir.path().join("vmd.db");
         let row = store.reserve(draft(&["web"])).await.expect("reserves");
         assert_eq!(store.get(&row.name).expect("there"), row);
-        store.mark_started(&row.name, 7).await.expect("marks");
+        let run = Run { vmm: VmmChoice::Qemu, spec: row.spec.clone(), restored: true };
+        store.mark_started(&row.name, 7, run.clone()).await.expect("marks");
         let ended = Ended { usec: 8, reason: "it was time".into() };
         store.mark_ended(&row.name, ended.clone()).await.expect("marks");
         let wanted = |spec: &mut Spec| {
@@ -443,8 +477,9 @@ mod tests {
         };
         store.set_spec(&row.name, wanted).await.expect("sets");
         store.set_whole(&row.name, true).await.expect("sets");
-        let mut now = VmRow { started_usec: Some(7), ended: Some(ended), whole: true, ..row };
+        let mut now = VmRow { started_usec: Some(7), run: Some(run), ended: Some(ended), whole: true, ..row };
         now.spec.cpus = 3;
+        assert_eq!((now.spec.cpus, now.started_spec().cpus), (3, 1));
         assert_eq!(store.list(), [now.clone()]);
         drop(store);
         let store = VmStore::open(&path).await.expect("opens");

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use banger_core::guest::PowerOff;
+use banger_core::spec::VmmChoice;
 
 use crate::control::FIRECRACKER_SOCKET;
 use crate::{COMMAND_LINE, Machine, Plan, RateLimit, Version, Vmm, command_line, text};
@@ -41,12 +42,16 @@ pub struct Firecracker {
 const CONFIG: &str = "firecracker.json";
 
 impl Vmm for Firecracker {
-    fn name(&self) -> &'static str {
-        "firecracker"
+    fn choice(&self) -> VmmChoice {
+        VmmChoice::Firecracker
     }
 
     fn power_off(&self) -> PowerOff {
         PowerOff::Reset
+    }
+
+    fn limits_network(&self) -> bool {
+        true
     }
 
     fn plan(&self, machine: &Machine) -> Plan {

@@ -13,7 +13,7 @@ mod qemu;
 use std::path::{Path, PathBuf};
 
 use banger_core::guest::PowerOff;
-use banger_core::spec::VmmChoice;
+use banger_core::spec::{Rates, VmmChoice};
 
 pub use firecracker::{Features, Firecracker};
 pub use qemu::Qemu;
@@ -83,7 +83,7 @@ pub struct Disk {
 pub struct Nic {
     pub tap: String,
     pub mac: String,
-    /// For each direction. QEMU has none: limit the TAP there.
+    /// For each direction; only for a VMM that [`Vmm::limits_network`].
     pub limit: Option<RateLimit>,
 }
 
@@ -94,6 +94,24 @@ pub struct RateLimit {
     pub bytes: Option<u64>,
     /// Operations (of a disk) or packets (of a network) per second.
     pub operations: Option<u64>,
+}
+
+impl RateLimit {
+    #[must_use]
+    pub fn of_disk(rates: &Rates) -> Self {
+        Self { bytes: rates.disk_bandwidth, operations: rates.disk_iops }
+    }
+
+    #[must_use]
+    pub fn of_network(rates: &Rates) -> Self {
+        Self { bytes: rates.network_bandwidth, operations: rates.network_packets }
+    }
+
+    /// `None` if nothing is limited.
+    #[must_use]
+    pub fn any(self) -> Option<Self> {
+        Some(self).filter(|limit| *limit != Self::default())
+    }
 }
 
 /// What to execute, in which order: write `files`, make `links`, start `helpers` and wait for each
@@ -119,11 +137,19 @@ pub struct Helper {
 
 /// A virtual machine monitor on this host.
 pub trait Vmm {
+    /// The choice that means it.
+    fn choice(&self) -> VmmChoice;
+
     /// `firecracker` or `qemu`.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.choice().as_str()
+    }
 
     /// How a guest ends its machine.
     fn power_off(&self) -> PowerOff;
+
+    /// Whether it can limit the rate of a network.
+    fn limits_network(&self) -> bool;
 
     /// What to execute for `machine`.
     fn plan(&self, machine: &Machine) -> Plan;

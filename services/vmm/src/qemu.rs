@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use banger_core::guest::PowerOff;
+use banger_core::spec::VmmChoice;
 use serde_json::json;
 
 use crate::control::QEMU_SOCKET;
@@ -39,12 +40,16 @@ pub struct Qemu {
 }
 
 impl Vmm for Qemu {
-    fn name(&self) -> &'static str {
-        "qemu"
+    fn choice(&self) -> VmmChoice {
+        VmmChoice::Qemu
     }
 
     fn power_off(&self) -> PowerOff {
         PowerOff::Acpi
+    }
+
+    fn limits_network(&self) -> bool {
+        false
     }
 
     fn plan(&self, machine: &Machine) -> Plan {

@@ -152,7 +152,9 @@ impl Manager {
     /// authorized_keys (as: public keys for SSH instead of those there are), restart (s: no,
     /// on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
     /// delete), memory_max (t, bytes), cpu_quota (u, percent of one CPU), io_weight (u), tasks_max
-    /// (t) (0: no limit).
+    /// (t), disk_bandwidth (t, bytes a second of each disk), disk_iops (t, operations a second of
+    /// each disk), network_bandwidth and network_packets (t, a second and direction; not with QEMU)
+    /// (0: no limit). Memory of a running VM follows by its balloon, up to what it was started with.
     #[zbus(out_args("live", "next_start"))]
     async fn set_vm(
         &self,

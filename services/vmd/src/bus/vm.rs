@@ -309,6 +309,30 @@ impl VmObject {
         Ok(self.row()?.spec.expiry.as_str().to_owned())
     }
 
+    /// Bytes a second of each disk, 0 without limit.
+    #[zbus(property)]
+    fn disk_bandwidth(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.rates.disk_bandwidth.unwrap_or(0))
+    }
+
+    /// Operations a second of each disk, 0 without limit.
+    #[zbus(property)]
+    fn disk_iops(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.rates.disk_iops.unwrap_or(0))
+    }
+
+    /// Bytes a second of the network in each direction, 0 without limit.
+    #[zbus(property)]
+    fn network_bandwidth(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.rates.network_bandwidth.unwrap_or(0))
+    }
+
+    /// Packets a second of the network in each direction, 0 without limit.
+    #[zbus(property)]
+    fn network_packets(&self) -> fdo::Result<u64> {
+        Ok(self.row()?.spec.rates.network_packets.unwrap_or(0))
+    }
+
     /// The systemd unit that is the VM.
     #[zbus(property(emits_changed_signal = "const"))]
     fn unit(&self) -> String {

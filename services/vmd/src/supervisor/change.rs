@@ -8,9 +8,10 @@ use banger_core::name::VmName;
 use banger_core::spec::{Limits, Spec, differences};
 use banger_core::vm::State;
 use banger_daemon::failpoint;
+use banger_vmm::probe;
 use zbus::{OwnedVariant, Str, Variant};
 
-use super::Supervisor;
+use super::{Supervisor, plan};
 use crate::config::Config;
 use crate::request::Change;
 use crate::store::VmRow;
@@ -26,7 +27,7 @@ pub struct Effects {
 
 impl Supervisor {
     /// # Errors
-    /// `InvalidArgs`, `NoSuchVolume`, `VolumeInUse`: nothing is changed then. If something cannot
+    /// `InvalidArgs`, `NotSupported`, `NoSuchVolume`, `VolumeInUse`: nothing is changed then. If something cannot
     /// be changed live although it should, its error is returned, and the change holds from the
     /// next start.
     pub async fn set(&self, name: &VmName, change: Change) -> Result<Effects> {
@@ -39,7 +40,8 @@ impl Supervisor {
             .set_spec(name, move |spec| {
                 let old = spec.clone();
                 change.apply(spec)?;
-                check_sizes(&old, spec)
+                check_sizes(&old, spec)?;
+                check_rates(spec)
             })
             .await?;
         failpoint!("set.written");
@@ -76,6 +78,7 @@ impl Supervisor {
     /// Brings one changed option to a VM. Returns whether it is in effect now.
     async fn set_live(&self, option: &str, old: &Spec, row: &VmRow, state: State) -> Result<bool> {
         let name = &row.name;
+        let has_vmm = matches!(state, State::Running | State::Paused);
         match option {
             // Read when they are needed.
             "labels" | "restart" | "autostart" | "ttl" | "expiry" => Ok(true),
@@ -90,6 +93,9 @@ impl Supervisor {
             "disk" | "work" if state == State::Running && has_disk(option, old) => {
                 self.grow_live(row).await.map(|()| true)
             }
+            "memory" if has_vmm => self.balloon_live(row).await,
+            "disk_bandwidth" | "disk_iops" if has_vmm => self.limit_disks_live(row).await.map(|()| true),
+            "network_bandwidth" | "network_packets" if has_vmm => self.limit_network_live(row).await,
             _ => Ok(false),
         }
     }
@@ -158,9 +164,22 @@ fn check_sizes(old: &Spec, new: &Spec) -> Result<()> {
     Ok(())
 }
 
+/// The host may come by another VMM until the VM starts, and then it is checked again.
+///
+/// # Errors
+/// `NotSupported`.
+pub(super) fn check_rates(spec: &Spec) -> Result<()> {
+    match banger_vmm::choose(spec.vmm, &probe::host()) {
+        Ok(vmm) => plan::check_rates(spec, vmm.as_ref()),
+        // That is for the start to say.
+        Err(_) => Ok(()),
+    }
+}
+
 /// The properties that show a specification, see `bus::vm`.
 fn properties(row: &VmRow) -> Vec<(&'static str, OwnedVariant)> {
     let spec = &row.spec;
+    let rate = |rate: Option<u64>| rate.unwrap_or(0).into();
     let own = |value: Variant<'_>| OwnedVariant::try_from(value).expect("no file descriptors in it");
     let volumes: Vec<(&str, &str, bool)> = spec
         .volumes
@@ -183,6 +202,10 @@ fn properties(row: &VmRow) -> Vec<(&'static str, OwnedVariant)> {
         ("Ttl", spec.ttl.into()),
         ("Expiry", Str::from(spec.expiry.as_str()).into()),
         ("Autostart", spec.autostart.into()),
+        ("DiskBandwidth", rate(spec.rates.disk_bandwidth)),
+        ("DiskIops", rate(spec.rates.disk_iops)),
+        ("NetworkBandwidth", rate(spec.rates.network_bandwidth)),
+        ("NetworkPackets", rate(spec.rates.network_packets)),
     ]
 }
 
@@ -210,6 +233,7 @@ mod tests {
             machine_id: String::new(),
             created_usec: 1,
             started_usec: None,
+            run: None,
             ended: None,
             whole: true,
         };

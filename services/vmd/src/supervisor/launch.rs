@@ -20,7 +20,7 @@ use super::{Supervisor, lock, plan};
 use crate::config::Config;
 use crate::effects::peers::{BootSet, NetLease};
 use crate::effects::sync::{self, Synced};
-use crate::store::{Ended, VmRow};
+use crate::store::{Ended, Run, VmRow};
 
 /// What is known when nothing keeps a VM from starting.
 struct Ready {
@@ -66,7 +66,12 @@ impl Supervisor {
         };
         timeline.push((TAP.to_owned(), held.tap_usec));
         self.unmark_paused(name)?;
-        let row = self.0.store.mark_started(name, now_usec()).await?;
+        let run = Run {
+            vmm: vmm.choice(),
+            spec: row.spec.clone(),
+            restored: self.0.disks.restore(name).is_some(),
+        };
+        let row = self.0.store.mark_started(name, now_usec(), run).await?;
         self.changed(name, vec![("StartedTimestamp", row.started_usec.unwrap_or(0).into())]);
         failpoint!("start.marked");
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
@@ -162,6 +167,7 @@ impl Supervisor {
             .map_err(|missing| ErrorKind::VmmMissing.error(missing.to_string()));
         let mut wrong = Vec::new();
         wrong.extend(vmm.as_ref().err().cloned());
+        wrong.extend(vmm.as_ref().ok().and_then(|vmm| plan::check_rates(&row.spec, vmm.as_ref()).err()));
         wrong.extend(self.0.disks.check_room(&row.name).err());
         wrong.extend(plan::check_memory(row.spec.memory, rustix::system::sysinfo().totalram).err());
         wrong.extend(self.check_kernel(row, vmm.as_ref().ok().map(|vmm| vmm.name())).await.err());

@@ -8,13 +8,16 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
 use banger_core::guest::{self, GuestConfig, PowerOff, ProcessDefaults, Rootfs};
 use banger_core::spec::{Mount, Spec};
-use banger_vmm::{Disk, Kernel, Machine, Nic};
+use banger_vmm::{Disk, Kernel, Machine, Nic, RateLimit, Vmm};
 
 use super::runtime_dir;
 use crate::effects::disks::DiskFile;
 use crate::effects::peers::{BootSet, NetLease};
 use crate::effects::sync::Synced;
 use crate::store::VmRow;
+
+/// The VMM's name for the disk with the image.
+pub const IMAGE_DISK: &str = "image";
 
 /// The first and the second disk of a guest. The work disk, if there is one, and the volumes
 /// follow.
@@ -29,13 +32,19 @@ pub fn machine(
     own: Vec<DiskFile>,
     restore: Option<PathBuf>,
 ) -> Machine {
-    let image = Disk { id: "image".into(), path: boot.rootfs.clone().into(), read_only: true, limit: None };
+    let limit = RateLimit::of_disk(&row.spec.rates).any();
+    let image = Disk { id: IMAGE_DISK.into(), path: boot.rootfs.clone().into(), read_only: true, limit };
     let own = own.into_iter().map(|disk| Disk {
         id: disk.id,
         path: disk.path,
         read_only: disk.read_only,
-        limit: None,
+        limit,
     });
+    let nic = |lease: &NetLease| Nic {
+        tap: lease.tap.clone(),
+        mac: lease.mac.clone(),
+        limit: RateLimit::of_network(&row.spec.rates).any(),
+    };
     let runtime_dir = runtime_dir(&row.name);
     Machine {
         name: row.name.to_string(),
@@ -48,7 +57,7 @@ pub fn machine(
             arguments: row.spec.kernel_arguments.clone(),
         },
         disks: std::iter::once(image).chain(own).collect(),
-        network: network.map(|lease| Nic { tap: lease.tap.clone(), mac: lease.mac.clone(), limit: None }),
+        network: network.map(nic),
         context_id: address::context_id(row.address),
         vsock_socket: vsock_socket(&runtime_dir),
         runtime_dir,
@@ -158,6 +167,19 @@ fn mounts(spec: &Spec) -> Vec<guest::Mount> {
 /// The name of a guest's disk by its place in the machine.
 fn device(index: u8) -> String {
     format!("/dev/vd{}", char::from(b'a' + index))
+}
+
+/// # Errors
+/// `NotSupported` if the VMM cannot keep the guest to its rates.
+pub fn check_rates(spec: &Spec, vmm: &dyn Vmm) -> Result<()> {
+    if !spec.network || !spec.rates.limit_network() || vmm.limits_network() {
+        return Ok(());
+    }
+    Err(ErrorKind::NotSupported.error(format!(
+        "{} does not limit the rate of a network: use Firecracker (--vmm firecracker), or take the limit away \
+         (--network-bandwidth 0 --network-packets 0)",
+        vmm.name()
+    )))
 }
 
 /// # Errors

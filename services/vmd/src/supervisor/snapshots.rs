@@ -5,6 +5,7 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest::GuestConfig;
 use banger_core::name::VmName;
 use banger_core::snapshot::{Machine, Snapshot};
+use banger_core::spec::{Spec, VmmChoice};
 use banger_core::vm::{Stage, State};
 use banger_daemon::jobs::now_usec;
 use banger_daemon::{Progress, failpoint};
@@ -38,14 +39,15 @@ impl Supervisor {
                     .error(format!("{name} is {}: only a running VM has a memory to keep", state.as_str())));
             }
         }
-        if let Some(mount) = row.spec.volumes.iter().find(|mount| !mount.read_only) {
+        if let Some(mount) = row.started_spec().volumes.iter().find(|mount| !mount.read_only) {
             return Err(ErrorKind::NotSupported.error(format!(
                 "{name} can write volume {}, which goes on by itself: a guest that woke up later would destroy what is in it; \
                  take the volume away with `banger set`, or give it read-only",
                 mount.volume
             )));
         }
-        let machine = machine_of(&row)?;
+        let choice = row.run.as_ref().map_or(row.spec.vmm, |run| run.vmm);
+        let machine = machine_of(&row, row.started_spec(), choice)?;
         progress.stage("snapshot");
         let user = self.0.units.user(name).await?;
         let directory = self.0.disks.begin_snapshot(name, snapshot, user).await?;
@@ -109,7 +111,7 @@ impl Supervisor {
         let name = &row.name;
         let meta = self.0.disks.read_snapshot(of, snapshot).await?;
         meta.machine
-            .fits(&machine_of(row)?)
+            .fits(&machine_of(row, &row.spec, row.spec.vmm)?)
             .map_err(|mismatch| ErrorKind::SnapshotMismatch.error(mismatch.to_string()))?;
         progress.stage(Stage::Disk.as_str());
         self.0.disks.restore_from(name, of, snapshot).await?;
@@ -121,6 +123,8 @@ impl Supervisor {
         self.0.disks.forget_restore(name).await?;
         started?;
         progress.stage("reconfigure");
+        let row = &self.get(name)?;
+        self.adjust_restored(row).await?;
         self.reconfigure(row).await
     }
 
@@ -195,7 +199,7 @@ impl Supervisor {
             image: of.image.clone(),
             image_id: of.image_id.clone(),
             kernel: of.kernel.clone(),
-            spec: of.spec.clone(),
+            spec: forked_spec(of),
             machine_id: uuid::Uuid::new_v4().simple().to_string(),
             created_usec: now_usec(),
         };
@@ -221,10 +225,24 @@ impl Supervisor {
     }
 }
 
-/// What a snapshot of the VM is bound to.
-fn machine_of(row: &VmRow) -> Result<Machine> {
+/// A fork is made of what the VM was started with, and is to be else what the VM is to be.
+fn forked_spec(of: &VmRow) -> Spec {
+    let started = of.started_spec();
+    Spec {
+        cpus: started.cpus,
+        memory: started.memory,
+        work: if started.work > 0 { of.spec.work } else { 0 },
+        volumes: started.volumes.clone(),
+        vmm: started.vmm,
+        network: started.network,
+        ..of.spec.clone()
+    }
+}
+
+/// What a snapshot of the VM is bound to while it is made of this.
+fn machine_of(row: &VmRow, spec: &Spec, choice: VmmChoice) -> Result<Machine> {
     let host = probe::host();
-    let vmm = banger_vmm::choose(row.spec.vmm, &host)
+    let vmm = banger_vmm::choose(choice, &host)
         .map_err(|missing| ErrorKind::VmmMissing.error(missing.to_string()))?;
     let program = if vmm.name() == "qemu" { &host.qemu } else { &host.firecracker };
     let version = program.as_ref().and_then(|program| program.version);
@@ -233,11 +251,11 @@ fn machine_of(row: &VmRow) -> Result<Machine> {
         version: version.map(|version| version.to_string()).unwrap_or_default(),
         kvm: host.kvm || vmm.name() == "firecracker",
         cpu: probe::cpu(),
-        cpus: row.spec.cpus,
-        memory: row.spec.memory,
-        work: row.spec.work > 0,
-        volumes: row.spec.volumes.len(),
-        network: row.spec.network,
+        cpus: spec.cpus,
+        memory: spec.memory,
+        work: spec.work > 0,
+        volumes: spec.volumes.len(),
+        network: spec.network,
         image_id: row.image_id.clone(),
         kernel: row.kernel.clone(),
     })
