@@ -1,7 +1,10 @@
 //! What a VM is to be, changed: now where that is possible, else from its next start.
 
+use std::time::{Duration, Instant};
+
 use banger_api::VMD;
 use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, json, run, sh};
+use serde_json::Value;
 
 /// A property of the VM's unit.
 fn unit_property(vm: &Vm, name: &str) -> String {
@@ -124,4 +127,77 @@ fn a_vm_whose_time_is_up_is_stopped_or_deleted() {
     eventually("the VM is deleted", || banger(&["vm", "show", gone.name()]).status != 0);
     let log = sh("journalctl -u banger-vmd -o cat --since -5min").text();
     assert!(log.contains("its time of 5 s is up"), "{log}");
+}
+
+/// How long a guest takes to write 4 MiB.
+fn writes(vm: &Vm) -> Duration {
+    let begun = Instant::now();
+    vm.sh("dd if=/dev/zero of=/written bs=1M count=4 conv=fsync").ok();
+    begun.elapsed()
+}
+
+#[test]
+fn disks_are_kept_to_their_rate() {
+    let vm = Vm::running("t-set-rate", BUSYBOX);
+    let limited = Duration::from_secs(3);
+    let changed = json(&["set", vm.name(), "--disk-bandwidth", "1M", "--disk-iops", "500"]);
+    assert_eq!(changed["live"], serde_json::json!(["disk_bandwidth", "disk_iops"]));
+    assert!(writes(&vm) >= limited);
+    let path = Way::Bus.call(VMD, "GetVm", &["s", vm.name()]).ok();
+    let path = path.split('"').nth(1).expect("a path").to_owned();
+    let property = |name: &str| {
+        let get = ["ss", banger_api::vm::VM, name];
+        Way::Bus.call_at(VMD, &path, "org.freedesktop.DBus.Properties", "Get", &get).ok()
+    };
+    assert_eq!(
+        (property("DiskBandwidth"), property("DiskIops")),
+        ("v t 1048576\n".into(), "v t 500\n".into())
+    );
+    // A VM that starts with a limit has it from the beginning; 0 takes it away.
+    banger(&["restart", vm.name()]).ok();
+    assert!(writes(&vm) >= limited);
+    let arguments = ["sa{sv}", vm.name(), "2", "disk_bandwidth", "t", "0", "disk_iops", "t", "0"];
+    assert_eq!(
+        Way::Socket.call(VMD, "SetVm", &arguments).ok(),
+        "asas 2 \"disk_bandwidth\" \"disk_iops\" 0\n"
+    );
+    assert_eq!(property("DiskBandwidth"), "v t 0\n");
+    eventually("writes are fast again", || writes(&vm) < limited);
+    banger(&["set", vm.name(), "--disk-iops", "9999999999999999"]).refused(&["rate", "at most"]);
+}
+
+#[test]
+fn a_rate_that_no_vmm_keeps_is_refused() {
+    let vm = Vm::named("t-set-net-rate");
+    let create = ["vm", "create", "--name", vm.name(), "--vmm", "qemu", BUSYBOX];
+    banger(&[&create[..], &["--network-packets", "5"]].concat()).refused(&["qemu", "--vmm firecracker"]);
+    banger(&create).ok();
+    let arguments = ["sa{sv}", vm.name(), "1", "network_bandwidth", "t", "1000"];
+    let error = banger_tests::error_name(VMD, "SetVm", &arguments);
+    assert_eq!(error, "org.freedesktop.DBus.Error.NotSupported");
+    assert_eq!(json(&["vm", "show", vm.name()])["spec"]["rates"]["network_bandwidth"], Value::Null);
+    // It does not matter where there is no network.
+    banger(&["set", vm.name(), "--no-network", "--network-bandwidth", "1M"]).ok();
+    banger(&["set", vm.name(), "--network"]).refused(&["--network-bandwidth 0"]);
+}
+
+#[test]
+fn a_running_guest_gives_memory_back_and_gets_it_again() {
+    const MIB: u64 = 1 << 20;
+    let vm = Vm::running("t-set-memory", BUSYBOX);
+    let balloon = || json(&["stats", vm.name()])[0]["guest"]["memory_balloon"].as_u64().unwrap_or(0);
+    let set = |memory: &str| json(&["set", vm.name(), "--memory", memory]);
+    assert_eq!(set("320M")["live"], serde_json::json!(["memory"]));
+    eventually("the balloon is full", || balloon() == 192 * MIB);
+    let figures = json(&["stats", vm.name()])[0]["figures"].clone();
+    assert!(figures["memory_total_bytes"].as_u64().is_some_and(|total| total <= 320 * MIB), "{figures}");
+    assert_eq!(set("448M")["live"], serde_json::json!(["memory"]));
+    eventually("the balloon is smaller", || balloon() == 64 * MIB);
+    // More than it was started with it gets when it is started again, and until then all it was.
+    assert_eq!(set("640M")["next_start"], serde_json::json!(["memory"]));
+    eventually("the balloon is empty", || balloon() == 0);
+    banger(&["restart", vm.name()]).ok();
+    let kernels = vm.sh("grep MemTotal /proc/meminfo").ok();
+    let kib: u64 = kernels.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number");
+    assert!((512 * 1024..=640 * 1024).contains(&kib), "{kernels}");
 }

@@ -348,6 +348,9 @@ fn restores_and_forks_are_made_or_not() {
     for (point, fate) in FORK {
         mortal.dies(point, &["fork", vm.name(), fork.name()]).failed(&["banger"]);
         check_fate(point, PS, fork.name(), *fate);
+        // What it was forked from goes with the fork.
+        nothing_is_orphaned(point);
+        assert_eq!(json(&["snapshot", "ls", vm.name()]), serde_json::json!([]), "after {point}");
         answers(&vm, point);
     }
     banger(&["snapshot", "create", vm.name(), "one"]).ok();

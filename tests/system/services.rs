@@ -1,13 +1,13 @@
 //! The services themselves: killed, left idle, called by people who may not.
 
 use std::io::{BufRead, BufReader, Lines};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use banger_api::job::INTERFACE as JOB;
 use banger_api::service::ServiceProxy;
-use banger_api::{ErrorKind, IMAGED, NETD, SERVICES, SESSIOND, Service};
+use banger_api::{ErrorKind, IMAGED, NETD, SERVICES, SESSIOND, Service, VMD};
 use banger_tests::{
     BUSYBOX, Vm, Way, as_user, banger, eventually, eventually_within, job_property, json, oci, run, sh, start,
 };
@@ -316,4 +316,51 @@ fn log_levels_change_at_run_time() {
         run("systemctl", &["service-log-level", &unit, "info"]).ok();
         assert_ne!(as_user("alice", &format!("systemctl service-log-level {unit} debug")).status, 0);
     }
+}
+
+/// Passes all further connections on to the registry.
+fn relay(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let registry = TcpStream::connect("localhost:5000").expect("the registry is there");
+            for (mut from, mut to) in [
+                (client.try_clone().expect("clones"), registry.try_clone().expect("clones")),
+                (registry, client),
+            ] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_create_goes_on_when_imaged_dies() {
+    let kill = || run("systemctl", &["kill", "-s", "KILL", "banger-imaged.service"]).ok();
+    let vm = Vm::named("t-pull-cut");
+    let create = |reference: &str| Way::Bus.call(VMD, "CreateVm", &["ssa{sv}", vm.name(), reference, "0"]);
+    let (registry, reference) = silent_registry();
+    let reference = reference.replace("silent", "busybox");
+    let created = create(&reference);
+    let _connection = registry.accept().expect("imaged calls");
+    kill();
+    relay(registry);
+    Way::Bus.wait(VMD, created).ok();
+    assert_eq!(vm.state(), "created");
+    banger(&["rm", vm.name()]).ok();
+    banger(&["image", "rm", &reference]).ok();
+
+    // Once: what kills imaged each time is not tried for ever.
+    let (registry, reference) = silent_registry();
+    let created = create(&reference);
+    let mut connections = Vec::new();
+    for _ in 0..2 {
+        connections.push(registry.accept().expect("imaged calls"));
+        kill();
+    }
+    Way::Bus.wait(VMD, created).failed(&["twice", "journalctl -u banger-imaged"]);
+    banger(&["vm", "show", vm.name()]).refused(&["t-pull-cut"]);
+    let _ = run("systemctl", &["reset-failed", "banger-imaged.service"]);
 }

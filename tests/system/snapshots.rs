@@ -176,3 +176,17 @@ fn no_snapshot_beside_a_volume_that_goes_on() {
     banger(&["rm", "-f", vm.name()]).ok();
     banger(&["volume", "rm", "t-snap-data"]).ok();
 }
+
+#[test]
+fn a_fork_is_made_of_what_its_source_was_started_with() {
+    let (vm, fork) = (Vm::running("t-fork-set", BUSYBOX), Vm::named("t-fork-set-fork"));
+    let changed = json(&["set", vm.name(), "--cpus", "2", "--memory", "384M", "--label", "a=b"]);
+    assert_eq!(changed["next_start"], serde_json::json!(["cpus"]));
+    banger(&["fork", vm.name(), fork.name()]).ok();
+    let spec = json(&["vm", "show", fork.name()])["spec"].clone();
+    assert_eq!((spec["cpus"].as_u64(), spec["memory"].as_u64()), (Some(1), Some(512 << 20)));
+    assert_eq!(spec["labels"]["a"], "b");
+    // It has all the memory that it says, whatever the source's balloon held.
+    let balloon = || json(&["stats", fork.name()])[0]["guest"]["memory_balloon"].as_u64();
+    banger_tests::eventually("the balloon is empty", || balloon() == Some(0));
+}

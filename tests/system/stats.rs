@@ -1,6 +1,6 @@
 //! Figures of VMs, signs of life, and where the time of a start went.
 
-use banger_api::VMD;
+use banger_api::{NETD, VMD};
 use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, json, run, run_with, sh};
 use serde_json::Value;
 
@@ -36,6 +36,19 @@ fn stats_are_those_of_host_and_guest() {
     let kib: u64 = kernels.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number");
     assert_eq!(after["guest"]["memory_total"].as_u64(), Some(kib * 1024));
 
+    // Packets are counted by the host, and their direction is the guest's: nobody answers these.
+    vm.sh("ping -c 20 -i 0.1 -s 1400 -W 1 224.0.0.1 >/dev/null; true").ok();
+    let network = stats(&vm);
+    let grown = |of: &str| network[of].as_u64().expect("a number") - after[of].as_u64().expect("a number");
+    assert!(grown("net_sent_bytes") >= 20 * 1400 && grown("net_sent_packets") >= 20, "{network}");
+    assert!(grown("net_received_bytes") < 20 * 1400, "{network}");
+    let counters = Way::Bus.call(NETD, "GetCounters", &["s", vm.name()]).ok();
+    assert!(
+        counters.contains("\"received_bytes\" t ") && counters.contains("\"sent_dropped\" t "),
+        "{counters}"
+    );
+    assert_eq!(error_name(NETD, "GetCounters", &["s", "t-none"]), "org.banger.Error.NoSuchLease");
+
     // A table, once in a pipe; without names, of all that run.
     let table = banger(&["stats"]).ok();
     let line = table.lines().find(|line| line.starts_with("t-stats ")).expect("a line");
@@ -58,6 +71,7 @@ fn a_paused_vm_has_figures_of_the_host_alone() {
     let shown = stats(&vm);
     assert_eq!((shown["reachable"].as_bool(), &shown["guest"]), (Some(false), &Value::Null));
     assert!(shown["cpu_usec"].as_u64().is_some(), "{shown}");
+    assert!(shown["figures"]["net_receive_rate"].as_f64().is_some(), "{shown}");
     banger(&["ping", vm.name()]).refused(&["paused", "resume"]);
     assert_eq!(error_name(VMD, "PingVm", &["s", vm.name()]), "org.banger.Error.VmPaused");
     banger(&["resume", vm.name()]).ok();

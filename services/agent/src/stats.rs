@@ -29,6 +29,7 @@ pub fn collect(disks: &Disks) -> Stats {
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| ticks.try_into().ok());
     set_cpu(&mut stats, &read("/proc/stat"), ticks.unwrap_or(100));
     set_memory(&mut stats, &read("/proc/meminfo"));
+    stats.memory_balloon = balloon(&read("/proc/vmstat"));
     stats
 }
 
@@ -92,6 +93,15 @@ fn set_memory(stats: &mut Stats, meminfo: &str) {
     }
 }
 
+/// Bytes that the balloon holds. The kernel counts pages of 4 KiB, whatever its own are.
+fn balloon(vmstat: &str) -> Option<u64> {
+    let count = |name: &str| {
+        let value = vmstat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value?.parse::<u64>().ok()
+    };
+    Some(count("balloon_inflate")?.saturating_sub(count("balloon_deflate")?).saturating_mul(4096))
+}
+
 /// The virtio disks, without their partitions.
 fn disk_counters(diskstats: &str) -> Vec<DiskCounters> {
     let parse = |line: &str| {
@@ -137,6 +147,13 @@ mod tests {
     fn loads() {
         assert_eq!(load("0.52 0.58 1.00 2/345 6789\n"), (0.52, 0.58, 1.0));
         assert_eq!(load(""), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn balloons_are_what_was_blown_in_and_not_let_out() {
+        let vmstat = "nr_free_pages 7\nballoon_inflate 300\nballoon_deflate 100\nballoon_migrate 5\n";
+        assert_eq!(balloon(vmstat), Some(200 * 4096));
+        assert_eq!(balloon("nr_free_pages 7\n"), None);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Stats {
     pub memory_available: u64,
     pub memory_free: u64,
     pub memory_cached: u64,
+    /// Of the total, what the balloon has given back to the host. Unknown to older agents and kernels.
+    pub memory_balloon: Option<u64>,
     pub swap_total: u64,
     pub swap_free: u64,
     pub processes: u32,

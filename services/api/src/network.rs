@@ -22,6 +22,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "Release", Access::Internal),
     (MANAGER, "GetLease", Access::Read),
     (MANAGER, "ListLeases", Access::Read),
+    (MANAGER, "GetCounters", Access::Read),
     (MANAGER, "TearDown", Access::Root),
 ];
 
@@ -50,6 +51,21 @@ pub struct Lease {
     /// Name servers that the guest can reach, possibly none.
     pub dns: Vec<String>,
     pub mtu: u32,
+}
+
+/// What went through a guest's network interface, as the guest sees it: what its TAP transmits it
+/// receives. Counted by the host since the lease was acquired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct Counters {
+    pub received_bytes: u64,
+    pub received_packets: u64,
+    /// Packets for the guest that it did not take in time.
+    pub received_dropped: u64,
+    pub sent_bytes: u64,
+    pub sent_packets: u64,
+    /// Packets of the guest that the host did not take.
+    pub sent_dropped: u64,
 }
 
 /// The options of `Acquire`.
@@ -112,6 +128,11 @@ pub trait Network {
 
     /// All leases.
     fn list_leases(&self) -> zbus::Result<Vec<LeaseRow>>;
+
+    /// What went through the interface of a lease's guest.
+    ///
+    /// Errors: `NoSuchLease`.
+    fn get_counters(&self, holder: &str) -> zbus::Result<Counters>;
 
     /// Removes the bridge, the firewall table and all TAPs, and sets forwarding back to what it
     /// was. Refused while there are leases. The next `Acquire` makes everything again.

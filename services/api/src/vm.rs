@@ -103,6 +103,14 @@ pub struct VmStats {
     pub io_written_bytes: Option<u64>,
     /// Processes and threads in the VM's unit.
     pub tasks: Option<u64>,
+    /// What went through its network interface, as the guest sees it, counted by the host: what it
+    /// received and sent, and what was dropped on the way to it and from it.
+    pub net_received_bytes: Option<u64>,
+    pub net_received_packets: Option<u64>,
+    pub net_received_dropped: Option<u64>,
+    pub net_sent_bytes: Option<u64>,
+    pub net_sent_packets: Option<u64>,
+    pub net_sent_dropped: Option<u64>,
     /// What the VM's own disks take on the host, in bytes.
     pub disk_used_bytes: u64,
     /// Whether the guest has answered in time. A paused one does not.

@@ -33,6 +33,9 @@ pub struct Snapshot {
     /// Microseconds since 1970.
     pub created_usec: u64,
     pub machine: Machine,
+    /// Whether it was made for a fork alone, and goes with it.
+    #[serde(default)]
+    pub fork: bool,
 }
 
 /// Why a snapshot cannot be restored: what differs, then and now.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use banger_api::network::{AcquireOptions, LEASE, Lease, LeaseRow, MANAGER, lease_path};
+use banger_api::network::{AcquireOptions, Counters, LEASE, Lease, LeaseRow, MANAGER, lease_path};
 use banger_api::{Error, ErrorKind, NETD, Result};
 use banger_daemon::{Call, Hub, Store};
 use ipnet::Ipv4Net;
@@ -194,6 +194,15 @@ impl Leases {
     pub async fn path(&self, holder: String) -> Result<OwnedObjectPath> {
         let row = self.0.store.transact(move |t| store::find(t, &holder)).await?;
         Ok(lease_path(&row.holder))
+    }
+
+    /// What went through the TAP of a lease.
+    pub async fn counters(&self, holder: String) -> Result<Counters> {
+        let row = self.0.store.transact(move |t| store::find(t, &holder)).await?;
+        let tap = plan::tap(row.address);
+        let link = self.0.netlink.link(&tap).await?;
+        // It went with the host's last boot, if whoever holds the lease has not asked for it since.
+        Ok(link.map(|link| link.counters).unwrap_or_default())
     }
 
     pub async fn list(&self) -> Result<Vec<LeaseRow>> {

@@ -356,14 +356,7 @@ fn update(transaction: &Transaction<'_>, row: &VmRow) -> Result<()> {
     transaction
         .execute(
             "UPDATE vms SET spec = ?, started_usec = ?, run = ?, ended = ?, whole = ? WHERE name = ?",
-            params![
-                spec,
-                row.started_usec.map(|usec| usec as i64),
-                run,
-                ended,
-                row.whole,
-                row.name.as_str()
-            ],
+            params![spec, row.started_usec.map(|usec| usec as i64), run, ended, row.whole, row.name.as_str()],
         )
         .map(drop)
         .map_err(db)

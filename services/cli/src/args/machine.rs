@@ -129,6 +129,18 @@ pub struct Spec {
     /// Limit of processes and threads of its VMM
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub tasks_max: Option<u64>,
+    /// Bytes that each of its disks may read and write a second, such as 50M
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit, help_heading = "Limits")]
+    pub disk_bandwidth: Option<u64>,
+    /// Operations that each of its disks may do a second
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub disk_iops: Option<u64>,
+    /// Bytes that it may receive, and send, a second; Firecracker only
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit, help_heading = "Limits")]
+    pub network_bandwidth: Option<u64>,
+    /// Packets that it may receive, and send, a second; Firecracker only
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub network_packets: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

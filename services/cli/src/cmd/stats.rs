@@ -50,24 +50,24 @@ impl Figures {
         };
         Self {
             cpu_percent: rate(|it| it.cpu_usec).map(|usec| usec / 1e4),
-            memory_used_bytes: guest.map(|guest| guest.memory_total.saturating_sub(guest.memory_available)),
-            memory_total_bytes: guest.map(|guest| guest.memory_total),
+            memory_used_bytes: guest.map(|guest| memory(guest).saturating_sub(guest.memory_available)),
+            memory_total_bytes: guest.map(memory),
             host_memory_bytes: now.memory_bytes,
             disk_read_rate: rate(|it| disk(it, |disk| disk.read_bytes)),
             disk_write_rate: rate(|it| disk(it, |disk| disk.written_bytes)),
-            net_receive_rate: rate(|it| network(it, |network| network.received_bytes)),
-            net_send_rate: rate(|it| network(it, |network| network.sent_bytes)),
+            net_receive_rate: rate(|it| it.net_received_bytes),
+            net_send_rate: rate(|it| it.net_sent_bytes),
         }
     }
 }
 
-fn disk(stats: &VmStats, of: fn(&banger_api::agent::DiskCounters) -> u64) -> Option<u64> {
-    Some(stats.guest.as_ref()?.disks.iter().map(of).fold(0, u64::saturating_add))
+/// What the guest has: all but what its balloon has given back.
+fn memory(guest: &Stats) -> u64 {
+    guest.memory_total.saturating_sub(guest.memory_balloon.unwrap_or(0))
 }
 
-fn network(stats: &VmStats, of: fn(&banger_api::agent::NetworkCounters) -> u64) -> Option<u64> {
-    let networks = stats.guest.as_ref()?.networks.iter();
-    Some(networks.filter(|network| network.interface != "lo").map(of).fold(0, u64::saturating_add))
+fn disk(stats: &VmStats, of: fn(&banger_api::agent::DiskCounters) -> u64) -> Option<u64> {
+    Some(stats.guest.as_ref()?.disks.iter().map(of).fold(0, u64::saturating_add))
 }
 
 /// Takes the figures of these VMs, or of all that run.
@@ -169,6 +169,12 @@ fn in_json(name: &str, before: Option<&VmStats>, now: &VmStats) -> Value {
         "io_read_bytes": now.io_read_bytes,
         "io_written_bytes": now.io_written_bytes,
         "tasks": now.tasks,
+        "net_received_bytes": now.net_received_bytes,
+        "net_received_packets": now.net_received_packets,
+        "net_received_dropped": now.net_received_dropped,
+        "net_sent_bytes": now.net_sent_bytes,
+        "net_sent_packets": now.net_sent_packets,
+        "net_sent_dropped": now.net_sent_dropped,
         "disk_used_bytes": now.disk_used_bytes,
         "guest": now.guest.as_ref().map(guest_in_json),
     })
@@ -187,6 +193,7 @@ fn guest_in_json(guest: &Stats) -> Value {
         "memory_available": guest.memory_available,
         "memory_free": guest.memory_free,
         "memory_cached": guest.memory_cached,
+        "memory_balloon": guest.memory_balloon,
         "swap_total": guest.swap_total,
         "swap_free": guest.swap_free,
         "processes": guest.processes,
@@ -239,24 +246,21 @@ pub fn no_terminal() -> banger_api::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use banger_api::agent::{DiskCounters, NetworkCounters};
+    use banger_api::agent::DiskCounters;
 
     fn taken(second: u64, cpu_usec: u64, bytes: u64) -> VmStats {
-        let network = |interface: &str| NetworkCounters {
-            interface: interface.into(),
-            received_bytes: bytes,
-            ..NetworkCounters::default()
-        };
         let guest = Stats {
-            memory_total: 1000,
+            memory_total: 1200,
+            memory_balloon: Some(200),
             memory_available: 400,
             disks: vec![DiskCounters { read_bytes: bytes, ..DiskCounters::default() }; 2],
-            networks: vec![network("lo"), network("eth0")],
             ..Stats::default()
         };
         VmStats {
             monotonic_usec: second * 1_000_000,
             cpu_usec: Some(cpu_usec),
+            net_received_bytes: Some(bytes),
+            net_sent_bytes: Some(7),
             guest: Some(guest),
             ..VmStats::default()
         }
@@ -267,7 +271,7 @@ mod tests {
         let figures = Figures::between(Some(&taken(10, 0, 100)), &taken(12, 3_000_000, 300));
         assert_eq!(figures.cpu_percent, Some(150.0));
         assert_eq!(figures.memory_used_bytes, Some(600));
-        // Of all disks, and of all networks but the guest's own.
+        // Of all disks.
         assert_eq!((figures.disk_read_rate, figures.net_receive_rate), (Some(200.0), Some(100.0)));
         assert_eq!(figures.net_send_rate, Some(0.0));
     }
@@ -281,7 +285,7 @@ mod tests {
         assert_eq!(Figures::between(Some(&taken(10, 9, 9)), &now).cpu_percent, None);
         let paused = VmStats { guest: None, ..now.clone() };
         let figures = Figures::between(Some(&taken(10, 0, 0)), &paused);
-        assert!(figures.cpu_percent.is_some() && figures.net_receive_rate.is_none());
+        assert!(figures.net_receive_rate.is_some() && figures.disk_read_rate.is_none());
         assert_eq!(
             (percent(None), per_second(Some(2048.0)), percent(Some(1.25))),
             ("-".into(), "2K/s".into(), "1.2%".into())

@@ -155,7 +155,11 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         .set("memory_max", spec.memory_max)
         .set("cpu_quota", spec.cpu_quota)
         .set("io_weight", spec.io_weight)
-        .set("tasks_max", spec.tasks_max))
+        .set("tasks_max", spec.tasks_max)
+        .set("disk_bandwidth", spec.disk_bandwidth)
+        .set("disk_iops", spec.disk_iops)
+        .set("network_bandwidth", spec.network_bandwidth)
+        .set("network_packets", spec.network_packets))
 }
 
 /// The keys in files of the caller's, one a line.

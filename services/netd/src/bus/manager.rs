@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use banger_api::network::{AcquireOptions, Lease, LeaseRow};
+use banger_api::network::{AcquireOptions, Counters, Lease, LeaseRow};
 use banger_api::{Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
@@ -87,6 +87,20 @@ impl Manager {
     ) -> Result<Vec<LeaseRow>> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
         self.leases.list().await
+    }
+
+    /// What went through the interface of a lease's guest, as the guest sees it, since the lease was
+    /// acquired (t): received_bytes, received_packets, received_dropped (which the guest did not take
+    /// in time), sent_bytes, sent_packets, sent_dropped (which the host did not take).
+    #[zbus(out_args("counters"))]
+    async fn get_counters(
+        &self,
+        holder: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Counters> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.counters(holder).await
     }
 
     /// Removes the bridge, the firewall table and all TAPs, and sets forwarding back to what it

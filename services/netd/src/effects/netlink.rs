@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use banger_api::network::Counters;
 use banger_api::{Error, Result};
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
@@ -29,6 +30,8 @@ pub struct Link {
     /// Index of the bridge it is a port of.
     pub controller: Option<u32>,
     pub mtu: u32,
+    /// What went through it, as whoever is at its other end sees it.
+    pub counters: Counters,
 }
 
 /// The kernel's table of its own addresses, which says nothing that other tables do not.
@@ -175,6 +178,7 @@ impl From<LinkMessage> for Link {
             alias: None,
             controller: None,
             mtu: 0,
+            counters: Counters::default(),
         };
         for attribute in message.attributes {
             match attribute {
@@ -182,6 +186,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Stats64(stats) => link.counters = counters(&stats),
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge |= infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                     link.is_tun |= infos.contains(&LinkInfo::Kind(InfoKind::Tun));
@@ -190,6 +195,17 @@ impl From<LinkMessage> for Link {
             }
         }
         link
+    }
+}
+
+fn counters(stats: &Stats64) -> Counters {
+    Counters {
+        received_bytes: stats.tx_bytes,
+        received_packets: stats.tx_packets,
+        received_dropped: stats.tx_dropped,
+        sent_bytes: stats.rx_bytes,
+        sent_packets: stats.rx_packets,
+        sent_dropped: stats.rx_dropped,
     }
 }
 

@@ -186,8 +186,10 @@ impl Manager {
     /// The figures of a running VM. Counters count since its start; what is not known is left out.
     ///
     /// Of the host: monotonic_usec (t: when, since the host's boot), cpu_usec, memory_bytes,
-    /// memory_peak_bytes, io_read_bytes, io_written_bytes, tasks, disk_used_bytes (t), reachable (b:
-    /// whether the guest has answered). Of the guest: guest (a{sv}, as Stats of org.banger.Agent1
+    /// memory_peak_bytes, io_read_bytes, io_written_bytes, tasks, disk_used_bytes (t);
+    /// net_received_bytes, net_received_packets, net_received_dropped, net_sent_bytes,
+    /// net_sent_packets, net_sent_dropped (t: of the TAP, as the guest sees it); reachable (b: whether
+    /// the guest has answered). Of the guest: guest (a{sv}, as Stats of org.banger.Agent1
     /// has it: load, memory, filesystems, counters of its disks and network interfaces).
     #[zbus(out_args("stats"))]
     async fn get_vm_stats(

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use zbus::{Connection, OwnedObjectPath};
 
 pub use banger_api::image::BootSet;
-pub use banger_api::network::Lease as NetLease;
+pub use banger_api::network::{Counters as NetCounters, Lease as NetLease};
 
 /// imaged and netd as vmd uses them.
 #[derive(Debug, Clone)]
@@ -55,8 +55,27 @@ impl Peers {
         Ok(Image { id: image.id().await?, name: image.name().await? })
     }
 
-    /// Pulls an image, passing the progress on, and the cancellation.
+    /// Pulls an image, passing the progress on, and the cancellation. If imaged ends in the middle of
+    /// it, its successor is asked, once: it goes on from what was fetched.
     pub async fn pull(&self, reference: &str, progress: &Progress) -> Result<Image> {
+        match self.pull_once(reference, progress).await {
+            Err(error) if is_cut_off(&error) => {
+                progress.cancelable(async { Ok(()) }).await?;
+                tracing::warn!("pulling {reference} once more, as banger-imaged ended: {error}");
+            }
+            outcome => return outcome,
+        }
+        let again = self.pull_once(reference, progress).await;
+        again.map_err(|error| match is_cut_off(&error) {
+            true => error.kind().error(format!(
+                "banger-imaged ended twice in the middle of pulling {reference}: \
+                 see what it says (journalctl -u banger-imaged), and try again"
+            )),
+            false => error,
+        })
+    }
+
+    async fn pull_once(&self, reference: &str, progress: &Progress) -> Result<Image> {
         let images = self.images().await?;
         let (_, job) = images.pull(reference, HashMap::new()).await?;
         let job = JobProxy::builder(&self.bus).destination(IMAGED.bus_name).path(job).build().await?;
@@ -144,6 +163,11 @@ impl Peers {
         Ok(self.network().await?.set_nat(holder, nat).await?)
     }
 
+    /// What went through the holder's TAP.
+    pub async fn network_counters(&self, holder: &str) -> Result<NetCounters> {
+        Ok(self.network().await?.get_counters(holder).await?)
+    }
+
     /// Nothing happens if the holder has no lease.
     pub async fn release_network(&self, holder: &str) -> Result<()> {
         match self.network().await?.release(holder).await.map_err(Error::from) {
@@ -157,4 +181,9 @@ impl Peers {
         let leases = self.network().await?.list_leases().await?;
         Ok(leases.into_iter().map(|(holder, ..)| holder).collect())
     }
+}
+
+/// Whether a job did not fail, but ended with its service.
+fn is_cut_off(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ServiceUnavailable | ErrorKind::Interrupted)
 }

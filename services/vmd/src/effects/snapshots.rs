@@ -11,6 +11,7 @@
 //! They are in the VM's own directory because its VMM, which writes and reads some of them, sees
 //! nothing else.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -83,10 +84,16 @@ impl Disks {
     /// # Errors
     /// `NoSuchSnapshot`.
     pub async fn read_snapshot(&self, name: &VmName, snapshot: &VmName) -> Result<Snapshot> {
+        self.whole_snapshot(name, snapshot).await?.ok_or_else(|| {
+            ErrorKind::NoSuchSnapshot
+                .error(format!("{name} has no snapshot {snapshot}; `banger snapshot ls {name}` lists all"))
+        })
+    }
+
+    async fn whole_snapshot(&self, name: &VmName, snapshot: &VmName) -> Result<Option<Snapshot>> {
         match fs::read(self.snapshot(name, snapshot).join(META)).await {
-            Ok(text) => serde_json::from_slice(&text).map_err(Error::internal),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ErrorKind::NoSuchSnapshot
-                .error(format!("{name} has no snapshot {snapshot}; `banger snapshot ls {name}` lists all"))),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(Error::internal),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -101,25 +108,31 @@ impl Disks {
         while let Some(entry) = entries.next_entry().await? {
             let file = entry.file_name();
             let Some(snapshot) = file.to_str().and_then(|file| VmName::new(file).ok()) else { continue };
-            match self.read_snapshot(name, &snapshot).await {
-                Ok(meta) => snapshots.push((snapshot, meta, size(&entry.path()).await?)),
-                Err(error) if error.kind() == ErrorKind::NoSuchSnapshot => {}
-                Err(error) => return Err(error),
+            if let Some(meta) = self.whole_snapshot(name, &snapshot).await? {
+                snapshots.push((snapshot, meta, size(&entry.path()).await?));
             }
         }
         snapshots.sort_by_key(|(_, snapshot, _)| snapshot.created_usec);
         Ok(snapshots)
     }
 
-    /// Removes what is no whole snapshot. Returns whether there was anything.
-    pub async fn tidy_snapshots(&self, name: &VmName) -> Result<bool> {
+    /// Removes what is no whole snapshot, and what was made for forks but those of `forks`. Returns
+    /// whether there was anything.
+    pub async fn tidy_snapshots(&self, name: &VmName, forks: &HashSet<VmName>) -> Result<bool> {
         let mut entries = match fs::read_dir(self.snapshots(name)).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             entries => entries?,
         };
         let mut tidied = false;
         while let Some(entry) = entries.next_entry().await? {
-            if !fs::try_exists(entry.path().join(META)).await? {
+            let file = entry.file_name();
+            let snapshot = file.to_str().and_then(|file| VmName::new(file).ok());
+            let whole = match &snapshot {
+                Some(snapshot) => self.whole_snapshot(name, snapshot).await?,
+                None => None,
+            };
+            let wanted = |whole: Snapshot| !whole.fork || snapshot.is_some_and(|name| forks.contains(&name));
+            if !whole.is_some_and(wanted) {
                 fs::remove_dir_all(entry.path()).await?;
                 tidied = true;
             }

@@ -66,11 +66,8 @@ impl Supervisor {
         };
         timeline.push((TAP.to_owned(), held.tap_usec));
         self.unmark_paused(name)?;
-        let run = Run {
-            vmm: vmm.choice(),
-            spec: row.spec.clone(),
-            restored: self.0.disks.restore(name).is_some(),
-        };
+        let run =
+            Run { vmm: vmm.choice(), spec: row.spec.clone(), restored: self.0.disks.restore(name).is_some() };
         let row = self.0.store.mark_started(name, now_usec(), run).await?;
         self.changed(name, vec![("StartedTimestamp", row.started_usec.unwrap_or(0).into())]);
         failpoint!("start.marked");

@@ -76,6 +76,8 @@ struct Inner {
     marks: Marks,
     /// Why runs of VMs end that vmd ends by itself.
     reasons: Mutex<HashMap<VmName, &'static str>>,
+    /// The snapshots of forks under way.
+    forks: Mutex<HashSet<VmName>>,
     making_volumes: tokio::sync::Mutex<()>,
 }
 
@@ -116,6 +118,7 @@ impl Supervisor {
             paused,
             marks,
             reasons: Mutex::default(),
+            forks: Mutex::default(),
             making_volumes: tokio::sync::Mutex::default(),
         }));
         supervisor.recover().await?;

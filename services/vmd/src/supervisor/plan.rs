@@ -34,12 +34,8 @@ pub fn machine(
 ) -> Machine {
     let limit = RateLimit::of_disk(&row.spec.rates).any();
     let image = Disk { id: IMAGE_DISK.into(), path: boot.rootfs.clone().into(), read_only: true, limit };
-    let own = own.into_iter().map(|disk| Disk {
-        id: disk.id,
-        path: disk.path,
-        read_only: disk.read_only,
-        limit,
-    });
+    let own =
+        own.into_iter().map(|disk| Disk { id: disk.id, path: disk.path, read_only: disk.read_only, limit });
     let nic = |lease: &NetLease| Nic {
         tap: lease.tap.clone(),
         mac: lease.mac.clone(),

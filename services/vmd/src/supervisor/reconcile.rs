@@ -6,7 +6,7 @@
 use banger_api::Result;
 use banger_core::name::VmName;
 
-use super::Supervisor;
+use super::{Supervisor, lock};
 
 /// What was found and done about it, for people: one line each, also in the journal.
 #[derive(Default)]
@@ -95,7 +95,8 @@ impl Supervisor {
     async fn reconcile_disks(&self, repairs: &mut Repairs) -> Result<()> {
         for name in self.0.disks.list().await? {
             let Some(_guard) = self.0.locks.try_of(&name) else { continue };
-            if self.0.store.contains(&name) && self.0.disks.tidy_snapshots(&name).await? {
+            let forks = lock(&self.0.forks).clone();
+            if self.0.store.contains(&name) && self.0.disks.tidy_snapshots(&name, &forks).await? {
                 repairs.add(&name, "removed a snapshot that was cut off");
             }
             let _holding = self.0.holding.of(&name).await;

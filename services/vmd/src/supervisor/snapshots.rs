@@ -14,7 +14,7 @@ use banger_vmm::probe;
 use zbus::OwnedObjectPath;
 
 use super::control::vmm_error;
-use super::{Supervisor, launch, plan};
+use super::{Supervisor, launch, lock, plan};
 use crate::store::{Draft, VmRow};
 
 impl Supervisor {
@@ -24,13 +24,19 @@ impl Supervisor {
         let (this, subject) = (self.clone(), name.to_string());
         let work = |progress: Progress| async move {
             let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
-            this.take_snapshot(&name, &snapshot, &progress).await?;
+            this.take_snapshot(&name, &snapshot, false, &progress).await?;
             Ok(snapshot.to_string())
         };
         Ok(self.0.context.jobs.start("snapshot", &subject, work).await)
     }
 
-    async fn take_snapshot(&self, name: &VmName, snapshot: &VmName, progress: &Progress) -> Result<()> {
+    async fn take_snapshot(
+        &self,
+        name: &VmName,
+        snapshot: &VmName,
+        fork: bool,
+        progress: &Progress,
+    ) -> Result<()> {
         let row = self.get(name)?;
         match self.state(&row) {
             State::Running => {}
@@ -59,7 +65,7 @@ impl Supervisor {
             let copy = self.0.disks.copy_into_snapshot(name, &directory);
             let mut control = self.control(name).await?;
             control.snapshot(&directory, SnapshotKind::Full, copy).await.map_err(vmm_error)?;
-            let meta = Snapshot { created_usec: now_usec(), machine };
+            let meta = Snapshot { created_usec: now_usec(), machine, fork };
             failpoint!("snapshot.taken");
             self.0.disks.finish_snapshot(&directory, &meta).await
         };
@@ -168,26 +174,35 @@ impl Supervisor {
         let work = |progress: Progress| async move {
             let snapshot = VmName::new(&format!("fork-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]))
                 .map_err(Error::internal)?;
-            let row = {
-                let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
-                this.take_snapshot(&name, &snapshot, &progress).await?;
-                this.get(&name)?
-            };
-            let mut forked = Vec::new();
-            let mut outcome = Ok(());
-            for new in names {
-                outcome = this.fork_one(&row, &snapshot, new.clone(), &progress).await;
-                if outcome.is_err() {
-                    break;
-                }
-                forked.push(new.to_string());
-            }
+            lock(&this.0.forks).insert(snapshot.clone());
+            let forked = this.fork(&name, &snapshot, &names, &progress).await;
             // Those that run have what they need of it by links and copies.
-            this.0.disks.remove_snapshot(&name, &snapshot).await?;
-            outcome?;
-            Ok(forked.join(" "))
+            let removed = this.0.disks.remove_snapshot(&name, &snapshot).await;
+            lock(&this.0.forks).remove(&snapshot);
+            forked?;
+            removed?;
+            Ok(names.iter().map(VmName::as_str).collect::<Vec<_>>().join(" "))
         };
         Ok(self.0.context.jobs.start("fork", &subject, work).await)
+    }
+
+    /// Makes one fork after the other, up to the first that fails.
+    async fn fork(
+        &self,
+        name: &VmName,
+        snapshot: &VmName,
+        names: &[VmName],
+        progress: &Progress,
+    ) -> Result<()> {
+        let row = {
+            let _guard = progress.cancelable(async { Ok(self.lock(name).await) }).await?;
+            self.take_snapshot(name, snapshot, true, progress).await?;
+            self.get(name)?
+        };
+        for new in names {
+            self.fork_one(&row, snapshot, new.clone(), progress).await?;
+        }
+        Ok(())
     }
 
     async fn fork_one(&self, of: &VmRow, snapshot: &VmName, new: VmName, progress: &Progress) -> Result<()> {

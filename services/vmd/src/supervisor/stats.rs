@@ -12,6 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::timeout;
 
 use super::Supervisor;
+use crate::effects::peers::NetCounters;
+use crate::store::VmRow;
 
 /// How long a guest may take to tell its figures, which go without otherwise.
 const GUEST: Duration = Duration::from_secs(5);
@@ -22,8 +24,9 @@ impl Supervisor {
     pub async fn stats(&self, name: &VmName) -> Result<VmStats> {
         let row = self.get(name)?;
         let state = self.check_up(name)?;
-        let (accounting, disk, guest) = tokio::join!(
+        let (accounting, network, disk, guest) = tokio::join!(
             self.0.units.accounting(name),
+            self.network_counters(&row),
             self.disk_used(&row),
             timeout(GUEST, async {
                 if state != State::Running {
@@ -36,10 +39,24 @@ impl Supervisor {
         Ok(VmStats {
             disk_used_bytes: disk?,
             monotonic_usec: monotonic_usec(),
+            net_received_bytes: network.map(|it| it.received_bytes),
+            net_received_packets: network.map(|it| it.received_packets),
+            net_received_dropped: network.map(|it| it.received_dropped),
+            net_sent_bytes: network.map(|it| it.sent_bytes),
+            net_sent_packets: network.map(|it| it.sent_packets),
+            net_sent_dropped: network.map(|it| it.sent_dropped),
             reachable: guest.is_some(),
             guest,
             ..accounting?
         })
+    }
+
+    /// `None` for a VM without network, and where netd does not say.
+    async fn network_counters(&self, row: &VmRow) -> Option<NetCounters> {
+        if !row.started_spec().network {
+            return None;
+        }
+        self.0.peers.network_counters(row.name.as_str()).await.ok()
     }
 
     /// How long the guest's agent takes to answer, in microseconds.
