@@ -21,14 +21,17 @@ pub(crate) const OLDEST: Version = Version(1, 7, 0);
 pub struct Features {
     /// A snapshot can be loaded with another TAP than it was made with, as forks need it.
     pub network_overrides: bool,
-    /// Incremental snapshots without the cost of tracking every page that is written.
-    pub diff_snapshots: bool,
+    /// Snapshots without the memory that was never touched, which does not have to be tracked for it.
+    pub sparse_snapshots: bool,
 }
 
 impl Features {
     #[must_use]
     pub fn of(version: Version) -> Self {
-        Self { network_overrides: version >= Version(1, 12, 0), diff_snapshots: version >= Version(1, 13, 0) }
+        Self {
+            network_overrides: version >= Version(1, 12, 0),
+            sparse_snapshots: version >= Version(1, 13, 0),
+        }
     }
 }
 

@@ -373,8 +373,8 @@ mod tests {
     fn features_come_with_versions() {
         let of = |minor| Features::of(Version(1, minor, 1));
         assert_eq!(of(7), Features::default());
-        assert_eq!(of(12), Features { network_overrides: true, diff_snapshots: false });
-        assert_eq!(of(13), Features { network_overrides: true, diff_snapshots: true });
+        assert_eq!(of(12), Features { network_overrides: true, sparse_snapshots: false });
+        assert_eq!(of(13), Features { network_overrides: true, sparse_snapshots: true });
     }
 
     #[test]

@@ -39,11 +39,17 @@ impl Supervisor {
 
     /// Asks a running guest to make do with the memory that its specification says, which is in
     /// effect if that is no more than it was started with; else it gets back all that it was.
+    /// Firecracker refuses where the guest has no driver for its balloon.
     pub(super) async fn balloon_live(&self, row: &VmRow) -> Result<bool> {
         let Some(run) = &row.run else { return Ok(false) };
         let (wanted, started) = (row.spec.memory, run.spec.memory);
-        self.control(&row.name).await?.set_memory(wanted.min(started)).await.map_err(vmm_error)?;
-        Ok(wanted <= started)
+        match self.control(&row.name).await?.set_memory(wanted.min(started)).await {
+            Err(ControlError::Refused(reason)) => {
+                tracing::warn!(vm = row.name.as_str(), "its memory stays until the next start: {reason}");
+                Ok(false)
+            }
+            outcome => outcome.map(|()| wanted <= started).map_err(vmm_error),
+        }
     }
 
     /// Keeps the disks that a running VM was started with to the rates of its specification.

@@ -64,7 +64,7 @@ impl Supervisor {
         let taken = async {
             let copy = self.0.disks.copy_into_snapshot(name, &directory);
             let mut control = self.control(name).await?;
-            control.snapshot(&directory, SnapshotKind::Full, copy).await.map_err(vmm_error)?;
+            control.snapshot(&directory, kind_of(&row), copy).await.map_err(vmm_error)?;
             let meta = Snapshot { created_usec: now_usec(), machine, fork };
             failpoint!("snapshot.taken");
             self.0.disks.finish_snapshot(&directory, &meta).await
@@ -238,6 +238,13 @@ impl Supervisor {
         }
         outcome
     }
+}
+
+/// A guest that went on from a snapshot has memory that it did not touch and that is not zero. And
+/// what is swapped out is not to be told from what was never touched.
+fn kind_of(row: &VmRow) -> SnapshotKind {
+    let booted = row.run.as_ref().is_some_and(|run| !run.restored);
+    if booted && rustix::system::sysinfo().totalswap == 0 { SnapshotKind::Sparse } else { SnapshotKind::Full }
 }
 
 /// A fork is made of what the VM was started with, and is to be else what the VM is to be.

@@ -72,9 +72,10 @@ pub enum RunState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotKind {
     Full,
-    /// What changed since the last snapshot, or since the start. Its memory file is sparse and has to
-    /// be laid over the one before it.
-    Diff,
+    /// Without the memory that was never touched, where the VMM can leave it out; such a snapshot is
+    /// as complete as any. Only for a guest that has booted in this VMM, and only while nothing of it
+    /// is swapped out: the VMM takes what is not in the host's memory for untouched.
+    Sparse,
 }
 
 /// What a rate limit applies to.
@@ -152,6 +153,9 @@ impl Control {
 
     /// Asks the guest by its balloon to make do with `bytes` of its memory. Guests follow when they
     /// can, and only those with a driver for it.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] by Firecracker for a guest without that driver.
     pub async fn set_memory(&mut self, bytes: u64) -> Result<()> {
         either!(self, vmm => vmm.set_memory(bytes).await)
     }
@@ -171,8 +175,7 @@ impl Control {
     /// Firecracker opens the files itself: it must be able to see and to write them.
     ///
     /// # Errors
-    /// [`ControlError::Unsupported`] for a [`SnapshotKind::Diff`] with QEMU or Firecracker before
-    /// 1.13, and for a paused guest of QEMU.
+    /// [`ControlError::Unsupported`] for a paused guest of QEMU.
     pub async fn snapshot(
         &mut self,
         dir: &Path,
