@@ -19,10 +19,11 @@ pub struct Crafted {
     pub layer: String,
 }
 
-/// Pushes an image whose one layer has these bytes, whatever they are, as `localhost:5000/NAME`.
+/// Pushes an image whose one layer has these bytes, whatever they are, as `localhost:5000/NAME`. Its label
+/// `title` is the name.
 pub fn push(name: &str, layer: &[u8]) -> Crafted {
     let dir = tempfile::tempdir().expect("tempdir");
-    let digest = layout(dir.path(), layer);
+    let digest = titled(dir.path(), layer, name);
     let reference = format!("localhost:5000/{name}:latest");
     let source = format!("oci:{}:latest", dir.path().display());
     let target = format!("docker://{reference}");
@@ -32,13 +33,17 @@ pub fn push(name: &str, layer: &[u8]) -> Crafted {
 
 /// Writes an OCI layout with one layer and returns the layer's digest.
 pub fn layout(dir: &Path, layer: &[u8]) -> String {
+    titled(dir, layer, "layout")
+}
+
+fn titled(dir: &Path, layer: &[u8], title: &str) -> String {
     let gzip = layer.starts_with(&[0x1f, 0x8b]);
     let media_type = if gzip { LAYER_GZIP } else { LAYER };
     let (layer_digest, layer_size) = blob(dir, layer);
     let config = json!({
         "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
         "os": "linux",
-        "config": { "Cmd": ["sh"] },
+        "config": { "Cmd": ["sh"], "Labels": { "title": title } },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
     });
     let (config_digest, config_size) = blob(dir, config.to_string().as_bytes());

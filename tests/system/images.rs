@@ -204,3 +204,71 @@ fn debian_is_reproducible() {
     banger(&["pull", DEBIAN]).ok();
     assert_eq!(rootfs(DEBIAN), first);
 }
+
+#[test]
+fn images_have_several_names() {
+    let (one, other) =
+        (oci::push("t-tag-1", &oci::tar(&[("a", b"1")])), oci::push("t-tag-2", &oci::tar(&[("a", b"2")])));
+    for image in [&one, &other] {
+        banger(&["pull", &image.reference]).ok();
+    }
+    let _ = banger(&["image", "rm", "t-tagged"]);
+    banger(&["image", "tag", &one.reference, "t-tagged"]).ok();
+    let id = |name: &str| json(&["image", "show", name])["id"].clone();
+    assert_eq!(id("t-tagged"), id(&one.reference));
+    banger(&["image", "tag", &one.reference, "t-tagged"]).ok();
+    banger(&["image", "tag", &other.reference, "t-tagged"]).refused(&["t-tagged"]);
+    banger(&["image", "tag", &other.reference, "bad name"]).refused(&["bad name"]);
+    let replace = ["ssa{sv}", &other.reference, "t-tagged", "1", "replace", "b", "true"];
+    Way::Socket.call(IMAGED, "TagImage", &replace).ok();
+    assert_eq!(id("t-tagged"), id(&other.reference));
+    // The image goes with its last name.
+    banger(&["image", "rm", &other.reference]).ok();
+    banger(&["image", "show", "t-tagged"]).ok();
+    banger(&["image", "rm", "t-tagged", &one.reference]).ok();
+}
+
+#[test]
+fn images_are_found_by_name_and_label() {
+    let image = oci::push("t-find", &oci::tar(&[("a", b"find")]));
+    banger(&["pull", &image.reference]).ok();
+    let found = |arguments: &[&str]| banger(&[&["-q", "images"][..], arguments].concat()).ok();
+    assert_eq!(found(&["t-fin?:*"]).trim(), image.reference);
+    assert_eq!(found(&["--label", "title=t-find", "--unused"]).trim(), image.reference);
+    assert_eq!(found(&["--label", "title=other", "t-find*"]), "");
+    let vm = Vm::named("t-find");
+    banger(&["vm", "create", "--name", vm.name(), &image.reference]).ok();
+    assert_eq!(found(&["--label", "title=t-find", "--unused"]), "");
+    let filter = ["a{sv}", "1", "labels", "as", "1", "title=t-find"];
+    let listed = Way::Bus.call(IMAGED, "ListImagesFiltered", &filter).ok();
+    assert!(listed.contains("t-find"), "{listed}");
+    banger(&["rm", vm.name()]).ok();
+    banger(&["image", "rm", &image.reference]).ok();
+}
+
+#[test]
+fn unused_images_are_pruned() {
+    let big = vec![7; 300_000];
+    let image = oci::push("t-prune", &oci::tar(&[("a", b"prune"), ("big", &big)]));
+    banger(&["pull", &image.reference]).ok();
+    let mine = ["--label", "title=t-prune"];
+    let prune = |arguments: &[&str]| banger(&[&["--json", "image", "prune"][..], &mine, arguments].concat()).ok();
+    banger(&["image", "prune"]).failed(&["--all"]);
+    let vm = Vm::named("t-prune");
+    banger(&["vm", "create", "--name", vm.name(), &image.reference]).ok();
+    assert_eq!(prune(&["--all"]).trim(), "[]");
+    banger(&["rm", vm.name()]).ok();
+    assert_eq!(prune(&["--unused-for", "1d"]).trim(), "[]");
+    assert_eq!(prune(&["--max-size", "100G"]).trim(), "[]");
+
+    let used = json(&["image", "df"]);
+    let used = used.as_array().expect("a table").iter().find(|row| row["name"] == image.reference.as_str());
+    let own = used.expect("listed")["own_bytes"].as_u64().expect("bytes");
+    assert!(own >= 300_000, "{own}");
+    assert!(prune(&["--all", "--dry-run"]).contains("t-prune"));
+    banger(&["image", "show", &image.reference]).ok();
+    let removed: serde_json::Value = serde_json::from_str(&prune(&["--max-size", "0"])).expect("JSON");
+    assert_eq!(removed[0]["bytes"], own);
+    banger(&["image", "show", &image.reference]).refused(&["t-prune"]);
+    assert!(Way::Bus.call(IMAGED, "DiskUsage", &[]).ok().contains("kernel"));
+}

@@ -18,7 +18,11 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "Import", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportFd", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ListImages", Access::Read),
+    (MANAGER, "ListImagesFiltered", Access::Read),
     (MANAGER, "GetImage", Access::Read),
+    (MANAGER, "TagImage", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "PruneImages", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "DiskUsage", Access::Read),
     (MANAGER, "RemoveImage", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportKernel", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportKernelFd", Access::Action(IMAGE_MANAGE)),
@@ -40,6 +44,13 @@ pub const ACCESS: &[Entry] = &[
 /// One image as `ListImages` returns it: name, id, size in bytes, created (microseconds since
 /// 1970), number of leases, path.
 pub type ImageRow = (String, String, u64, u64, u32, OwnedObjectPath);
+
+/// One image that `PruneImages` removed: id, name, bytes set free.
+pub type PrunedRow = (String, String, u64);
+
+/// One line of `DiskUsage`: `image` or `kernel`, name, id (of images), own bytes, shared bytes,
+/// number of leases.
+pub type UsageRow = (String, String, String, u64, u64, u32);
 
 /// One kernel as `ListKernels` returns it: name, version, architecture, description, whether it is
 /// the default, number of leases, path.
@@ -99,6 +110,17 @@ pub trait Images {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     fn list_images(&self) -> zbus::Result<Vec<ImageRow>>;
+
+    /// Options: `pattern s`, `labels as`, `unused b`.
+    fn list_images_filtered(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Vec<ImageRow>>;
+
+    /// One more name for an image. Option: `replace b`.
+    fn tag_image(&self, image: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+
+    /// Options: `labels as`, `unused_for t` (seconds), `max_size t` (bytes), `dry_run b`.
+    fn prune_images(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Vec<PrunedRow>>;
+
+    fn disk_usage(&self) -> zbus::Result<Vec<UsageRow>>;
 
     /// By name, reference (`debian:12` for `docker.io/library/debian:12`), or unique prefix of
     /// the id.

@@ -7,6 +7,7 @@
 pub mod acl;
 pub mod address;
 pub mod ending;
+pub mod glob;
 pub mod guest;
 pub mod kernel;
 pub mod name;

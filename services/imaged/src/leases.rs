@@ -29,6 +29,7 @@ impl Service {
                     return Ok((image, kernel, None, None));
                 }
                 store::put_lease(t, &lease, now_usec())?;
+                store::mark_image_used(t, &lease.image, now_usec())?;
                 let freed = match &before {
                     Some(before) if before.image != lease.image => {
                         Some(images::drop_unused(t, &before.image)?)
@@ -97,6 +98,7 @@ impl Service {
             .transact(move |t| {
                 let Some(lease) = store::lease(t, &holder)? else { return Ok(None) };
                 store::delete_lease(t, &holder)?;
+                store::mark_image_used(t, &lease.image, now_usec())?;
                 let freed: Freed = images::drop_unused(t, &lease.image)?;
                 Ok(Some((lease, freed)))
             })

@@ -55,6 +55,11 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE images ADD COLUMN kernel TEXT REFERENCES kernels(name);
     CREATE INDEX images_by_kernel ON images(kernel);
 ",
+    "
+    -- When it came or was last leased or given back.
+    ALTER TABLE images ADD COLUMN used_usec INTEGER NOT NULL DEFAULT 0;
+    UPDATE images SET used_usec = created_usec;
+",
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +74,8 @@ pub struct ImageRow {
     /// Of VMs that name none; empty for the default.
     pub kernel: String,
     pub created_usec: u64,
+    /// When it came, or was last leased or given back.
+    pub used_usec: u64,
     pub process: Process,
     /// VMs that use it, sorted.
     pub holders: Vec<String>,
@@ -117,8 +124,7 @@ fn strings(t: &Transaction<'_>, sql: &str, parameter: &str) -> Result<Vec<String
     rows.collect::<rusqlite::Result<_>>().map_err(db)
 }
 
-const IMAGE: &str =
-    "SELECT id, architecture, size, rootfs_digest, fstype, created_usec, process, kernel FROM images";
+const IMAGE: &str = "SELECT id, architecture, size, rootfs_digest, fstype, created_usec, process, kernel, used_usec FROM images";
 
 fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
     let process: String = row.get(6)?;
@@ -131,6 +137,7 @@ fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         fstype: row.get(4)?,
         kernel: row.get::<_, Option<String>>(7)?.unwrap_or_default(),
         created_usec: row.get::<_, i64>(5)? as u64,
+        used_usec: row.get::<_, i64>(8)? as u64,
         process: serde_json::from_str(&process).unwrap_or_default(),
         holders: Vec::new(),
     })
@@ -162,8 +169,8 @@ pub fn image_ids_by_prefix(t: &Transaction<'_>, prefix: &str) -> Result<Vec<Stri
 pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, blobs: &[String]) -> Result<()> {
     let process = serde_json::to_string(&image.process).map_err(banger_api::Error::internal)?;
     t.execute(
-        "INSERT INTO images (id, architecture, size, rootfs_digest, fstype, created_usec, process)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO images (id, architecture, size, rootfs_digest, fstype, created_usec, process, used_usec)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             image.id,
             image.architecture,
@@ -171,7 +178,8 @@ pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, blobs: &[String]) -> 
             image.rootfs_digest,
             image.fstype,
             image.created_usec as i64,
-            process
+            process,
+            image.used_usec as i64,
         ],
     )
     .map_err(db)?;
@@ -183,6 +191,25 @@ pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, blobs: &[String]) -> 
 
 pub fn delete_image(t: &Transaction<'_>, id: &str) -> Result<()> {
     t.execute("DELETE FROM images WHERE id = ?", [id]).map_err(db).map(drop)
+}
+
+pub fn mark_image_used(t: &Transaction<'_>, id: &str, now_usec: u64) -> Result<()> {
+    t.execute("UPDATE images SET used_usec = ? WHERE id = ?", params![now_usec as i64, id])
+        .map_err(db)
+        .map(drop)
+}
+
+/// Each blob of an image, and whether another image has it as well.
+pub fn shared_blobs(t: &Transaction<'_>, id: &str) -> Result<Vec<(String, bool)>> {
+    let mut statement = t
+        .prepare_cached(
+            "SELECT digest, EXISTS (SELECT 1 FROM image_blobs AS other
+                 WHERE other.digest = mine.digest AND other.image <> mine.image)
+             FROM image_blobs AS mine WHERE image = ?",
+        )
+        .map_err(db)?;
+    let rows = statement.query_map([id], |row| Ok((row.get(0)?, row.get(1)?))).map_err(db)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(db)
 }
 
 /// The empty name is none of its own.

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use banger_core::units::parse_seconds;
 use clap::{Args, Subcommand};
+
+use super::parse::parse_limit;
 
 #[derive(Debug, Args)]
 pub struct Pull {
@@ -19,6 +22,38 @@ pub struct Pull {
     pub insecure: bool,
 }
 
+/// Which images are meant.
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Only those with a label
+    #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
+    pub labels: Vec<String>,
+    /// Only those that no VM uses
+    #[arg(long)]
+    pub unused: bool,
+    /// Only names like this, or whose last part is like it, with * and ?
+    pub pattern: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// All that no VM uses
+    #[arg(short, long, required_unless_present_any = ["unused_for", "max_size"])]
+    pub all: bool,
+    /// Those that nobody has used for so long, such as 30d
+    #[arg(long, value_name = "SPAN", value_parser = parse_seconds, conflicts_with = "all")]
+    pub unused_for: Option<u64>,
+    /// So many that all images take no more, those used longest ago first
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit, conflicts_with = "all")]
+    pub max_size: Option<u64>,
+    /// Only those with a label
+    #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
+    pub labels: Vec<String>,
+    /// Only say what would be removed
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Image {
     /// Pull an image from a registry
@@ -32,7 +67,19 @@ pub enum Image {
         path: PathBuf,
     },
     /// List images
-    Ls,
+    Ls(Images),
+    /// Give an image one more name
+    Tag {
+        /// Take the name from the image that has it
+        #[arg(short, long)]
+        force: bool,
+        image: String,
+        name: String,
+    },
+    /// Remove images that no VM uses
+    Prune(Prune),
+    /// Show what images and kernels take of the disk
+    Df,
     /// Show everything about an image
     Show { image: String },
     /// Choose the kernel of VMs that are made of an image and name none

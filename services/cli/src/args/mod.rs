@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use guest::{Exec, Process, Run, Session, Settings, Shell};
-pub use image::{Image, Kernel, Pull};
+pub use image::{Image, Images, Kernel, Prune, Pull};
 pub use machine::{Create, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
 pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};
@@ -100,7 +100,7 @@ pub enum Command {
     /// Pull an image from a registry
     Pull(Pull),
     /// List images
-    Images,
+    Images(Images),
     /// Manage VMs
     #[command(subcommand)]
     Vm(Vm),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
-use crate::args::{Image, Pull};
+use crate::args::{Image, Images, Prune, Pull};
 use crate::exit::SUCCESS;
 use crate::job;
 use crate::output::{ago, or_dash, size};
@@ -22,7 +22,13 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
     match command {
         Image::Pull(arguments) => pull(context, arguments).await?,
         Image::Import { path, name } => import(context, &path, name).await?,
-        Image::Ls => list(context).await?,
+        Image::Ls(wanted) => list(context, wanted).await?,
+        Image::Tag { image, name, force } => {
+            let options = OptionsBuilder::new().set("replace", force.then_some(true)).build();
+            context.bus.images().await?.tag_image(&image, &name, options).await?;
+        }
+        Image::Prune(arguments) => prune(context, arguments).await?,
+        Image::Df => usage(context).await?,
         Image::Show { image } => show(context, &image).await?,
         Image::Set { image, kernel, no_kernel: _ } => {
             object(context, &image).await?.set_kernel(&kernel.unwrap_or_default()).await?;
@@ -46,12 +52,17 @@ struct Row {
     vms: u32,
 }
 
-pub async fn list(context: &Context) -> Result<()> {
+pub async fn list(context: &Context, wanted: Images) -> Result<()> {
+    let options = OptionsBuilder::new()
+        .set("pattern", wanted.pattern)
+        .set("labels", (!wanted.labels.is_empty()).then_some(wanted.labels))
+        .set("unused", wanted.unused.then_some(true))
+        .build();
     let rows: Vec<Row> = context
         .bus
         .images()
         .await?
-        .list_images()
+        .list_images_filtered(options)
         .await?
         .into_iter()
         .map(|(name, id, size_bytes, created_usec, vms, _)| Row { name, id, size_bytes, created_usec, vms })
@@ -60,6 +71,72 @@ pub async fn list(context: &Context) -> Result<()> {
         let id = row.id.strip_prefix("sha256:").unwrap_or(&row.id);
         let id = id.chars().take(12).collect();
         vec![or_dash(&row.name), id, size(row.size_bytes), ago(row.created_usec), row.vms.to_string()]
+    })
+}
+
+#[derive(Serialize)]
+struct Pruned {
+    name: String,
+    id: String,
+    bytes: u64,
+}
+
+async fn prune(context: &Context, arguments: Prune) -> Result<()> {
+    let options = OptionsBuilder::new()
+        .set("labels", (!arguments.labels.is_empty()).then_some(arguments.labels))
+        .set("unused_for", arguments.unused_for)
+        .set("max_size", arguments.max_size)
+        .set("dry_run", arguments.dry_run.then_some(true))
+        .build();
+    let removed = context.bus.images().await?.prune_images(options).await?;
+    let rows: Vec<Pruned> = removed.into_iter().map(|(id, name, bytes)| Pruned { name, id, bytes }).collect();
+    let freed = rows.iter().map(|row| row.bytes).sum();
+    context.output.rows(&rows, &["NAME", "ID", "FREED"], |row| {
+        vec![or_dash(&row.name), row.id.chars().take(12).collect(), size(row.bytes)]
+    })?;
+    if !context.output.json && !context.output.quiet {
+        let verb = if arguments.dry_run { "Would free" } else { "Freed" };
+        context.output.line(&format!("{verb} {} of {}.", size(freed), counted(rows.len(), "image")));
+    }
+    Ok(())
+}
+
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[derive(Serialize)]
+struct Usage {
+    kind: String,
+    name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    id: String,
+    own_bytes: u64,
+    shared_bytes: u64,
+    vms: u32,
+}
+
+async fn usage(context: &Context) -> Result<()> {
+    let rows = context.bus.images().await?.disk_usage().await?;
+    let rows: Vec<Usage> = rows
+        .into_iter()
+        .map(|(kind, name, id, own_bytes, shared_bytes, vms)| Usage {
+            kind,
+            name,
+            id,
+            own_bytes,
+            shared_bytes,
+            vms,
+        })
+        .collect();
+    context.output.rows(&rows, &["NAME", "KIND", "OWN", "SHARED", "VMS"], |row| {
+        vec![
+            or_dash(&row.name),
+            row.kind.clone(),
+            size(row.own_bytes),
+            size(row.shared_bytes),
+            row.vms.to_string(),
+        ]
     })
 }
 

@@ -47,7 +47,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Volume(command) => return volume::dispatch(context, command).await,
         Command::Rm(arguments) => return vm::remove(context, arguments).await,
         Command::Pull(arguments) => image::pull(context, arguments).await?,
-        Command::Images => image::list(context).await?,
+        Command::Images(wanted) => image::list(context, wanted).await?,
         Command::Vm(command) => return vm::dispatch(context, command).await,
         Command::Image(command) => return image::dispatch(context, command).await,
         Command::Kernel(command) => return kernel::dispatch(context, command).await,

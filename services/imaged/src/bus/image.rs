@@ -61,6 +61,7 @@ impl ImageObject {
             "size": row.size,
             "kernel": row.kernel,
             "created_usec": row.created_usec,
+            "used_usec": row.used_usec,
             "rootfs_type": row.fstype,
             "rootfs_digest": row.rootfs_digest,
             "config": {
@@ -128,6 +129,12 @@ impl ImageObject {
     #[zbus(property(emits_changed_signal = "const"))]
     fn created_timestamp(&self) -> u64 {
         self.row.borrow().created_usec
+    }
+
+    /// When it came, or a VM last took or gave it up, microseconds since 1970.
+    #[zbus(property)]
+    fn used_timestamp(&self) -> u64 {
+        self.row.borrow().used_usec
     }
 
     /// Environment of processes, `KEY=value`.

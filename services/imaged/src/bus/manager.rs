@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use banger_api::image::{BootSet, ImageRow, KernelRow};
+use banger_api::image::{BootSet, ImageRow, KernelRow, PrunedRow, UsageRow};
 use banger_api::{Options, Result};
 use banger_daemon::{Gate, Jobs};
 use zbus::message::Header;
@@ -12,7 +12,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
-use crate::images::PullOptions;
+use crate::images::{Filter, Prune, PullOptions, Usage};
 use crate::kernel::{KernelOptions, KernelSource};
 use crate::service::Service;
 
@@ -28,6 +28,19 @@ type Given = HashMap<String, OwnedVariant>;
 impl Manager {
     pub fn new(service: Service, gate: Gate, jobs: Jobs) -> Self {
         Self { service, gate, jobs }
+    }
+
+    /// A row for each name that fits.
+    async fn rows(&self, filter: &Filter) -> Result<Vec<ImageRow>> {
+        let mut rows = Vec::new();
+        for image in self.service.images().await? {
+            let leases = image.holders.len() as u32;
+            for name in filter.names(&image) {
+                let path = image_path(&image.id);
+                rows.push((name, image.id.clone(), image.size, image.created_usec, leases, path));
+            }
+        }
+        Ok(rows)
     }
 
     async fn start_kernel(
@@ -130,25 +143,88 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<ImageRow>> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
-        let mut rows = Vec::new();
-        for image in self.service.images().await? {
-            let leases = image.holders.len() as u32;
-            let mut names = image.names.clone();
-            if names.is_empty() {
-                names.push(image.name().to_owned());
-            }
-            for name in names {
-                rows.push((
-                    name,
-                    image.id.clone(),
-                    image.size,
-                    image.created_usec,
-                    leases,
-                    image_path(&image.id),
-                ));
-            }
-        }
-        Ok(rows)
+        self.rows(&Filter::default()).await
+    }
+
+    /// As `ListImages`, but only those that fit. Options: `pattern s` (of the name or its last part, with `*`
+    /// and `?`), `labels as` (each `KEY` or `KEY=VALUE`), `unused b` (that no VM uses).
+    #[zbus(out_args("images"))]
+    async fn list_images_filtered(
+        &self,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<ImageRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let mut given = Options::from(options);
+        let filter = Filter {
+            pattern: given.take("pattern")?,
+            labels: given.take("labels")?.unwrap_or_default(),
+            unused: given.take("unused")?.unwrap_or_default(),
+        };
+        given.finish()?;
+        self.rows(&filter).await
+    }
+
+    /// Gives an image one more name, which other images keep unless the option `replace b` is set.
+    async fn tag_image(
+        &self,
+        image: String,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("image", &image), ("name", &name)]).await?;
+        let mut given = Options::from(options);
+        let replace = given.take("replace")?.unwrap_or_default();
+        given.finish()?;
+        self.service.tag_image(&image, &name, replace).await?;
+        Ok(())
+    }
+
+    /// Removes images that no VM uses, with all their names, and returns of each its id, its name and the
+    /// bytes set free.
+    ///
+    /// Options: `labels as` (each `KEY` or `KEY=VALUE`), `unused_for t` (only those that nobody has used
+    /// for so many seconds), `max_size t` (only so many, used longest ago first, that all images take no
+    /// more bytes), `dry_run b` (only say which).
+    #[zbus(out_args("removed"))]
+    async fn prune_images(
+        &self,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<PrunedRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let mut given = Options::from(options);
+        let prune = Prune {
+            labels: given.take("labels")?.unwrap_or_default(),
+            unused_for: given.take::<u64>("unused_for")?.map(|seconds| seconds.saturating_mul(1_000_000)),
+            max_size: given.take("max_size")?,
+        };
+        let dry_run = given.take("dry_run")?.unwrap_or_default();
+        given.finish()?;
+        let removed = self.service.prune_images(&prune, dry_run).await?.into_iter();
+        Ok(removed.map(|cost| (cost.image.id.clone(), cost.image.name().to_owned(), cost.bytes)).collect())
+    }
+
+    /// What images and kernels take of the disk: `image` or `kernel`, name, id (of images), bytes that
+    /// would be free without it, bytes it shares with other images, number of leases.
+    #[zbus(out_args("usage"))]
+    async fn disk_usage(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<UsageRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        let images = self.service.image_usage().await?.into_iter().map(|Usage { row, own, shared }| {
+            ("image".into(), row.name().to_owned(), row.id, own, shared, row.holders.len() as u32)
+        });
+        let kernels = self.service.kernel_usage().await?.into_iter().map(|Usage { row, own, shared }| {
+            ("kernel".into(), row.name, String::new(), own, shared, row.holders.len() as u32)
+        });
+        Ok(images.chain(kernels).collect())
     }
 
     /// The object path of an image: by name, reference (`debian:12` for

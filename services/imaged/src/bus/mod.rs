@@ -70,6 +70,12 @@ impl Objects {
                         changed.push(("Name", value(row.name())));
                         changed.push(("Names", value(row.names.clone())));
                     }
+                    if before.kernel != row.kernel {
+                        changed.push(("Kernel", value(row.kernel)));
+                    }
+                    if before.used_usec != row.used_usec {
+                        changed.push(("UsedTimestamp", value(row.used_usec)));
+                    }
                     if before.holders != row.holders {
                         changed.push(("Leases", value(row.holders)));
                     }

@@ -125,6 +125,7 @@ fn row(id: &str, config: &Config) -> ImageRow {
         fstype: FSTYPE.into(),
         kernel: String::new(),
         created_usec: now_usec(),
+        used_usec: now_usec(),
         process: config.config.clone(),
         holders: Vec::new(),
     }

@@ -8,15 +8,19 @@
 mod build;
 mod import;
 mod layout;
+mod prune;
 mod publish;
 mod pull;
+mod usage;
 
 use crate::error::{Error, Result};
 use crate::registry::Reference;
 use crate::service::{Event, Service};
 use crate::store::{self, ImageRow};
 
+pub use prune::{Cost, Filter, Prune};
 pub use pull::PullOptions;
+pub use usage::Usage;
 
 /// The root filesystem in an image's directory.
 pub const ROOTFS: &str = "rootfs.squashfs";

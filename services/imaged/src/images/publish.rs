@@ -1,7 +1,7 @@
 //! Names of images, and the moment an image is there.
 
 use super::build::Built;
-use super::{Freed, drop_unused};
+use super::{Freed, drop_unused, find};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::service::{Event, Progress, Service, blocking};
@@ -50,6 +50,29 @@ impl Service {
         self.touch(Event::Image(image.id.clone())).await;
         self.moved(freed).await?;
         Ok(Some(image))
+    }
+
+    /// Gives an image one more name. Another image only loses the name if `replace` says so.
+    pub async fn tag_image(&self, wanted: &str, name: &str, replace: bool) -> Result<ImageRow> {
+        check_name(name)?;
+        let (wanted, name) = (wanted.to_owned(), name.to_owned());
+        let (image, freed) = self
+            .0
+            .store
+            .transact(move |t| {
+                let (image, _) = find(t, &wanted)?;
+                let before = store::name(t, &name)?.filter(|row| row.image != image.id);
+                if before.is_some() && !replace {
+                    return Err(Error::NameTaken(name).into());
+                }
+                store::put_name(t, &name, &NameRow { image: image.id.clone(), reference: String::new() })?;
+                let freed = before.map(|row| drop_unused(t, &row.image)).transpose()?;
+                Ok((store::image(t, &image.id)?.unwrap_or(image), freed))
+            })
+            .await?;
+        self.touch(Event::Image(image.id.clone())).await;
+        self.moved(freed).await?;
+        Ok(image)
     }
 
     pub(super) async fn publish(
