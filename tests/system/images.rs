@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use banger_api::IMAGED;
-use banger_tests::{BUSYBOX, DEBIAN, Vm, Way, banger, job_property, json, oci, run, sh, start, token};
+use banger_tests::{DEBIAN, Vm, Way, banger, job_property, json, oci, run, sh, start, token};
 
 const LAYERS: &str = "localhost:5000/layers:latest";
 
@@ -176,26 +176,6 @@ fn a_manifest_list_gives_this_machines_platform() {
 }
 
 #[test]
-fn imports_make_bootable_images() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let tar = dir.path().join("root.tar");
-    // busybox's own root filesystem, by way of umoci.
-    let script = format!(
-        "cd {} && skopeo copy -q --src-tls-verify=false docker://{BUSYBOX} oci:oci:x && umoci unpack --image oci:x b && tar -C b/rootfs -cf {} .",
-        dir.path().display(),
-        tar.display()
-    );
-    sh(&script).ok();
-    for (name, source) in [("t-import-tar", tar), ("t-import-oci", dir.path().join("oci"))] {
-        let _ = banger(&["image", "rm", name]);
-        banger(&["image", "import", "--name", name, &source.display().to_string()]).ok();
-        let done = banger(&["run", "--rm", "--name", name, name, "--", "echo", "imported"]);
-        assert_eq!(done.ok(), "imported\n");
-        banger(&["image", "rm", name]).ok();
-    }
-}
-
-#[test]
 fn debian_is_reproducible() {
     banger(&["pull", DEBIAN]).ok();
     let rootfs = |reference| sh(&format!("sha256sum < {}", rootfs(reference))).ok();
@@ -252,7 +232,8 @@ fn unused_images_are_pruned() {
     let image = oci::push("t-prune", &oci::tar(&[("a", b"prune"), ("big", &big)]));
     banger(&["pull", &image.reference]).ok();
     let mine = ["--label", "title=t-prune"];
-    let prune = |arguments: &[&str]| banger(&[&["--json", "image", "prune"][..], &mine, arguments].concat()).ok();
+    let prune =
+        |arguments: &[&str]| banger(&[&["--json", "image", "prune"][..], &mine, arguments].concat()).ok();
     banger(&["image", "prune"]).failed(&["--all"]);
     let vm = Vm::named("t-prune");
     banger(&["vm", "create", "--name", vm.name(), &image.reference]).ok();

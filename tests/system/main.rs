@@ -8,6 +8,7 @@ mod errors;
 mod faults;
 mod guests;
 mod images;
+mod imports;
 mod isolation;
 mod kernels;
 mod lifecycle;

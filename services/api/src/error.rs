@@ -105,6 +105,8 @@ kinds! {
     KernelInUse = "org.banger.Error.KernelInUse";
     /// The kernel lacks something banger needs, or its file has no known form.
     KernelUnsupported = "org.banger.Error.KernelUnsupported";
+    /// A signature is missing, or not by somebody the admin trusts.
+    Untrusted = "org.banger.Error.Untrusted";
 
     /// All addresses of the range are taken.
     NoFreeAddress = "org.banger.Error.NoFreeAddress";

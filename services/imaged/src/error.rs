@@ -47,6 +47,8 @@ pub enum Error {
     InvalidManifest(String),
     #[error("invalid image: layer {layer}: {reason}{}", at_entry(.entry))]
     InvalidLayer { layer: usize, entry: String, reason: String },
+    #[error("not trusted: {0}")]
+    Untrusted(String),
     #[error("the image is too large: {0}")]
     TooLarge(String),
 
@@ -102,6 +104,7 @@ impl Error {
             E::Truncated { .. } => ErrorKind::RegistryUnreachable,
             E::InvalidManifest(_) | E::InvalidLayer { .. } | E::TooLarge(_) => ErrorKind::InvalidImage,
             E::NoSuchKernel(_) | E::NoKernel => ErrorKind::NoSuchKernel,
+            E::Untrusted(_) => ErrorKind::Untrusted,
             E::KernelInUse { .. } | E::KernelOfImages { .. } => ErrorKind::KernelInUse,
             E::KernelUnsupported(..) => ErrorKind::KernelUnsupported,
             E::NoAgent { .. } => ErrorKind::Internal,

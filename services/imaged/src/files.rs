@@ -2,12 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, SeekFrom, copy_file_range, renameat_with, seek};
 
 use crate::error::{Error, Result};
 use crate::layers::stream::{Cancel, Source};
@@ -170,6 +170,74 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).map_err(Error::io(format!("cannot write {}", path.display())))
 }
 
+/// Copies a part of a file, without its holes, and shares the blocks where the filesystem can
+/// (copy_file_range(2)).
+pub(crate) fn copy_range(from: &File, start: u64, length: u64, to: &File) -> io::Result<()> {
+    to.set_len(length)?;
+    let end = start + length;
+    let mut at = start;
+    while at < end {
+        // No more data: the rest is a hole.
+        let data = match seek(from, SeekFrom::Data(at)) {
+            Err(rustix::io::Errno::NXIO) => break,
+            data => data?.max(at).min(end),
+        };
+        let hole = seek(from, SeekFrom::Hole(data))?.min(end);
+        copy_data(from, data, hole, to, data - start)?;
+        at = hole;
+    }
+    Ok(())
+}
+
+/// Copies what is no hole. Filesystems of different types do not share, so there the bytes pass by us.
+fn copy_data(from: &File, mut source: u64, end: u64, to: &File, mut target: u64) -> io::Result<()> {
+    use rustix::io::Errno;
+    while source < end {
+        let want = usize::try_from(end - source).unwrap_or(usize::MAX).min(1 << 30);
+        match copy_file_range(from, Some(&mut source), to, Some(&mut target), want) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut buffer = vec![0; 256 << 10];
+    while source < end {
+        let want = (end - source).min(buffer.len() as u64) as usize;
+        from.read_exact_at(&mut buffer[..want], source)?;
+        to.write_all_at(&buffer[..want], target)?;
+        source += want as u64;
+        target += want as u64;
+    }
+    Ok(())
+}
+
+/// A copy in staging that only we can change, and its path.
+pub(crate) fn private_copy(
+    file: File,
+    files: &Files,
+    limit: u64,
+    cancel: &Cancel,
+) -> Result<(File, PathBuf)> {
+    let (copy, path) = files.temporary()?;
+    let copied = match file.metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() > limit => {
+            Err(Error::TooLarge(format!("it has more than {limit} bytes")))
+        }
+        Ok(metadata) if metadata.is_file() => {
+            copy_range(&file, 0, metadata.len(), &copy).map_err(Error::io("cannot copy the file"))
+        }
+        _ => pour(file, &copy, limit, cancel),
+    };
+    match copied {
+        Ok(()) => Ok((copy, path)),
+        Err(error) => {
+            remove(&path);
+            Err(error)
+        }
+    }
+}
+
 /// A file that can be read twice: the one given, or a copy in staging that has no name.
 pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> Result<File> {
     let unreadable =
@@ -184,12 +252,39 @@ pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> R
     if metadata.is_file() {
         return Ok(file);
     }
-    let (mut copy, path) = files.temporary()?;
+    let (copy, path) = files.temporary()?;
     remove(&path);
-    let mut source = Source::new(file, cancel.clone(), Arc::default()).take(limit + 1);
-    let count = io::copy(&mut source, &mut copy).map_err(Error::io("cannot store what comes in"))?;
+    pour(file, &copy, limit, cancel)?;
+    Ok(copy)
+}
+
+/// Copies a stream.
+fn pour(from: File, mut to: &File, limit: u64, cancel: &Cancel) -> Result<()> {
+    let mut source = Source::new(from, cancel.clone(), Arc::default()).take(limit + 1);
+    let count = io::copy(&mut source, &mut to).map_err(Error::io("cannot store what comes in"))?;
     if count > limit {
         return Err(Error::TooLarge(format!("it has more than {limit} bytes")));
     }
-    Ok(copy)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_stay_holes() {
+        use std::os::unix::fs::MetadataExt;
+        let (from, to) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+        from.set_len(64 << 20).expect("grows");
+        from.write_all_at(b"data", 20 << 20).expect("writes");
+        copy_range(&from, 10 << 20, 50 << 20, &to).expect("copies");
+        let metadata = to.metadata().expect("is there");
+        assert_eq!(metadata.len(), 50 << 20);
+        assert!(metadata.blocks() * 512 < 1 << 20, "{}", metadata.blocks());
+        let mut found = [0; 4];
+        to.read_exact_at(&mut found, 10 << 20).expect("reads");
+        assert_eq!(&found, b"data");
+        assert!(copy_range(&from, 63 << 20, 1 << 20, &to).is_ok());
+    }
 }

@@ -3,7 +3,7 @@
 use banger_api::image::BootSet;
 
 use crate::error::{Error, Result};
-use crate::images::{self, Freed, ROOTFS};
+use crate::images::{self, Freed, rootfs_name};
 use crate::kernel::{self, INITRAMFS, VMLINUX, VMLINUZ};
 use crate::service::{Event, Inner, Service, now_usec};
 use crate::store::{self, ImageRow, KernelRow, LeaseRow};
@@ -73,7 +73,7 @@ impl Service {
         Ok(BootSet {
             image_id: image.id.clone(),
             image_name: image.name().to_owned(),
-            rootfs: text(image_dir.join(ROOTFS))?,
+            rootfs: text(image_dir.join(rootfs_name(&image.fstype)))?,
             rootfs_type: image.fstype.clone(),
             env: image.process.env.clone(),
             entrypoint: image.process.entrypoint.clone(),

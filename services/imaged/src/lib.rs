@@ -24,3 +24,4 @@ pub mod squashfs;
 pub mod store;
 pub mod tar;
 pub mod tree;
+pub mod trust;

@@ -15,6 +15,7 @@ use banger_imaged::bus;
 use banger_imaged::config::Config;
 use banger_imaged::limits::Limits;
 use banger_imaged::service::{Service, Settings};
+use banger_imaged::trust::Policy;
 
 fn main() -> ExitCode {
     let spec = Spec {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
             agent: config.agent,
             insecure_registries: config.insecure_registries,
             limits: Limits::default(),
+            trust: Policy { key_dirs: config.signatures.key_dirs(), required: config.signatures.required },
         };
         let (service, events) = Service::open(settings).await?;
         bus::serve(context, service, events).await?;

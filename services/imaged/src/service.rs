@@ -15,6 +15,7 @@ use crate::keyed::Keyed;
 use crate::limits::Limits;
 use crate::registry::Registry;
 use crate::store;
+use crate::trust::Policy;
 
 /// Layers that are decompressed at a time. Each takes a core and up to 32 MiB.
 const UNPACKS: usize = 2;
@@ -27,6 +28,7 @@ pub struct Settings {
     pub agent: PathBuf,
     /// Registries that may be spoken to without TLS.
     pub insecure_registries: Vec<String>,
+    pub trust: Policy,
     pub limits: Limits,
 }
 
@@ -100,7 +102,7 @@ impl Service {
                     }
                 }
                 for image in store::images(t)? {
-                    if !files.image(&image.id).join(crate::images::ROOTFS).exists() {
+                    if !files.image(&image.id).join(crate::images::rootfs_name(&image.fstype)).exists() {
                         tracing::error!("the files of image {} are gone; pull it again", image.name());
                         if image.holders.is_empty() {
                             store::delete_names_of(t, &image.id)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use banger_api::ErrorKind;
+use banger_imaged::images::ImportOptions;
 use banger_imaged::limits::Limits;
 use banger_imaged::service::{Service, Settings};
 use tempfile::TempDir;
@@ -92,6 +93,7 @@ fn settings(state: &Path) -> Settings {
         state_dir: state.to_owned(),
         agent: state.join("agent"),
         insecure_registries: Vec::new(),
+        trust: Default::default(),
         limits: Limits { unpacked: 8 << 20, ..Limits::default() },
     }
 }
@@ -136,7 +138,8 @@ async fn imports_what_a_root_filesystem_can_hold() {
         .file("usr/short", &vec![b'x'; 300_000])
         .entry(b'1', "link", "usr/../no")
         .open();
-    let error = service.import_file(tar, "bad", &()).await.expect_err("a link through ..");
+    let error =
+        service.import_file(tar, "bad", ImportOptions::default(), &()).await.expect_err("a link through ..");
     assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
     assert_clean(dir.path());
 
@@ -152,10 +155,12 @@ async fn imports_what_a_root_filesystem_can_hold() {
             .entry(b'6', "fifo", "")
             .file("empty", b"")
     };
-    let image = service.import_file(build().open(), "one", &()).await.expect("imports");
+    let image =
+        service.import_file(build().open(), "one", ImportOptions::default(), &()).await.expect("imports");
     assert_eq!((image.name(), image.fstype.as_str()), ("one", "squashfs"));
     // The same content again is the same image under another name.
-    let again = service.import_file(build().open(), "two", &()).await.expect("imports");
+    let again =
+        service.import_file(build().open(), "two", ImportOptions::default(), &()).await.expect("imports");
     assert_eq!((again.id.clone(), again.names), (image.id.clone(), vec!["one".to_owned(), "two".to_owned()]));
     assert_eq!(names(&dir.path().join("staging")), [""; 0]);
 
@@ -234,7 +239,10 @@ async fn archives_made_to_do_harm_leave_nothing() {
         ("zero in a name", Tar::default().pax(&[("path", b"a\0b")]).file("x", b"").0),
     ];
     for (what, bytes) in cases {
-        let error = service.import_file(file_of(&bytes), "evil", &()).await.expect_err(what);
+        let error = service
+            .import_file(file_of(&bytes), "evil", ImportOptions::default(), &())
+            .await
+            .expect_err(what);
         assert_eq!(error.kind(), ErrorKind::InvalidImage, "{what}: {error}");
         assert_clean(dir.path());
     }
@@ -246,7 +254,11 @@ async fn one_name_has_one_winner() {
     let (service, dir) = service().await;
     let imports = (0..6).map(|n: u8| {
         let service = service.clone();
-        async move { service.import_file(Tar::default().file("n", &[n]).open(), "name", &()).await }
+        async move {
+            service
+                .import_file(Tar::default().file("n", &[n]).open(), "name", ImportOptions::default(), &())
+                .await
+        }
     });
     let outcomes = futures_util::future::join_all(imports).await;
     let (won, lost): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
@@ -266,7 +278,7 @@ async fn pipes_are_read_as_well() {
     Tar::default().file("a", &vec![3; 100_000]).open().read_to_end(&mut bytes).expect("reads");
     let feed = std::thread::spawn(move || writer.write_all(&bytes));
     let file = File::from(std::os::fd::OwnedFd::from(reader));
-    service.import_file(file, "piped", &()).await.expect("imports");
+    service.import_file(file, "piped", ImportOptions::default(), &()).await.expect("imports");
     feed.join().expect("joins").expect("writes");
 }
 
@@ -280,8 +292,10 @@ fn kernel() -> File {
 async fn leases_keep_what_is_used() {
     use banger_imaged::kernel::{KernelOptions, KernelSource};
     let (service, dir) = service().await;
-    let image =
-        service.import_file(Tar::default().file("a", b"a").open(), "img", &()).await.expect("imports");
+    let image = service
+        .import_file(Tar::default().file("a", b"a").open(), "img", ImportOptions::default(), &())
+        .await
+        .expect("imports");
     let missing = service.acquire_lease("web", "img", "").await.expect_err("no kernel");
     assert_eq!(missing.kind(), ErrorKind::NoSuchKernel, "{missing}");
     let kernel = service
@@ -329,7 +343,10 @@ async fn leases_keep_what_is_used() {
 async fn names_are_checked() {
     let (service, _dir) = service().await;
     for bad in ["", "../x", "a b", "-x", &"x".repeat(300), &"a".repeat(64)] {
-        let error = service.import_file(Tar::default().open(), bad, &()).await.expect_err(bad);
+        let error = service
+            .import_file(Tar::default().open(), bad, ImportOptions::default(), &())
+            .await
+            .expect_err(bad);
         assert_eq!(error.kind(), ErrorKind::InvalidArgs, "{bad}");
     }
     let error = service.image("nothing:here").await.expect_err("not there");

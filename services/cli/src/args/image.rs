@@ -22,6 +22,31 @@ pub struct Pull {
     pub insecure: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+PATH is an archive (tar, compressed or not) of a root filesystem, of an OCI layout, of `docker save`, or a
+bundle of `banger image export --format bundle`; a filesystem (squashfs, erofs, ext4); a disk with one (raw,
+qcow2); a directory with a root filesystem or an OCI layout; or - for standard input.
+If PATH.minisig is there, one of the keys in /etc/banger/keys.d must have made it.")]
+pub struct Import {
+    /// Name of the image; that of the file without it
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What the file must be
+    #[arg(long, value_name = "DIGEST")]
+    pub sha256: Option<String>,
+    /// Signature of minisign, instead of the one beside the file
+    #[arg(long, value_name = "FILE")]
+    pub signature: Option<PathBuf>,
+    /// Of a disk: the partition with the root filesystem
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// Image whose environment, command and user the new one gets
+    #[arg(long, value_name = "IMAGE")]
+    pub like: Option<String>,
+    pub path: PathBuf,
+}
+
 /// Which images are meant.
 #[derive(Debug, Args)]
 pub struct Images {
@@ -58,14 +83,8 @@ pub struct Prune {
 pub enum Image {
     /// Pull an image from a registry
     Pull(Pull),
-    /// Import the archive of a root filesystem, or an OCI layout
-    Import {
-        /// Name of the image; that of the file without it
-        #[arg(long)]
-        name: Option<String>,
-        /// File, directory, or - for standard input
-        path: PathBuf,
-    },
+    /// Import a root filesystem: archive, directory, filesystem or disk
+    Import(Import),
     /// List images
     Ls(Images),
     /// Give an image one more name

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::stdin;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use banger_api::image::ImageProxy;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
-use crate::args::{Image, Images, Prune, Pull};
+use crate::args::{Image, Images, Import, Prune, Pull};
 use crate::exit::SUCCESS;
 use crate::job;
 use crate::output::{ago, or_dash, size};
@@ -21,7 +21,7 @@ use crate::output::{ago, or_dash, size};
 pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
     match command {
         Image::Pull(arguments) => pull(context, arguments).await?,
-        Image::Import { path, name } => import(context, &path, name).await?,
+        Image::Import(arguments) => import(context, arguments).await?,
         Image::Ls(wanted) => list(context, wanted).await?,
         Image::Tag { image, name, force } => {
             let options = OptionsBuilder::new().set("replace", force.then_some(true)).build();
@@ -171,8 +171,9 @@ pub async fn finish(context: &Context, job: (u32, OwnedObjectPath), title: &str)
 
 /// The service gets an open file, so that it can read what only the caller may; a directory it
 /// has to open itself.
-async fn import(context: &Context, path: &Path, name: Option<String>) -> Result<()> {
-    let name = name.or_else(|| name_of(path)).ok_or_else(|| {
+async fn import(context: &Context, arguments: Import) -> Result<()> {
+    let path = arguments.path.as_path();
+    let name = arguments.name.or_else(|| name_of(path)).ok_or_else(|| {
         ErrorKind::InvalidArgs.error(format!("{} gives the image no name; use --name", path.display()))
     })?;
     let name = name.as_str();
@@ -184,14 +185,36 @@ async fn import(context: &Context, path: &Path, name: Option<String>) -> Result<
     } else {
         open(path)?
     };
-    let importing = images.import_fd(file, name, OptionsBuilder::new().build()).await?;
+    let options = OptionsBuilder::new()
+        .set("sha256", arguments.sha256.as_deref().map(|digest| digest.trim_start_matches("sha256:")))
+        .set("signature", signature(path, arguments.signature)?)
+        .set("partition", arguments.partition)
+        .set("like", arguments.like);
+    let importing = images.import_fd(file, name, options.build()).await?;
     finish(context, importing, &format!("import {name}")).await
+}
+
+/// The signature that was named, or the one beside the file.
+fn signature(path: &Path, named: Option<PathBuf>) -> Result<Option<String>> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".minisig");
+    let file = match named {
+        Some(file) => file,
+        None if Path::new(&beside).is_file() => beside.into(),
+        None => return Ok(None),
+    };
+    std::fs::read_to_string(&file).map(Some).map_err(|error| unreadable(&file, &error))
 }
 
 /// A directory as a stream of tar, since it may be one that only the caller can read. tar goes on
 /// beside us, and ends when imaged has read everything or lets go.
 fn archive(directory: &Path) -> Result<OwnedFd> {
-    let tar = Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).stdout(Stdio::piped()).spawn();
+    let tar = Command::new("tar")
+        .args(["--numeric-owner", "--sparse", "--xattrs", "--xattrs-include=*", "-C"])
+        .arg(directory)
+        .args(["-c", "."])
+        .stdout(Stdio::piped())
+        .spawn();
     let mut tar = tar.map_err(|error| Error::internal(format!("cannot run tar: {error}")))?;
     let stream = tar.stdout.take().ok_or_else(|| Error::internal("tar has no output"))?;
     Ok(std::os::fd::OwnedFd::from(stream).into())
@@ -200,7 +223,20 @@ fn archive(directory: &Path) -> Result<OwnedFd> {
 /// `debian` of `/srv/debian.tar.gz`.
 fn name_of(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
-    let archive = [".tar", ".tar.gz", ".tar.zst", ".tgz", ".oci"];
+    let archive = [
+        ".tar",
+        ".tar.gz",
+        ".tar.xz",
+        ".tar.zst",
+        ".tgz",
+        ".oci",
+        ".squashfs",
+        ".erofs",
+        ".ext4",
+        ".qcow2",
+        ".raw",
+        ".img",
+    ];
     let name = archive.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
     (name != "-" && !name.is_empty()).then(|| name.to_owned())
 }

@@ -12,9 +12,10 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
-use crate::images::{Filter, Prune, PullOptions, Usage};
+use crate::images::{Filter, ImportOptions, Prune, PullOptions, Usage};
 use crate::kernel::{KernelOptions, KernelSource};
 use crate::service::Service;
+use crate::trust::Claims;
 
 #[derive(Clone)]
 pub struct Manager {
@@ -91,8 +92,13 @@ impl Manager {
         Ok(self.jobs.start("pull", &subject, work).await)
     }
 
-    /// Imports a file by its absolute path: the archive of a root filesystem (tar, perhaps
-    /// compressed) or of an OCI layout; or the directory of an OCI layout.
+    /// Imports a file by its absolute path: an archive (tar, perhaps compressed) of a root filesystem, of an
+    /// OCI layout, of `docker save`, or a bundle; a filesystem (squashfs, erofs, ext4), or a disk with one
+    /// (raw, qcow2); or the directory of an OCI layout.
+    ///
+    /// Options: `sha256 s` (what the file must be, hexadecimal), `signature s` (content of the file's
+    /// `.minisig`), `partition u` (of a disk, the one with the root filesystem), `like s` (an image whose
+    /// environment, command and user the new one gets, if the file says nothing of them).
     #[zbus(out_args("job_id", "job"))]
     async fn import(
         &self,
@@ -103,10 +109,11 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
-        Options::from(options).finish()?;
+        let options = import_options(options)?;
         let (service, subject) = (self.service.clone(), name.clone());
         let work = move |progress: banger_daemon::Progress| async move {
-            let import = async { Ok(service.import_path(Path::new(&path), &name, &progress).await?) };
+            let import =
+                async { Ok(service.import_path(Path::new(&path), &name, options, &progress).await?) };
             progress.cancelable(import).await.map(|_| name)
         };
         Ok(self.jobs.start("import", &subject, work).await)
@@ -123,11 +130,11 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
-        Options::from(options).finish()?;
+        let options = import_options(options)?;
         let file = into_file(file);
         let (service, subject) = (self.service.clone(), name.clone());
         let work = move |progress: banger_daemon::Progress| async move {
-            let import = async { Ok(service.import_file(file, &name, &progress).await?) };
+            let import = async { Ok(service.import_file(file, &name, options, &progress).await?) };
             progress.cancelable(import).await.map(|_| name)
         };
         Ok(self.jobs.start("import", &subject, work).await)
@@ -437,6 +444,14 @@ impl Manager {
         subject: String,
         result: String,
     ) -> zbus::Result<()>;
+}
+
+fn import_options(options: Given) -> Result<ImportOptions> {
+    let mut given = Options::from(options);
+    let claims = Claims { sha256: given.take("sha256")?, signature: given.take("signature")? };
+    let options = ImportOptions { claims, partition: given.take("partition")?, like: given.take("like")? };
+    given.finish()?;
+    Ok(options)
 }
 
 /// What imports of kernels have in common: where the modules are, and the rest.

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{FSTYPE, ROOTFS};
+use super::{FSTYPE, rootfs_name};
 use crate::blobs::Blobs;
 use crate::digest;
 use crate::error::{Error, Result};
@@ -101,7 +101,7 @@ impl<'a> Making<'a> {
         let mut image = row(id, config);
         let work = blocking(move || {
             let open = |layer: usize| open_layer(&blobs, &layers[layer], layer, &cancel, &counter);
-            let file = create(&staged.path().join(ROOTFS))?;
+            let file = create(&staged.path().join(rootfs_name(FSTYPE)))?;
             let (file, length) =
                 write_rootfs(file, indexes, max_depth, open).map_err(|error| canceled_or(&cancel, error))?;
             image.size = length;
@@ -115,7 +115,7 @@ impl<'a> Making<'a> {
 }
 
 /// What is known of an image before its root filesystem.
-fn row(id: &str, config: &Config) -> ImageRow {
+pub(super) fn row(id: &str, config: &Config) -> ImageRow {
     ImageRow {
         id: id.to_owned(),
         names: Vec::new(),
@@ -146,7 +146,7 @@ fn write_rootfs(
     rootfs::write(file, &merge.finish(), layers, open)
 }
 
-fn digest_of(mut file: File) -> Result<String> {
+pub(super) fn digest_of(mut file: File) -> Result<String> {
     let mut hash = Sha256::new();
     file.seek(SeekFrom::Start(0))
         .and_then(|_| io::copy(&mut file, &mut HashSink(&mut hash)))
@@ -154,7 +154,7 @@ fn digest_of(mut file: File) -> Result<String> {
     Ok(format!("sha256:{}", digest::hex(&hash.finalize())))
 }
 
-fn describe(image: &ImageRow, dir: &Path) -> Result<()> {
+pub(super) fn describe(image: &ImageRow, dir: &Path) -> Result<()> {
     let json = ImageFile {
         id: image.id.clone(),
         architecture: image.architecture.clone(),

@@ -1,50 +1,172 @@
 //! Images from files.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::build::{Layer, Making, check_diff_ids};
-use super::layout;
+use super::disk::{self, Content};
+use super::docker::{self, Saved};
+use super::filesystem::{self, Gone};
 use super::publish::Claim;
+use super::{bundle, layout};
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::spool;
+use crate::files::{private_copy, spool};
 use crate::layers::LayerIndex;
-use crate::layers::stream::Source;
-use crate::registry::manifest::RootFs;
+use crate::layers::stream::{Cancel, Source};
+use crate::registry::manifest::{Process, RootFs};
 use crate::registry::{Config, Descriptor, Manifest, Platform};
 use crate::service::{Progress, Service, blocking, watched};
 use crate::store::ImageRow;
+use crate::trust::Claims;
+
+/// What an import may be told beside the name.
+#[derive(Debug, Clone, Default)]
+pub struct ImportOptions {
+    pub claims: Claims,
+    /// Of a disk: which partition has the root filesystem.
+    pub partition: Option<u32>,
+    /// An image whose environment, command, user and so on the new one gets, if it says nothing of them.
+    pub like: Option<String>,
+}
 
 impl Service {
-    /// Imports a file: a tar of a root filesystem, or of an OCI layout; compressed or not. What is no
-    /// regular file (a pipe) is stored first, for it has to be read twice.
-    pub async fn import_file(&self, file: File, name: &str, progress: &dyn Progress) -> Result<ImageRow> {
+    /// Imports a file: an archive (tar, compressed or not) of a root filesystem, of an OCI layout, of
+    /// `docker save`, or a bundle; a filesystem (squashfs, erofs, ext4); a disk with one (raw, qcow2).
+    pub async fn import_file(
+        &self,
+        file: File,
+        name: &str,
+        options: ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
         let claim = Claim::new(name, "")?;
         self.check_claim(&claim).await?;
+        let process = match &options.like {
+            Some(image) => self.image(image).await?.process,
+            None => Process::default(),
+        };
         progress.stage("read");
         let making = Making::new(self, progress);
-        let (files, limits) = (self.0.files.clone(), self.0.settings.limits.clone());
-        let cancel = making.cancel.clone();
-        let file = Arc::new(blocking(move || spool(file, &files, limits.blob, &cancel)).await?);
-        let size = file.metadata().map_err(Error::io("cannot look at the file"))?.len();
+        let (file, path) = self.hold(file, &options.claims, &making.cancel).await?;
+        let file = match disk::content(&file).map_err(Error::io("cannot read the file"))? {
+            Content::Qcow2 => self.unpack_qcow2(&path.0, progress).await?,
+            _ => file,
+        };
+        drop(path);
+        match filesystem::find(&file, options.partition)? {
+            Some(place) => self.import_filesystem(file, place, process, claim, progress).await,
+            None => self.import_archive(file, process, claim, &making, progress).await,
+        }
+    }
 
+    /// A file that can be read as often as needed and is what was claimed, and its path if it is a copy of
+    /// ours. What is no regular file (a pipe) is copied, for it has to be read twice; and what is looked at
+    /// before it is used, for it must not change in between.
+    async fn hold(&self, file: File, claims: &Claims, cancel: &Cancel) -> Result<(File, Gone)> {
+        let (files, limit) = (self.0.files.clone(), self.0.settings.limits.blob);
+        let (claims, policy, cancel) = (claims.clone(), self.0.settings.trust.clone(), cancel.clone());
+        blocking(move || {
+            let is_checked = !claims.are_idle(&policy)
+                || disk::content(&file).is_ok_and(|content| content == Content::Qcow2);
+            let (file, path) = if is_checked {
+                private_copy(file, &files, limit, &cancel)?
+            } else {
+                (spool(file, &files, limit, &cancel)?, PathBuf::new())
+            };
+            let path = Gone(path);
+            if is_checked {
+                claims.check(&file, &policy)?;
+            }
+            Ok((file, path))
+        })
+        .await
+    }
+
+    async fn import_archive(
+        &self,
+        file: File,
+        process: Process,
+        claim: Claim,
+        making: &Making<'_>,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        let size = file.metadata().map_err(Error::io("cannot look at the file"))?.len();
+        let file = Arc::new(file);
         let read = Arc::new(AtomicU64::new(0));
         let indexed = making.index(Layer::File(file.clone()), 0, read.clone());
         let indexed = watched(progress, &read, size, indexed).await?;
+        let (files, limits) = (self.0.files.clone(), self.0.settings.limits.clone());
+        let cancel = making.cancel.clone();
         if layout::is_layout(&indexed) {
             let staged = self.0.files.stage()?;
-            let (limits, cancel) = (self.0.settings.limits.clone(), making.cancel.clone());
             let staged = blocking(move || layout::unpack(&file, staged, &limits, cancel)).await?;
             return self.import_layout(staged.path(), claim, progress).await;
         }
-        self.import_root(Layer::File(file), indexed, size, claim, &making, progress).await
+        if docker::is_saved(&indexed) {
+            let saved = blocking(move || docker::unpack(&file, &files, &limits, &cancel)).await?;
+            return self.import_saved(saved, claim, making, progress).await;
+        }
+        if bundle::is_bundle(&indexed) {
+            let (manifest, root) = blocking(move || bundle::unpack(&file, &files, &limits, &cancel)).await?;
+            return self.import_bundle(manifest, root, claim, making, progress).await;
+        }
+        self.import_root(Layer::File(file), indexed, size, process, claim, making, progress).await
+    }
+
+    async fn import_saved(
+        &self,
+        saved: Saved,
+        claim: Claim,
+        making: &Making<'_>,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        let config = Config::parse(&saved.config, saved.layers.len())?;
+        check_platform(&config.os, &config.architecture)?;
+        let id = digest::sha256(&saved.config);
+        let _build = self.0.builds.lock(&format!("image {id}")).await;
+        if let Some(image) = self.claim_existing(&id, &claim).await? {
+            return Ok(image);
+        }
+        let (mut indexes, mut size) = (Vec::new(), 0);
+        for (number, layer) in saved.layers.iter().enumerate() {
+            size += layer.metadata().map_err(Error::io("cannot look at a layer"))?.len();
+            indexes.push(making.index(Layer::File(layer.clone()), number, Arc::default()).await?);
+        }
+        check_diff_ids(&indexes, &config)?;
+        let layers = saved.layers.into_iter().map(Layer::File).collect();
+        let built = making.build(&id, &config, indexes, layers, size).await?;
+        self.publish(built, Vec::new(), claim, progress).await
+    }
+
+    async fn import_bundle(
+        &self,
+        manifest: bundle::Manifest,
+        root: File,
+        claim: Claim,
+        making: &Making<'_>,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        check_platform("linux", &manifest.architecture)?;
+        if let Some(place) = filesystem::find(&root, None)? {
+            return self.import_filesystem(root, place, manifest.config, claim, progress).await;
+        }
+        let size = root.metadata().map_err(Error::io("cannot look at the file"))?.len();
+        let layer = Layer::File(Arc::new(root));
+        let indexed = making.index(layer.clone(), 0, Arc::default()).await?;
+        self.import_root(layer, indexed, size, manifest.config, claim, making, progress).await
     }
 
     /// Imports by path: a file as [`Service::import_file`], or the directory of an OCI layout.
-    pub async fn import_path(&self, path: &Path, name: &str, progress: &dyn Progress) -> Result<ImageRow> {
+    pub async fn import_path(
+        &self,
+        path: &Path,
+        name: &str,
+        options: ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
         if !path.is_absolute() {
             return Err(Error::BadArgument(format!("the path {} is not absolute", path.display())));
         }
@@ -54,7 +176,10 @@ impl Service {
         };
         let file = File::open(path).map_err(unreadable)?;
         if !file.metadata().map_err(unreadable)?.is_dir() {
-            return self.import_file(file, name, progress).await;
+            return self.import_file(file, name, options, progress).await;
+        }
+        if !options.claims.are_idle(&self.0.settings.trust) {
+            return Err(Error::Untrusted("a directory cannot be verified: import an archive of it".into()));
         }
         let claim = Claim::new(name, "")?;
         self.check_claim(&claim).await?;
@@ -62,11 +187,13 @@ impl Service {
     }
 
     /// Makes an image of one layer of this machine's architecture, whose id comes from its content.
+    #[allow(clippy::too_many_arguments)]
     async fn import_root(
         &self,
         layer: Layer,
         indexed: LayerIndex,
         size: u64,
+        process: Process,
         claim: Claim,
         making: &Making<'_>,
         progress: &dyn Progress,
@@ -74,6 +201,7 @@ impl Service {
         let config = Config {
             architecture: Platform::host().architecture,
             os: "linux".into(),
+            config: process,
             rootfs: RootFs { diff_ids: vec![format!("sha256:{}", indexed.diff_id)] },
             ..Config::default()
         };
@@ -133,4 +261,18 @@ impl Service {
         })
         .await
     }
+}
+
+/// Whether what a file says it is for is this machine; it may say nothing.
+fn check_platform(os: &str, architecture: &str) -> Result<()> {
+    let host = Platform::host();
+    let same = |found: &str, wanted: &str| found.is_empty() || found == wanted;
+    if same(os, &host.os) && same(architecture, &host.architecture) {
+        return Ok(());
+    }
+    Err(Error::NoSuchPlatform {
+        image: "the file".into(),
+        platform: host.to_string(),
+        offers: format!("{os}/{architecture}"),
+    })
 }

@@ -29,7 +29,7 @@ pub(super) fn is_layout(index: &LayerIndex) -> bool {
     has("oci-layout") && has("index.json")
 }
 
-fn without_dot(path: &[u8]) -> &[u8] {
+pub(super) fn without_dot(path: &[u8]) -> &[u8] {
     path.strip_prefix(b"./").unwrap_or(path)
 }
 

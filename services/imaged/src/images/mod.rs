@@ -6,6 +6,10 @@
 //! and the later one fails; its staging directory goes when it is dropped.
 
 mod build;
+mod bundle;
+mod disk;
+mod docker;
+mod filesystem;
 mod import;
 mod layout;
 mod prune;
@@ -18,13 +22,18 @@ use crate::registry::Reference;
 use crate::service::{Event, Service};
 use crate::store::{self, ImageRow};
 
+pub use import::ImportOptions;
 pub use prune::{Cost, Filter, Prune};
 pub use pull::PullOptions;
 pub use usage::Usage;
 
-/// The root filesystem in an image's directory.
-pub const ROOTFS: &str = "rootfs.squashfs";
+/// The type of root filesystems that we make.
 pub const FSTYPE: &str = "squashfs";
+
+/// The root filesystem in an image's directory, by its type.
+pub fn rootfs_name(fstype: &str) -> String {
+    format!("rootfs.{fstype}")
+}
 
 /// An image that lost a name or a lease.
 #[derive(Debug)]

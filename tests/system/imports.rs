@@ -1,0 +1,144 @@
+//! Images from files: what they may be, and whom they must come from.
+
+use std::path::Path;
+
+use banger_api::IMAGED;
+use banger_tests::{BUSYBOX, Way, banger, json, sh};
+
+/// The root filesystem of busybox's image, as a directory in `dir`.
+fn root(dir: &Path) -> String {
+    let dir = dir.display();
+    sh(&format!(
+        "cd {dir} && skopeo copy -q --src-tls-verify=false docker://{BUSYBOX} oci:oci:x &&
+         umoci unpack --image oci:x bundle 2>/dev/null"
+    ))
+    .ok();
+    format!("{dir}/bundle/rootfs")
+}
+
+/// Imports a file, boots it, removes it.
+#[track_caller]
+fn boots(name: &str, arguments: &[&str]) {
+    let _ = banger(&["image", "rm", name]);
+    banger(&[&["image", "import", "--name", name][..], arguments].concat()).ok();
+    let done = banger(&["run", "--rm", "--name", name, name, "--", "echo", "imported"]);
+    assert_eq!(done.ok(), "imported\n", "{name}");
+    banger(&["image", "rm", name]).ok();
+}
+
+#[test]
+fn archives_and_directories_are_imported() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let root = root(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    sh(&format!(
+        "cd {} && tar -C {root} -cf root.tar . && tar -C oci -c . | xz -0 >oci.tar.xz &&
+         skopeo copy -q oci:oci:x docker-archive:docker.tar:busybox:x",
+        dir.path().display()
+    ))
+    .ok();
+    for (name, file) in [
+        ("t-import-tar", "root.tar"),
+        ("t-import-oci", "oci"),
+        ("t-import-oci-tar", "oci.tar.xz"),
+        ("t-import-docker", "docker.tar"),
+    ] {
+        boots(name, &[&at(file)]);
+    }
+    boots("t-import-directory", &[&root]);
+    // What the image says of itself comes along.
+    banger(&["image", "import", "--name", "t-import-config", &at("docker.tar")]).ok();
+    let command = json(&["image", "show", "t-import-config"])["config"]["cmd"].clone();
+    assert_eq!(command, json(&["image", "show", BUSYBOX])["config"]["cmd"]);
+    banger(&["image", "rm", "t-import-config"]).ok();
+}
+
+#[test]
+fn filesystems_are_imported() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let root = root(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    sh(&format!(
+        "cd {} && mksquashfs {root} root.squashfs -quiet -no-progress -comp zstd >/dev/null &&
+         mkfs.erofs root.erofs {root} >/dev/null && mke2fs -q -t ext4 -d {root} root.ext4 32M",
+        dir.path().display()
+    ))
+    .ok();
+    for kind in ["squashfs", "erofs", "ext4"] {
+        let name = format!("t-import-{kind}");
+        boots(&name, &[&at(&format!("root.{kind}"))]);
+    }
+    let copy = "t-import-again";
+    banger(&["image", "import", "--name", copy, "--like", BUSYBOX, &at("root.squashfs")]).ok();
+    let image = json(&["image", "show", copy]);
+    assert_eq!(image["rootfs_type"], "squashfs");
+    assert_eq!(image["config"]["cmd"], json(&["image", "show", BUSYBOX])["config"]["cmd"]);
+    banger(&["image", "rm", copy]).ok();
+
+    // One that a crash left behind cannot be repaired where it is read-only.
+    sh(&format!("debugfs -w -R 'feature needs_recovery' {} 2>/dev/null", at("root.ext4"))).ok();
+    banger(&["image", "import", "--name", "t-import-dirty", &at("root.ext4")]).refused(&["e2fsck"]);
+    sh(&format!("truncate -s 100K {}", at("root.squashfs"))).ok();
+    banger(&["image", "import", "--name", "t-import-cut", &at("root.squashfs")]).refused(&["broke off"]);
+}
+
+#[test]
+fn disks_are_imported() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let root = root(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    // A first partition with something else in it, and a second with the root.
+    sh(&format!(
+        "cd {} && mkdir -p repart && printf '[Partition]\\nType=esp\\nSizeMinBytes=8M\\nSizeMaxBytes=8M\\n' >repart/10.conf &&
+         printf '[Partition]\\nType=root\\nSizeMinBytes=64M\\nSizeMaxBytes=64M\\n' >repart/20.conf &&
+         systemd-repart --empty=create --size=auto --dry-run=no --definitions=repart disk.raw 2>/dev/null >/dev/null &&
+         mke2fs -q -t ext4 -d {root} root.ext4 32M &&
+         start=$(python3 -c 'd=open(\"disk.raw\",\"rb\").read(8192); print(int.from_bytes(d[1024+128+32:1024+128+40],\"little\"))') &&
+         dd if=root.ext4 of=disk.raw bs=512 seek=$start conv=notrunc status=none &&
+         qemu-img convert -f raw -O qcow2 -c disk.raw disk.qcow2 &&
+         qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 backed.qcow2",
+        dir.path().display()
+    ))
+    .ok();
+    boots("t-import-raw", &[&at("disk.raw")]);
+    boots("t-import-qcow2", &["--partition", "2", &at("disk.qcow2")]);
+    banger(&["image", "import", "--name", "t-import-bad", "--partition", "1", &at("disk.raw")])
+        .refused(&["partitions"]);
+    banger(&["image", "import", "--name", "t-import-bad", &at("backed.qcow2")]).refused(&["backing file"]);
+    assert_eq!(sh("ls -A /var/lib/banger/imaged/staging | wc -l").ok().trim(), "0");
+}
+
+#[test]
+fn files_are_what_they_were_said_to_be() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    sh(&format!(
+        "cd {} && mkdir tree && echo signed >tree/file && tar -C tree -cf signed.tar . && cp signed.tar other.tar &&
+         minisign -G -W -p t-trust.pub -s key >/dev/null && minisign -S -s key -m signed.tar >/dev/null",
+        dir.path().display()
+    ))
+    .ok();
+    let file = at("signed.tar");
+    let name = "t-trust";
+    let import =
+        |more: &[&str]| banger(&[&["image", "import", "--name", name][..], more, &[file.as_str()]].concat());
+    banger(&["image", "import", "--name", name, "--sha256", &"0".repeat(64), &at("other.tar")])
+        .refused(&["digest"]);
+    // Signed, but by nobody the admin trusts.
+    import(&[]).refused(&["/etc/banger/keys.d"]);
+    sh(&format!("install -D -m644 {} /etc/banger/keys.d/t-trust.pub", at("t-trust.pub"))).ok();
+    let digest = sh(&format!("sha256sum {file} | cut -c1-64")).ok();
+    import(&["--sha256", digest.trim()]).ok();
+    banger(&["image", "rm", name]).ok();
+
+    sh(&format!("echo x >>{}", at("other.tar"))).ok();
+    let signature = at("signed.tar.minisig");
+    banger(&["image", "import", "--name", name, "--signature", &signature, &at("other.tar")])
+        .refused(&["signature", "damaged"]);
+    let text = std::fs::read_to_string(&signature).expect("reads");
+    sh(&format!("install -D -m644 {file} /opt/t-trust.tar")).ok();
+    let given = ["ssa{sv}", "/opt/t-trust.tar", name, "1", "signature", "s", &text];
+    Way::Bus.wait(IMAGED, Way::Bus.call(IMAGED, "Import", &given)).ok();
+    banger(&["image", "rm", name]).ok();
+    sh("rm /opt/t-trust.tar /etc/banger/keys.d/t-trust.pub").ok();
+}
