@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use banger_api::job::JobProxy;
 use banger_api::vm::ManagerProxy;
 use banger_api::{ErrorKind, VMD};
-use banger_tests::{BUSYBOX, Vm, Way, banger, job_error, job_property, json, start};
+use banger_tests::{BUSYBOX, Vm, banger, job_error, json, start};
 
 #[test]
 fn a_name_has_exactly_one_winner() {
@@ -81,21 +81,4 @@ fn a_vm_without_a_name_gets_one() {
     let vm = Vm(name.trim().to_owned());
     assert!(vm.name().split('-').count() == 3, "{name}");
     assert_eq!(vm.state(), "created");
-}
-
-#[test]
-fn a_canceled_create_leaves_nothing() {
-    let vm = Vm::named("t-cancel");
-    let started = Way::Bus.call(VMD, "CreateVm", &["ssa{sv}", vm.name(), BUSYBOX, "1", "start", "b", "true"]);
-    let job = started.ok();
-    let job = job.split('"').nth(1).expect("a job");
-    banger_tests::eventually("the VM starts", || {
-        Way::Bus.call(VMD, "ListVms", &[]).ok().contains("\"t-cancel\" \"starting\"")
-    });
-    Way::Bus.call_at(VMD, job, banger_api::job::INTERFACE, "Cancel", &[]).ok();
-    assert_ne!(Way::Bus.call_at(VMD, job, banger_api::job::INTERFACE, "Wait", &[]).status, 0);
-    assert_eq!(job_property(VMD, job, "State"), "v s \"canceled\"\n");
-    banger(&["vm", "show", vm.name()]).refused(&["t-cancel"]);
-    assert!(!std::path::Path::new("/var/lib/banger/vmd/vms/t-cancel").exists());
-    assert!(!Way::Bus.call(banger_api::NETD, "ListLeases", &[]).ok().contains("t-cancel"));
 }

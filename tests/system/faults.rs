@@ -80,12 +80,12 @@ fn no_failpoint_is_forgotten() {
 }
 
 /// vmd built with failpoints, until this is dropped.
-struct Mortal;
+pub struct Mortal;
 
 impl Mortal {
     const DROP_IN: &str = "/run/systemd/system/banger-vmd.service.d";
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         let binaries = std::env::var("BANGER_FAILPOINTS").expect("set by make check-system");
         // The build directory may be in a home directory, which the unit does not see.
         let binary = "/usr/local/libexec/banger-vmd";
@@ -102,6 +102,16 @@ impl Mortal {
     fn restart(&self) {
         run("systemctl", &["daemon-reload"]).ok();
         run("systemctl", &["restart", "banger-vmd.service"]).ok();
+    }
+
+    /// Whoever comes to this place waits there for so long.
+    pub fn delays(&self, point: &str, milliseconds: u64) {
+        std::fs::write(FAILPOINT, format!("delay {point} {milliseconds}\n")).expect("writes");
+    }
+
+    /// Lets everybody pass.
+    pub fn delays_nobody(&self) {
+        let _ = std::fs::remove_file(FAILPOINT);
     }
 
     /// Runs a command of the CLI during which vmd dies at this place.
@@ -178,7 +188,7 @@ fn orphans() -> Vec<String> {
 
 /// What vmd finds by itself when it comes back is all that there is to find.
 #[track_caller]
-fn nothing_is_orphaned(point: &str) {
+pub fn nothing_is_orphaned(point: &str) {
     let mut found = Vec::new();
     let gone = || {
         found = orphans();

@@ -138,14 +138,14 @@ fn stages(vm: &Vm) -> Vec<String> {
 #[test]
 fn a_start_is_told_stage_by_stage() {
     // Without an init of the image.
-    let of_a_guest = ["vmm", "kernel", "agent", "disks", "network", "ready"];
+    let of_a_guest = ["vmm", "kernel", "agent", "disks", "address", "ready"];
     let vm = Vm::named("t-timeline");
     banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
     assert_eq!(stages(&vm), Vec::<String>::new());
     banger(&["analyze", "time", vm.name()]).refused(&["not started"]);
 
     banger(&["start", vm.name()]).ok();
-    let host = ["request", "unit", "prepare", "tap", "helpers"];
+    let host = ["request", "unit", "prepare", "network", "helpers"];
     let all: Vec<&str> = host.into_iter().chain(of_a_guest).collect();
     assert_eq!(stages(&vm), all);
     let blame = json(&["analyze", "blame", vm.name()]);

@@ -127,7 +127,7 @@ pub fn boot(host: &mut Host, config: &mut GuestConfig) -> anyhow::Result<Booted>
             host.warning(&format!("cannot grow {device}: {error:#}"));
         }
     }
-    host.stage("network");
+    host.stage("address");
     net::up_loopback()?;
     if let Some(network) = &config.network {
         net::set_up_network(network)?;

@@ -55,6 +55,8 @@ kinds! {
     NotSubscribed = "org.banger.Error.NotSubscribed";
 
     NoSuchJob = "org.banger.Error.NoSuchJob";
+    /// It is too late to cancel the job.
+    JobEnded = "org.banger.Error.JobEnded";
     /// The job was canceled.
     JobCanceled = "org.banger.Error.JobCanceled";
     /// The service ended (killed, restarted) while the job was under way.

@@ -11,7 +11,10 @@ pub const INTERFACE: &str = "org.banger.Job1";
 
 #[proxy(interface = "org.banger.Job1", assume_defaults = false)]
 pub trait Job {
-    /// Ends the work as soon as possible and undoes what it did. The job then ends `canceled`.
+    /// Ends the work as soon as possible and undoes what it did. The job then ends `canceled`,
+    /// unless it is done before it takes notice.
+    ///
+    /// Errors: `JobEnded`.
     fn cancel(&self) -> zbus::Result<()>;
 
     /// Returns once the job has ended: its outcome, or the error it failed with.

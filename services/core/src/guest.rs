@@ -42,9 +42,9 @@ pub const MAX_CONFIG: usize = 16 << 20;
 pub const STAGE_KEY: &str = "X_BANGER_STAGE";
 
 /// The stages of a guest's start in the order in which they are reported, when each begins:
-/// the agent has its configuration; it mounts the disks; it sets up the network; it hands over to
+/// the agent has its configuration; it mounts the disks; it gives its network interface the address; it hands over to
 /// the image's init, if there is one, and serves. `READY=1` follows.
-pub const STAGES: [&str; 4] = ["agent", "disks", "network", "init"];
+pub const STAGES: [&str; 4] = ["agent", "disks", "address", "init"];
 
 /// Status key that gives the guest's uptime in microseconds when the line was written.
 pub const UPTIME_KEY: &str = "X_BANGER_UPTIME_USEC";

@@ -19,7 +19,7 @@ pub const UNIT: &str = "unit";
 /// vmd looks whether the VM can start, leases its image, and opens its disks.
 pub const PREPARE: &str = "prepare";
 /// netd makes the TAP.
-pub const TAP: &str = "tap";
+pub const NETWORK: &str = "network";
 /// What the VMM needs beside itself is written and started.
 pub const HELPERS: &str = "helpers";
 /// The VMM is executed.
@@ -37,7 +37,7 @@ pub const STAGES: [&str; 13] = [
     REQUEST,
     UNIT,
     PREPARE,
-    TAP,
+    NETWORK,
     HELPERS,
     VMM,
     RESTORE,

@@ -68,7 +68,7 @@ pub enum Stage {
     Pull,
     /// Take name and address.
     Reserve,
-    /// Make the disk.
+    /// Lease the image, make the disks, or link those of a snapshot.
     Disk,
     /// systemd starts the unit.
     Start,

@@ -256,6 +256,17 @@ impl Job {
         self.hub.changed(&self.path, INTERFACE, properties);
     }
 
+    fn cancel(&self) -> Result<()> {
+        match self.view().state {
+            "running" => self.canceled.send_replace(true),
+            state => {
+                return Err(ErrorKind::JobEnded
+                    .error(format!("job {} has ended ({state}): there is nothing to cancel", self.id)));
+            }
+        };
+        Ok(())
+    }
+
     /// Records the outcome and says so.
     fn end(&self, outcome: Result<String>) {
         let state = state_after(&outcome);
@@ -293,8 +304,7 @@ impl JobObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<()> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
-        self.job.canceled.send_replace(true);
-        Ok(())
+        self.job.cancel()
     }
 
     /// Returns once the job has ended: its outcome, or the error it failed with.

@@ -153,6 +153,8 @@ async fn jobs_end_with_their_error_and_hold_the_service() {
     let error = Error::from(job.wait().await.expect_err("canceled"));
     assert_eq!(error.kind(), ErrorKind::JobCanceled);
     assert_eq!(job.state().await.expect("reads"), "canceled");
+    let error = Error::from(job.cancel().await.expect_err("too late"));
+    assert_eq!(error.kind(), ErrorKind::JobEnded, "{error}");
 }
 
 #[tokio::test]

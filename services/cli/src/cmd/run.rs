@@ -29,7 +29,8 @@ pub async fn run(context: &Context, arguments: Run) -> Result<u8> {
     match vm::start_one(context, &name).await {
         Ok(started) => timings.stages(&started),
         Err(error) => {
-            if arguments.rm {
+            // Whoever cancels wants nothing left, whichever of the two steps it was.
+            if arguments.rm || error.kind() == ErrorKind::JobCanceled {
                 give_up(context, &name).await;
             } else {
                 context.output.note(&format!("{name} is kept; banger rm -f {name} deletes it"));

@@ -88,7 +88,11 @@ impl Peers {
                 outcome = &mut ended => break outcome.map_err(Error::from),
                 () = progress.canceled(), if !asked => {
                     asked = true;
-                    job.cancel().await?;
+                    match job.cancel().await.map_err(Error::from) {
+                        // How, the wait for it tells.
+                        Err(error) if error.kind() == ErrorKind::JobEnded => {}
+                        outcome => outcome?,
+                    }
                 }
                 Some(change) = changes.next() => {
                     if let Ok((completed, total, unit)) = change.get().await {

@@ -8,7 +8,7 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::ending::{End, Goodbye, Verdict, judge};
 use banger_core::kernel::{self, Needs};
 use banger_core::name::VmName;
-use banger_core::timeline::TAP;
+use banger_core::timeline::NETWORK;
 use banger_core::vm::Stage;
 use banger_daemon::failpoint;
 use banger_daemon::gate::Caller;
@@ -33,7 +33,7 @@ struct Held {
     boot: BootSet,
     network: Option<NetLease>,
     /// When everything else was ready.
-    tap_usec: u64,
+    network_usec: u64,
 }
 
 impl Supervisor {
@@ -64,7 +64,7 @@ impl Supervisor {
                 return Err(error);
             }
         };
-        timeline.push((TAP.to_owned(), held.tap_usec));
+        timeline.push((NETWORK.to_owned(), held.network_usec));
         self.unmark_paused(name)?;
         let run =
             Run { vmm: vmm.choice(), spec: row.spec.clone(), restored: self.0.disks.restore(name).is_some() };
@@ -98,14 +98,14 @@ impl Supervisor {
         if let Some(start) = lock(&self.0.starts).get(name) {
             start.progress.stage(Stage::Network.as_str());
         }
-        let tap_usec = now_usec();
+        let network_usec = now_usec();
         let network = if row.spec.network {
             Some(self.0.peers.acquire_network(name.as_str(), row.address, uid, row.spec.nat).await?)
         } else {
             None
         };
         failpoint!("start.network");
-        Ok(Held { boot, network, tap_usec })
+        Ok(Held { boot, network, network_usec })
     }
 
     /// Gives back what [`Supervisor::hold`] took, in reverse. The image stays leased as long as
