@@ -8,7 +8,8 @@
 #   make check        formatting, lints, unit tests, unit files, system tests (root: boots the lab)
 #   make check-unit   the part of it that needs no root
 #   make check-system the part of it that runs in the lab; ARGS= goes to nextest
-#   make bench        how long a VM takes to be ready, beside the same VMM by hand (root)
+#   make bench        how long a VM takes to be ready, beside the same VMM by hand, and how long the
+#                     services take to answer with 1000 VMs (root)
 #   make demo         boots the lab and runs a microVM in it (root)
 #   make clean        remove what was built; the lab has `tests/lab/down --all`
 #
@@ -173,16 +174,18 @@ failpoints:
 	mv -f $(TARGET_DIR)/debug/banger-vmd $(FAILPOINTS)
 
 # The tests are built here and run in the lab, which sees this directory.
+IN_LAB = CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh
+
 check-system: failpoints
 	tests/lab/up
 	$(MAKE) --no-print-directory check-units
-	BANGER_FAILPOINTS=$(FAILPOINTS) \
-	CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh \
+	BANGER_FAILPOINTS=$(FAILPOINTS) $(IN_LAB) \
 		$(CARGO) $(if $(NEXTEST),nextest run,test) --locked -p banger-tests $(ARGS)
 
 bench:
 	tests/lab/up
 	tests/lab/sh $(CURDIR)/tests/bench/boot
+	$(IN_LAB) $(CARGO) test --locked -p banger-tests --test figures
 
 demo:
 	tests/demo

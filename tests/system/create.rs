@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use banger_api::job::JobProxy;
 use banger_api::vm::ManagerProxy;
-use banger_api::{ErrorKind, VMD};
-use banger_tests::{BUSYBOX, Vm, banger, job_error, json, start};
+use banger_api::{ErrorKind, IMAGED, VMD};
+use banger_tests::{BUSYBOX, Vm, banger, job_error, json, oci, run, sh, start};
 
 #[test]
 fn a_name_has_exactly_one_winner() {
@@ -81,4 +81,38 @@ fn a_vm_without_a_name_gets_one() {
     let vm = Vm(name.trim().to_owned());
     assert!(vm.name().split('-').count() == 3, "{name}");
     assert_eq!(vm.state(), "created");
+}
+
+/// What a process has had written to disks, in bytes.
+fn written(service: banger_api::Service) -> u64 {
+    let pid = run("systemctl", &["show", "-P", "MainPID", &format!("banger-{}.service", service.id)]).ok();
+    let io = std::fs::read_to_string(format!("/proc/{}/io", pid.trim())).expect("reads");
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).expect("a counter");
+    line.parse().expect("a number")
+}
+
+/// The image is shared, and the VM's own disk is sparse.
+#[test]
+fn a_big_image_makes_no_vm_bigger() {
+    const SIZES: [usize; 2] = [1 << 20, 64 << 20];
+    let mut taken = Vec::new();
+    for (index, size) in SIZES.into_iter().enumerate() {
+        let content: Vec<u8> = (0..size).map(|at| (at / 4096 % 251) as u8).collect();
+        let image = oci::push(&format!("t-size-{index}"), &oci::tar(&[("content", &content)])).reference;
+        banger(&["pull", &image]).ok();
+        let vm = Vm::named("t-size");
+        let before = [VMD, IMAGED].map(written);
+        banger(&["vm", "create", "--name", vm.name(), &image]).ok();
+        let written = [VMD, IMAGED].map(written);
+        let count: u64 = written.iter().zip(before).map(|(after, before)| after - before).sum();
+        let allocated = sh(&format!("du -sB1 /var/lib/banger/vmd/vms/{} | cut -f 1", vm.name())).ok();
+        let allocated: u64 = allocated.trim().parse().expect("a number");
+        eprintln!("a VM of an image with {size} bytes: {allocated} bytes of disk, {count} bytes written");
+        taken.push(allocated);
+        assert!(count < 8 << 20, "{count} bytes written for an image of {size}");
+        drop(vm);
+        banger(&["image", "rm", &image]).ok();
+    }
+    // But for a block that the filesystem of the host needs or not.
+    assert!(taken[0] < 8 << 20 && taken[0].abs_diff(taken[1]) <= 64 << 10, "{taken:?}");
 }

@@ -1,0 +1,137 @@
+//! How long the services take to answer with many VMs, and to come back when they have left.
+//!
+//! Runs in the lab (`make bench`) with the binaries that are installed there. `$BANGER_BENCH_VMS` is the number
+//! of VMs, which are created and never started, if not 1000.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use banger_api::job::JobProxy;
+use banger_api::vm::ManagerProxy;
+use banger_api::{SERVICES, Service, VMD};
+use banger_tests::{BUSYBOX, Way, banger, run};
+use tokio::task::JoinSet;
+use zbus::Connection;
+
+/// Calls of each kind.
+const CALLS: usize = 50;
+/// Creates and deletions at once.
+const AT_ONCE: usize = 4;
+
+fn main() {
+    let vms = std::env::var("BANGER_BENCH_VMS").map_or(1000, |vms| vms.parse().expect("a number"));
+    banger(&["pull", BUSYBOX]).ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let bus = Connection::system().await.expect("connects");
+        let names: Vec<String> = (0..vms).map(|index| format!("bench-{index}")).collect();
+        let begun = Instant::now();
+        each(&bus, &names, create).await;
+        println!("{vms} VMs created in {:.1} s, {AT_ONCE} at once", begun.elapsed().as_secs_f64());
+        answers(&bus, &names).await;
+        each(&bus, &names, delete).await;
+    });
+    activation();
+}
+
+/// Does the same to all, some of them at a time.
+async fn each<F>(bus: &Connection, names: &[String], work: fn(Connection, String) -> F)
+where
+    F: Future<Output = zbus::Result<()>> + Send + 'static,
+{
+    let mut under_way: JoinSet<zbus::Result<()>> = JoinSet::new();
+    for name in names {
+        if under_way.len() == AT_ONCE {
+            under_way.join_next().await.expect("one").expect("joins").expect("works");
+        }
+        under_way.spawn(work(bus.clone(), name.clone()));
+    }
+    while let Some(done) = under_way.join_next().await {
+        done.expect("joins").expect("works");
+    }
+}
+
+async fn create(bus: Connection, name: String) -> zbus::Result<()> {
+    let vms = ManagerProxy::new(&bus).await?;
+    let options = HashMap::from([("disk", (64u64 << 20).into())]);
+    let (_, path) = vms.create_vm(&name, BUSYBOX, options).await?;
+    JobProxy::builder(&bus).destination(VMD.bus_name).path(path).build().await?.wait().await.map(drop)
+}
+
+async fn delete(bus: Connection, name: String) -> zbus::Result<()> {
+    ManagerProxy::new(&bus).await?.delete_vm(&name, HashMap::new()).await
+}
+
+/// By one connection that stays, and by processes as a user starts them.
+async fn answers(bus: &Connection, names: &[String]) {
+    let vms = ManagerProxy::new(bus).await.expect("a proxy");
+    let mut times = Vec::new();
+    for _ in 0..CALLS {
+        let begun = Instant::now();
+        let listed = vms.list_vms().await.expect("lists");
+        times.push(begun.elapsed());
+        assert!(listed.len() >= names.len());
+    }
+    report("ListVms, the call alone", times);
+    let mut times = Vec::new();
+    for name in names.iter().cycle().take(CALLS) {
+        let begun = Instant::now();
+        vms.get_vm(name).await.expect("gets");
+        times.push(begun.elapsed());
+    }
+    report("GetVm, the call alone", times);
+    process("ListVms by busctl", || Way::Bus.call(VMD, "ListVms", &[]).ok());
+    process("banger ps --all", || banger(&["ps", "--all"]).ok());
+    println!("{:<28} {:>9}", "memory of banger-vmd", resident(VMD));
+}
+
+fn process(what: &str, mut run: impl FnMut() -> String) {
+    let time = |_| {
+        let begun = Instant::now();
+        run();
+        begun.elapsed()
+    };
+    report(what, (0..CALLS / 5).map(time).collect());
+}
+
+/// The resident set of a service, as the kernel prints it.
+fn resident(service: Service) -> String {
+    let pid = run("systemctl", &["show", "-P", "MainPID", &unit(service)]).ok();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).expect("reads");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    line.trim().to_owned()
+}
+
+/// The first call to a service that is not there, as a process of its own, beside one to a service
+/// that is.
+fn activation() {
+    for service in SERVICES {
+        for way in Way::BOTH {
+            let ping = || {
+                let begun = Instant::now();
+                way.call_at(service, service.path, "org.freedesktop.DBus.Peer", "Ping", &[]).ok();
+                begun.elapsed()
+            };
+            let (mut first, mut second) = (Vec::new(), Vec::new());
+            for _ in 0..CALLS / 5 {
+                run("systemctl", &["stop", &unit(service)]).ok();
+                first.push(ping());
+                second.push(ping());
+                // So often in so short a time looks like a service that cannot start.
+                let _ = run("systemctl", &["reset-failed", &unit(service)]);
+            }
+            report(&format!("{} by {way:?}: first call", service.id), first);
+            report(&format!("{} by {way:?}: next call", service.id), second);
+        }
+    }
+}
+
+fn unit(service: Service) -> String {
+    format!("banger-{}.service", service.id)
+}
+
+fn report(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
+    println!("{what:<28} {:>9.2} ms (p99 {:.2})", percentile(50), percentile(99));
+}
