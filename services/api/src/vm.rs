@@ -130,6 +130,8 @@ pub struct LaunchPlan {
     pub files: HashMap<String, String>,
     /// Symbolic links to make in the runtime directory: name, target.
     pub links: HashMap<String, String>,
+    /// Named pipes to make in the runtime directory, by which the VMM tells of itself.
+    pub pipes: Vec<String>,
     /// Processes to start beside the VMM: command line, and the socket that is there once the
     /// process is ready.
     pub helpers: Vec<(Vec<String>, String)>,

@@ -17,6 +17,7 @@ use banger_core::timeline;
 use banger_core::vm::Stage;
 use sd_notify::NotifyState;
 
+use crate::journal;
 use crate::timeline::{Timeline, now_usec};
 
 /// Name of the guest's configuration in the runtime directory.
@@ -37,6 +38,7 @@ const MAX_WARNINGS: usize = 64;
 pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let mut timeline = Timeline::new(&runtime_dir);
+    journal::follow(&runtime_dir);
     // The VMM ends, and this process with it, when a guest restarts: one guest per life. But a
     // guest may call again when its first call broke off.
     for stream in listener.incoming() {
@@ -123,7 +125,7 @@ fn warning(line: &str) -> Option<String> {
 }
 
 fn clean(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+    journal::clean(text, MAX_TEXT)
 }
 
 /// Tells systemd. `READY=1` and `STATUS=` are all that is ever said.

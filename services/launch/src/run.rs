@@ -17,7 +17,8 @@ use banger_core::name::VmName;
 use banger_core::vm::Stage;
 use banger_core::{acl, guest, timeline};
 use banger_vmm::control::RESTORE;
-use nix::unistd::User;
+use nix::sys::stat::Mode;
+use nix::unistd::{User, mkfifo};
 use rustix::fs::{XattrFlags, setxattr};
 
 use crate::timeline::{Timeline, now_usec};
@@ -48,6 +49,10 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     for (link, target) in &plan.links {
         let link = runtime_dir.join(link);
         symlink(target, &link).with_context(|| format!("cannot make the link {}", link.display()))?;
+    }
+    for pipe in &plan.pipes {
+        mkfifo(&runtime_dir.join(pipe), Mode::S_IRUSR | Mode::S_IWUSR)
+            .with_context(|| format!("cannot make the pipe {pipe}"))?;
     }
     for (command, ready) in &plan.helpers {
         start_helper(command, Path::new(ready))?;

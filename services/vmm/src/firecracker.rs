@@ -11,7 +11,9 @@ use banger_core::guest::PowerOff;
 use banger_core::spec::VmmChoice;
 
 use crate::control::FIRECRACKER_SOCKET;
-use crate::{COMMAND_LINE, Machine, Plan, RateLimit, Version, Vmm, command_line, text};
+use crate::{
+    COMMAND_LINE, LOG_PIPE, METRICS_PIPE, Machine, Plan, RateLimit, Version, Vmm, command_line, text,
+};
 
 /// The oldest Firecracker whose API and snapshots are as used here.
 pub(crate) const OLDEST: Version = Version(1, 7, 0);
@@ -64,9 +66,14 @@ impl Vmm for Firecracker {
             machine.name.clone(),
             "--api-sock".into(),
             text(&machine.runtime_dir.join(FIRECRACKER_SOCKET)),
-            // Standard output is the journal of the VM's unit; Firecracker would note every request.
+            "--log-path".into(),
+            LOG_PIPE.into(),
+            "--show-level".into(),
+            // It would note every request.
             "--level".into(),
             "Warn".into(),
+            "--metrics-path".into(),
+            METRICS_PIPE.into(),
         ];
         // A snapshot brings its own configuration.
         let file = machine.restore_file().unwrap_or_else(|| {
@@ -75,7 +82,13 @@ impl Vmm for Firecracker {
             (CONFIG.into(), config.expect("strings and numbers serialize"))
         });
         let links = machine.disks.iter().map(|disk| (disk_link(&disk.id), disk.path.clone())).collect();
-        Plan { files: vec![file], links, helpers: vec![], main }
+        Plan {
+            files: vec![file],
+            links,
+            pipes: vec![LOG_PIPE.into(), METRICS_PIPE.into()],
+            helpers: vec![],
+            main,
+        }
     }
 }
 

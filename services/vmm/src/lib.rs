@@ -114,7 +114,7 @@ impl RateLimit {
     }
 }
 
-/// What to execute, in which order: write `files`, make `links`, start `helpers` and wait for each
+/// What to execute, in which order: write `files`, make `links` and `pipes`, start `helpers` and wait for each
 /// one's socket, then become `main`, with the runtime directory as its working directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -122,10 +122,19 @@ pub struct Plan {
     pub files: Vec<(String, String)>,
     /// Names in the runtime directory, and what they point to.
     pub links: Vec<(String, PathBuf)>,
+    /// Named pipes in the runtime directory, by which the VMM tells of itself: [`LOG_PIPE`],
+    /// [`METRICS_PIPE`].
+    pub pipes: Vec<String>,
     pub helpers: Vec<Helper>,
     /// Program and arguments of the VMM.
     pub main: Vec<String>,
 }
+
+/// Firecracker's log, a line each: time, `[id:thread:LEVEL]`, message.
+pub const LOG_PIPE: &str = "log.pipe";
+
+/// Firecracker's counters, a JSON object a line. Each counts since the line before, once a minute.
+pub const METRICS_PIPE: &str = "metrics.pipe";
 
 /// A process the VMM needs beside itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -407,6 +416,9 @@ mod tests {
         }
         for (name, target) in &plan.links {
             text += &format!("{name} -> {}\n\n", target.display());
+        }
+        for pipe in &plan.pipes {
+            text += &format!("{pipe} (pipe)\n\n");
         }
         for helper in &plan.helpers {
             text +=

@@ -57,6 +57,7 @@ impl Vmm for Qemu {
         Plan {
             files: machine.restore_file().into_iter().collect(),
             links: vec![],
+            pipes: vec![],
             helpers: vec![self.vsock(machine, &device)],
             main: self.main(machine, &device),
         }

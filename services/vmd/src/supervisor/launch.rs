@@ -146,6 +146,7 @@ impl Supervisor {
         Ok(LaunchPlan {
             files: plan.files.into_iter().collect(),
             links: plan.links.into_iter().map(|(name, target)| (name, text(&target))).collect(),
+            pipes: plan.pipes,
             helpers,
             command: plan.main,
             guest_config: plan::serialize(&config)?,
