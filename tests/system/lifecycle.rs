@@ -201,7 +201,7 @@ fn a_guest_that_crashes_is_a_failed_vm_and_one_that_powers_off_is_not() {
     let reason = json(&["vm", "show", vm.name()])["ended"]["reason"].clone();
     assert!(reason.as_str().expect("a reason").contains("panicked"), "{reason}");
     // The console is in the journal of the unit.
-    let log = sh(&format!("journalctl -u {} -o cat", vm.unit())).text();
+    let log = sh(&format!("journalctl -o cat BANGER_VM={} _SYSTEMD_UNIT={}", vm.name(), vm.unit())).text();
     assert!(log.contains("Kernel panic"), "{log}");
 
     banger(&["start", vm.name()]).ok();
