@@ -19,7 +19,7 @@ PACKAGES=(
     # used by tests, fixtures and people; rpm makes packages to import, minisign signs bundles
     acl attr bash-completion busybox-static ca-certificates curl erofs-utils git iproute2
     iputils-ping jq kmod less libcap2-bin minisign openssh-client procps python3 qemu-utils rpm
-    socat strace vim-tiny
+    socat squashfs-tools-ng strace vim-tiny
 )
 
 # Nobody reads manuals or translations in there; without them the base is half as big.

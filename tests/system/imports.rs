@@ -142,3 +142,50 @@ fn files_are_what_they_were_said_to_be() {
     banger(&["image", "rm", name]).ok();
     sh("rm /opt/t-trust.tar /etc/banger/keys.d/t-trust.pub").ok();
 }
+
+#[test]
+fn images_are_exported() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let skopeo = |name: &str| {
+        let file = at(name);
+        sh(&format!(
+            "skopeo inspect --config oci-archive:{file} >/dev/null && skopeo copy -q oci-archive:{file} dir:{file}.dir"
+        ))
+    };
+    // What was pulled comes out as it went in.
+    banger(&["pull", BUSYBOX]).ok();
+    banger(&["image", "export", BUSYBOX, &at("pulled.tar")]).ok();
+    skopeo("pulled.tar").ok();
+
+    // What was imported comes out as one layer with the same files.
+    let root = root(dir.path());
+    sh(&format!("setfattr -n user.test -v value {root}/bin/busybox; mknod {root}/dev/t-null c 1 3; tar --xattrs -C {root} -cf {} .", at("in.tar"))).ok();
+    let name = "t-export";
+    let _ = banger(&["image", "rm", name]);
+    banger(&["image", "import", "--name", name, "--like", BUSYBOX, &at("in.tar")]).ok();
+    banger(&["image", "export", name, &at("made.tar")]).ok();
+    skopeo("made.tar").ok();
+    sh(&format!(
+        "cd {} && skopeo copy -q oci-archive:made.tar oci:made:x && umoci unpack --image made:x out 2>/dev/null",
+        dir.path().display()
+    ))
+    .ok();
+    let list = |root: &str| {
+        sh(&format!("cd {root} && find . -printf '%P %y %m %U %G %l\\n' | sort && getfattr -R -d . && find . -type f | sort | xargs -d '\\n' sha256sum")).ok()
+    };
+    assert_eq!(list(&root), list(&at("out/rootfs")));
+
+    // A bundle, by way of a pipe, and back.
+    sh(&format!("banger image export --format bundle {name} - >{}", at("made.bundle"))).ok();
+    let again = "t-export-again";
+    let _ = banger(&["image", "rm", again]);
+    banger(&["image", "import", "--name", again, &at("made.bundle")]).ok();
+    for what in ["rootfs_digest", "config"] {
+        assert_eq!(json(&["image", "show", again])[what], json(&["image", "show", name])[what]);
+    }
+    boots("t-export-boots", &[&at("made.bundle")]);
+    banger(&["image", "export", "no-such", &at("never.tar")]).refused(&["no-such"]);
+    assert!(!Path::new(&at("never.tar")).exists());
+    banger(&["image", "rm", name, again]).ok();
+}

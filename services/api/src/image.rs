@@ -17,6 +17,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "Pull", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "Import", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportFd", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "Export", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ListImages", Access::Read),
     (MANAGER, "ListImagesFiltered", Access::Read),
     (MANAGER, "GetImage", Access::Read),
@@ -106,6 +107,14 @@ pub trait Images {
         &self,
         file: OwnedFd,
         name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Writes an image to a file or pipe. Option: `format s`, `oci` or `bundle`.
+    fn export(
+        &self,
+        image: &str,
+        file: OwnedFd,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 

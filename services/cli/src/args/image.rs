@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use banger_core::units::parse_seconds;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::parse::parse_limit;
 
@@ -20,6 +20,12 @@ pub struct Pull {
     /// Allow plain HTTP
     #[arg(long)]
     pub insecure: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    Oci,
+    Bundle,
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +91,15 @@ pub enum Image {
     Pull(Pull),
     /// Import a root filesystem: archive, directory, filesystem or disk
     Import(Import),
+    /// Write an image to a file
+    Export {
+        /// An OCI layout in a tar, or a bundle to be signed
+        #[arg(long, value_enum, default_value_t = Format::Oci)]
+        format: Format,
+        image: String,
+        /// Where to; - for standard output
+        path: PathBuf,
+    },
     /// List images
     Ls(Images),
     /// Give an image one more name

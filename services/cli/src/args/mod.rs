@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use guest::{Exec, Process, Run, Session, Settings, Shell};
-pub use image::{Image, Images, Import, Kernel, Prune, Pull};
+pub use image::{Format, Image, Images, Import, Kernel, Prune, Pull};
 pub use machine::{Create, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
 pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};

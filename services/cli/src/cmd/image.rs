@@ -1,7 +1,7 @@
 //! `banger image`, and its short forms.
 
 use std::fs::File;
-use std::io::stdin;
+use std::io::{stdin, stdout};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
-use crate::args::{Image, Images, Import, Prune, Pull};
+use crate::args::{Format, Image, Images, Import, Prune, Pull};
 use crate::exit::SUCCESS;
 use crate::job;
 use crate::output::{ago, or_dash, size};
@@ -22,6 +22,7 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
     match command {
         Image::Pull(arguments) => pull(context, arguments).await?,
         Image::Import(arguments) => import(context, arguments).await?,
+        Image::Export { format, image, path } => export(context, &image, format, &path).await?,
         Image::Ls(wanted) => list(context, wanted).await?,
         Image::Tag { image, name, force } => {
             let options = OptionsBuilder::new().set("replace", force.then_some(true)).build();
@@ -192,6 +193,33 @@ async fn import(context: &Context, arguments: Import) -> Result<()> {
         .set("like", arguments.like);
     let importing = images.import_fd(file, name, options.build()).await?;
     finish(context, importing, &format!("import {name}")).await
+}
+
+/// A file that could not be written whole goes again.
+async fn export(context: &Context, image: &str, format: Format, path: &Path) -> Result<()> {
+    let to_stdout = path == Path::new("-");
+    let file = if to_stdout {
+        stdout().as_fd().try_clone_to_owned()?
+    } else {
+        let file = File::create(path).map_err(|error| {
+            ErrorKind::InvalidArgs.error(format!("cannot write {}: {error}", path.display()))
+        })?;
+        file.into()
+    };
+    let format = match format {
+        Format::Oci => "oci",
+        Format::Bundle => "bundle",
+    };
+    let options = OptionsBuilder::new().set("format", Some(format)).build();
+    let exported = async {
+        let job = context.bus.images().await?.export(image, file.into(), options).await?;
+        job::follow(context, IMAGED, job, &format!("export {image}")).await
+    };
+    let exported = exported.await;
+    if exported.is_err() && !to_stdout {
+        let _ = std::fs::remove_file(path);
+    }
+    exported.map(drop)
 }
 
 /// The signature that was named, or the one beside the file.

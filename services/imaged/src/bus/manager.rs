@@ -12,7 +12,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
-use crate::images::{Filter, ImportOptions, Prune, PullOptions, Usage};
+use crate::images::{Filter, Format, ImportOptions, Prune, PullOptions, Usage};
 use crate::kernel::{KernelOptions, KernelSource};
 use crate::service::Service;
 use crate::trust::Claims;
@@ -138,6 +138,32 @@ impl Manager {
             progress.cancelable(import).await.map(|_| name)
         };
         Ok(self.jobs.start("import", &subject, work).await)
+    }
+
+    /// Writes an image to an open file or pipe. The job's outcome is the image's name.
+    ///
+    /// Option: `format s`: `oci` (a tar of an OCI layout, as skopeo's `oci-archive:`; the default) or `bundle`
+    /// (what `Import` reads; compressed with zstd, to be signed with minisign).
+    #[zbus(out_args("job_id", "job"))]
+    async fn export(
+        &self,
+        image: String,
+        file: zbus::OwnedFd,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("image", &image)]).await?;
+        let mut given = Options::from(options);
+        let format = given.take::<String>("format")?.map_or(Ok(Format::Oci), |format| format.parse())?;
+        given.finish()?;
+        let file = into_file(file);
+        let (service, subject) = (self.service.clone(), image.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let export = async { Ok(service.export_image(&image, format, file, &progress).await?) };
+            progress.cancelable(export).await.map(|image| image.name().to_owned())
+        };
+        Ok(self.jobs.start("export", &subject, work).await)
     }
 
     /// All images and names: name (`<none>` without one), id, size in bytes, when it came

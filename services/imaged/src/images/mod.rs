@@ -9,6 +9,7 @@ mod build;
 mod bundle;
 mod disk;
 mod docker;
+mod export;
 mod filesystem;
 mod import;
 mod layout;
@@ -22,6 +23,7 @@ use crate::registry::Reference;
 use crate::service::{Event, Service};
 use crate::store::{self, ImageRow};
 
+pub use export::Format;
 pub use import::ImportOptions;
 pub use prune::{Cost, Filter, Prune};
 pub use pull::PullOptions;

@@ -1,0 +1,341 @@
+//! Images as files: an OCI layout in a tar, which every tool reads, or a bundle.
+//!
+//! An image that was pulled comes out as it went in, byte for byte. Of one that was imported the root
+//! filesystem becomes one layer; `sqfs2tar` of squashfs-tools-ng reads it.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::bundle;
+use super::rootfs_name;
+use crate::blobs::Blobs;
+use crate::digest;
+use crate::error::{Error, Result};
+use crate::files::{Files, remove};
+use crate::layers::stream::{Cancel, Source};
+use crate::limits::Limits;
+use crate::registry::manifest::Document;
+use crate::service::{Progress, Service, blocking, watched};
+use crate::store::ImageRow;
+use crate::tar::TarWriter;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// An OCI layout, as a tar.
+    Oci,
+    /// A bundle of banger, compressed with zstd.
+    Bundle,
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "oci" => Ok(Self::Oci),
+            "bundle" => Ok(Self::Bundle),
+            _ => Err(Error::BadArgument(format!("the format {text:?} is neither \"oci\" nor \"bundle\""))),
+        }
+    }
+}
+
+/// A blob of a layout.
+struct Blob {
+    hex: String,
+    size: u64,
+    file: File,
+}
+
+impl Service {
+    /// Writes an image to a file or a pipe.
+    pub async fn export_image(
+        &self,
+        wanted: &str,
+        format: Format,
+        to: File,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        let image = self.image(wanted).await?;
+        progress.stage("write");
+        let exporter = Exporter {
+            files: self.0.files.clone(),
+            blobs: self.0.blobs.clone(),
+            limits: self.0.settings.limits.clone(),
+            cancel: Cancel::default(),
+            written: Arc::default(),
+        };
+        let _cancel = exporter.cancel.on_drop();
+        let (row, written, size) = (image.clone(), exporter.written.clone(), image.size);
+        let work = blocking(move || match format {
+            Format::Oci => exporter.layout(&row, &to),
+            Format::Bundle => exporter.bundle(&row, &to),
+        });
+        watched(progress, &written, size, work).await?;
+        Ok(image)
+    }
+}
+
+/// What an export needs, beside the event loop.
+struct Exporter {
+    files: Files,
+    blobs: Blobs,
+    limits: Limits,
+    cancel: Cancel,
+    /// Bytes that were read.
+    written: Arc<AtomicU64>,
+}
+
+impl Exporter {
+    fn rootfs(&self, image: &ImageRow) -> Result<File> {
+        let path = self.files.image(&image.id).join(rootfs_name(&image.fstype));
+        File::open(path).map_err(Error::io("cannot read the root filesystem"))
+    }
+
+    fn read(&self, file: File) -> Source {
+        Source::new(file, self.cancel.clone(), self.written.clone())
+    }
+
+    fn bundle(&self, image: &ImageRow, to: &File) -> Result<()> {
+        let name = rootfs_name(&image.fstype);
+        let manifest = bundle::Manifest {
+            version: bundle::VERSION,
+            architecture: image.architecture.clone(),
+            config: image.process.clone(),
+            rootfs: bundle::Rootfs { file: name.clone(), sha256: digest::id(&image.rootfs_digest) },
+        };
+        let manifest = serde_json::to_vec_pretty(&manifest).map_err(banger_api::Error::internal)?;
+        let rootfs = self.rootfs(image)?;
+        let write = || -> io::Result<()> {
+            let mut tar = TarWriter::new(zstd::Encoder::new(to, 3)?);
+            tar.file(bundle::MANIFEST, manifest.len() as u64, manifest.as_slice())?;
+            tar.file(&name, image.size, self.read(rootfs))?;
+            tar.finish()?.finish().map(drop)
+        };
+        write().map_err(unwritten)
+    }
+
+    fn layout(&self, image: &ImageRow, to: &File) -> Result<()> {
+        let blobs = match self.pulled(image)? {
+            Some(blobs) => blobs,
+            None => self.made(image)?,
+        };
+        let manifest = &blobs[0];
+        let index = json!({
+            "schemaVersion": 2,
+            "manifests": [{
+                "mediaType": MANIFEST,
+                "digest": format!("sha256:{}", manifest.hex),
+                "size": manifest.size,
+                "annotations": { "org.opencontainers.image.ref.name": image.name() },
+            }],
+        })
+        .to_string();
+        let write = || -> io::Result<()> {
+            let mut tar = TarWriter::new(to);
+            let mark = br#"{"imageLayoutVersion":"1.0.0"}"#;
+            tar.file("oci-layout", mark.len() as u64, mark.as_slice())?;
+            tar.file("index.json", index.len() as u64, index.as_bytes())?;
+            for blob in blobs {
+                tar.file(&format!("blobs/sha256/{}", blob.hex), blob.size, self.read(blob.file))?;
+            }
+            tar.finish().map(drop)
+        };
+        write().map_err(unwritten)
+    }
+
+    /// Manifest, config and layers as the registry gave them; `None` if they were never all here.
+    fn pulled(&self, image: &ImageRow) -> Result<Option<Vec<Blob>>> {
+        let Some(mut manifest) = self.stored(&image.id) else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = Read::take(&mut manifest.file, self.limits.document).read_to_end(&mut bytes);
+        read.and_then(|_| manifest.file.rewind()).map_err(Error::io("cannot read a blob"))?;
+        let Document::Manifest(parsed) = Document::parse(&bytes, &self.limits)? else { return Ok(None) };
+        let mut blobs = vec![manifest];
+        let mut seen = std::collections::HashSet::new();
+        for descriptor in std::iter::once(&parsed.config).chain(&parsed.layers) {
+            if !seen.insert(descriptor.hex()) {
+                continue;
+            }
+            match self.stored(descriptor.hex()) {
+                Some(blob) => blobs.push(blob),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(blobs))
+    }
+
+    fn stored(&self, hex: &str) -> Option<Blob> {
+        let file = self.blobs.open(hex).ok()?;
+        let size = file.metadata().ok()?.len();
+        Some(Blob { hex: hex.to_owned(), size, file })
+    }
+
+    /// An image of one layer, made of the root filesystem.
+    fn made(&self, image: &ImageRow) -> Result<Vec<Blob>> {
+        if image.fstype != "squashfs" {
+            return Err(Error::BadArgument(format!(
+                "a root filesystem that was imported as {} cannot be exported as OCI: use the format bundle",
+                image.fstype
+            )));
+        }
+        let (layer, diff_id) = self.layer(image)?;
+        let config = json!({
+            "architecture": image.architecture,
+            "os": "linux",
+            "config": image.process,
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
+        });
+        let config = self.small(&config)?;
+        let descriptor = |media_type: &str, blob: &Blob| json!({ "mediaType": media_type, "digest": format!("sha256:{}", blob.hex), "size": blob.size });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor(CONFIG, &config),
+            "layers": [descriptor(LAYER, &layer)],
+        });
+        Ok(vec![self.small(&manifest)?, config, layer])
+    }
+
+    fn small(&self, content: &serde_json::Value) -> Result<Blob> {
+        let content = content.to_string();
+        let mut file = self.temporary()?;
+        file.write_all(content.as_bytes()).and_then(|()| file.rewind()).map_err(unwritten)?;
+        Ok(Blob { hex: digest::sha256(content.as_bytes()), size: content.len() as u64, file })
+    }
+
+    /// The root filesystem as a compressed tar, and the digest of the tar itself.
+    fn layer(&self, image: &ImageRow) -> Result<(Blob, String)> {
+        let path = self.files.image(&image.id).join(rootfs_name(&image.fstype));
+        let mut reader = Reader::start(&path, self.temporary()?)?;
+        let mut packed = GzEncoder::new(Hashing::new(self.temporary()?), Compression::fast());
+        let mut plain = Sha256::new();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            if self.cancel.is_set() {
+                return Err(Error::Canceled);
+            }
+            let got =
+                reader.output().read(&mut buffer).map_err(Error::io("cannot read the root filesystem"))?;
+            if got == 0 {
+                break;
+            }
+            plain.update(&buffer[..got]);
+            self.written.fetch_add(got as u64, Ordering::Relaxed);
+            packed.write_all(&buffer[..got]).map_err(unwritten)?;
+        }
+        reader.finish()?;
+        let Hashing { mut file, hash, count } = packed.finish().map_err(unwritten)?;
+        file.seek(SeekFrom::Start(0)).map_err(unwritten)?;
+        self.written.store(0, Ordering::Relaxed);
+        let blob = Blob { hex: digest::hex(&hash.finalize()), size: count, file };
+        Ok((blob, digest::hex(&plain.finalize())))
+    }
+
+    fn temporary(&self) -> Result<File> {
+        let (file, path) = self.files.temporary()?;
+        remove(&path);
+        Ok(file)
+    }
+}
+
+fn unwritten(error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Error::Canceled;
+    }
+    Error::Io { what: "cannot write the image".into(), source: error }
+}
+
+/// `sqfs2tar` at work; it goes when it is dropped.
+struct Reader {
+    child: std::process::Child,
+    /// What it says. Not a pipe, which it could fill.
+    said: File,
+}
+
+impl Reader {
+    fn start(rootfs: &Path, said: File) -> Result<Self> {
+        let stderr = said.try_clone().map_err(Error::io("cannot run sqfs2tar"))?;
+        let child = Command::new("sqfs2tar")
+            .arg("--no-skip")
+            .arg(rootfs)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn();
+        child.map(|child| Self { child, said }).map_err(|error| {
+            Error::BadArgument(format!(
+                "an imported image is exported as OCI by sqfs2tar (package squashfs-tools-ng), which cannot be run: {error}"
+            ))
+        })
+    }
+
+    fn output(&mut self) -> impl Read {
+        let stdout: Box<dyn Read> = match &mut self.child.stdout {
+            Some(stdout) => Box::new(stdout),
+            None => Box::new(io::empty()),
+        };
+        stdout
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let mut said = String::new();
+        let status = self.child.wait().map_err(Error::io("cannot wait for sqfs2tar"))?;
+        if status.success() {
+            return Ok(());
+        }
+        let read =
+            self.said.rewind().and_then(|()| Read::take(&mut self.said, 4096).read_to_string(&mut said));
+        read.map_err(Error::io("cannot read what sqfs2tar says"))?;
+        let reason = said.lines().last().unwrap_or("it says nothing").to_owned();
+        Err(Error::Base(banger_api::Error::internal(format!(
+            "sqfs2tar cannot read the root filesystem: {reason}"
+        ))))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Hashes and counts what it writes.
+struct Hashing {
+    file: File,
+    hash: Sha256,
+    count: u64,
+}
+
+impl Hashing {
+    fn new(file: File) -> Self {
+        Self { file, hash: Sha256::new(), count: 0 }
+    }
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
