@@ -1,8 +1,9 @@
 //! What the system tests share: running commands in the lab as a user would, and looking at
 //! what they did. Everything here goes through the CLI, `busctl` and systemd's own tools.
 
+pub mod between;
 pub mod oci;
-pub mod token;
+pub mod registry;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

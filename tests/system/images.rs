@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use banger_api::IMAGED;
-use banger_tests::{DEBIAN, Vm, Way, banger, job_property, json, oci, run, sh, start, token};
+use banger_tests::{DEBIAN, Vm, Way, banger, job_property, json, oci, run, sh, start};
 
 const LAYERS: &str = "localhost:5000/layers:latest";
 
@@ -70,16 +70,6 @@ fn a_pull_that_hangs_delays_no_other() {
     Way::Bus.call_at(IMAGED, hanging, banger_api::job::INTERFACE, "Cancel", &[]).ok();
     assert_ne!(Way::Bus.call_at(IMAGED, hanging, banger_api::job::INTERFACE, "Wait", &[]).status, 0);
     assert_eq!(job_property(IMAGED, hanging, "State"), "v s \"canceled\"\n");
-}
-
-#[test]
-fn registries_that_want_a_token_get_one() {
-    let crafted = oci::push("t-token", &oci::tar(&[("data", b"behind a door")]));
-    let door = token::Door::open();
-    let reference = crafted.reference.replace(":5000/", &format!(":{}/", door.port));
-    banger(&["pull", &reference]).ok();
-    assert!(door.tokens.load(std::sync::atomic::Ordering::SeqCst) > 0);
-    banger(&["image", "rm", &reference]).ok();
 }
 
 #[test]

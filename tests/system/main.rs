@@ -14,6 +14,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod network;
+mod registries;
 mod services;
 mod snapshots;
 mod stats;

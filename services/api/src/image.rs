@@ -88,7 +88,7 @@ pub struct BootSet {
 )]
 pub trait Images {
     /// Pulls `HOST[:PORT]/REPO[:TAG|@DIGEST]`, or a short name of docker.io. The job's outcome is
-    /// the image's name. Options: `name s`, `platform s`, `insecure b`.
+    /// the image's name. Options: `name s`, `platform s`, `insecure b`, `credentials h`.
     fn pull(
         &self,
         reference: &str,

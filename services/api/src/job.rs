@@ -40,6 +40,10 @@ pub trait Job {
     /// Progress of the stage: completed, total (0 if unknown), unit (`bytes` or `steps`).
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<(u64, u64, String)>;
+    /// What the stage does beside each other, such as the layers of an image that are fetched: name,
+    /// completed and total, in the unit of the progress.
+    #[zbus(property)]
+    fn parts(&self) -> zbus::Result<Vec<(String, u64, u64)>>;
     /// What came of it (a name, an id), empty until then.
     #[zbus(property)]
     fn outcome(&self) -> zbus::Result<String>;

@@ -2,10 +2,11 @@
 //! that a typing error never passes silently.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
-use zbus::{OwnedVariant, Variant};
+use zbus::{Fd, OwnedVariant, Variant};
 
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Options as they came in; take each known one, then [`Options::finish`].
 #[derive(Debug, Default)]
@@ -34,6 +35,15 @@ impl Options {
                 T::SIGNATURE.to_string()
             ))
         })
+    }
+
+    /// Takes a file descriptor out, or `None` if it was not given.
+    ///
+    /// # Errors
+    /// `InvalidArgs` if it is something else.
+    pub fn take_fd(&mut self, name: &str) -> Result<Option<OwnedFd>> {
+        let Some(fd) = self.take::<Fd<'static>>(name)? else { return Ok(None) };
+        OwnedFd::try_from(fd).map(Some).map_err(Error::internal)
     }
 
     /// Checks that nothing is left.

@@ -1,7 +1,7 @@
 //! Long work of a service, followed to its end.
 //!
-//! Progress goes to standard error: a bar on a terminal, a line per stage elsewhere, JSON lines
-//! with `--json`. The first Ctrl-C cancels the job and waits for it to undo what it did; the
+//! Progress goes to standard error: a bar on a terminal, with rate and time left where it is of
+//! bytes; a line per stage elsewhere; JSON lines with `--json`. The first Ctrl-C cancels the job and waits for it to undo what it did; the
 //! second leaves it alone.
 
 use std::collections::HashMap;
@@ -146,6 +146,11 @@ impl<'a> Reporter<'a> {
         {
             self.progress(*completed, *total, unit);
         }
+        if let Some(parts) = changed.get("Parts").cloned().map(Vec::<(String, u64, u64)>::try_from)
+            && let Ok(parts) = parts
+        {
+            self.parts(&parts);
+        }
     }
 
     fn stage(&mut self, stage: &str) {
@@ -156,6 +161,8 @@ impl<'a> Reporter<'a> {
         if let Some(bar) = &self.bar {
             bar.set_style(spinner());
             bar.set_message(stage.to_owned());
+            // The rate is that of a stage.
+            bar.reset();
         } else if self.context.output.json {
             self.json(json!({"stage": stage}));
         } else {
@@ -175,10 +182,25 @@ impl<'a> Reporter<'a> {
             bar.set_style(filling());
             bar.set_length(total);
             bar.set_position(completed);
-            bar.set_message(format!("{} {}/{}", self.stage, show(completed), show(total)));
+            let pace = if unit == "bytes" {
+                pace(total - completed.min(total), bar.per_sec())
+            } else {
+                String::new()
+            };
+            bar.set_message(format!("{} {}/{}{pace}", self.stage, show(completed), show(total)));
         } else if completed > 0 {
             bar.set_message(format!("{} {}", self.stage, show(completed)));
         }
+    }
+
+    /// What goes on beside each other. A bar shows them in sum.
+    fn parts(&self, parts: &[(String, u64, u64)]) {
+        if !self.context.output.json || parts.is_empty() {
+            return;
+        }
+        let part = |(name, completed, total): &(String, u64, u64)| json!({"name": name, "completed": completed, "total": total});
+        let parts: Vec<_> = parts.iter().map(part).collect();
+        self.json(json!({"stage": self.stage, "parts": parts}));
     }
 
     fn canceling(&self) {
@@ -223,14 +245,37 @@ fn spinner() -> ProgressStyle {
 }
 
 fn filling() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {prefix}: [{bar:30}] {msg}")
+    ProgressStyle::with_template("{spinner} {prefix}: {msg} [{wide_bar}]")
         .expect("a constant")
         .progress_chars("=> ")
+}
+
+/// Rate and time left; nothing while there is no rate to go by.
+fn pace(left: u64, per_second: f64) -> String {
+    if per_second < 1.0 || left == 0 {
+        return String::new();
+    }
+    let seconds = (left as f64 / per_second).ceil() as u64;
+    let time = match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}min {}s", seconds / 60, seconds % 60),
+        _ => format!("{}h {}min", seconds / 3600, seconds / 60 % 60),
+    };
+    format!(", {}/s, {time} left", size(per_second as u64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paces() {
+        assert_eq!(pace(10 << 20, 2.0 * 1048576.0), ", 2M/s, 5s left");
+        assert_eq!(pace(1 << 30, 1048576.0), ", 1M/s, 17min 4s left");
+        assert_eq!(pace(10_000, 1.5), ", 1B/s, 1h 51min left");
+        assert_eq!(pace(1 << 30, 0.0), "");
+        assert_eq!(pace(0, 1048576.0), "");
+    }
 
     #[test]
     fn a_stage_lasts_until_the_next() {

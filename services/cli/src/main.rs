@@ -4,6 +4,7 @@
 //! - `args`: what can be typed, as clap has it
 //! - `cmd/`: one file per noun, and `run`
 //! - [`bus`]: the system bus, or the services' own sockets
+//! - [`credentials`]: of registries, which only the user can read
 //! - [`job`]: progress of long work, and Ctrl-C
 //! - [`stream`], [`terminal`]: the bytes of commands in guests
 //! - [`exit`]: exit codes
@@ -11,6 +12,7 @@
 mod args;
 mod bus;
 mod cmd;
+mod credentials;
 mod exit;
 mod job;
 mod output;

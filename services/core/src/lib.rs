@@ -6,11 +6,13 @@
 
 pub mod acl;
 pub mod address;
+pub mod credentials;
 pub mod ending;
 pub mod glob;
 pub mod guest;
 pub mod kernel;
 pub mod name;
+pub mod reference;
 pub mod snapshot;
 pub mod spec;
 pub mod timeline;

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 /// From the weakest to the strongest.
-const DIRECTORIES: [&str; 3] = ["/usr/lib/banger", "/run/banger", "/etc/banger"];
+pub const DIRECTORIES: [&str; 3] = ["/usr/lib/banger", "/run/banger", "/etc/banger"];
 
 /// Reads the configuration of `NAME`. What no file says comes from `T`'s defaults (`#[serde(default)]`);
 /// what `T` does not know is refused (`#[serde(deny_unknown_fields)]`).
@@ -40,8 +40,12 @@ fn load_from<T: DeserializeOwned>(directories: &[&Path], name: &str) -> Result<T
     merged.try_into().map_err(|error| Error::internal(format!("{name}.conf: {error}")))
 }
 
-/// Where there may be files, from the weakest to the strongest.
-fn files(directories: &[&Path], name: &str) -> Result<Vec<PathBuf>> {
+/// Where there may be files of the configuration `NAME`, from the weakest to the strongest: for what
+/// is not merged key by key.
+///
+/// # Errors
+/// If a directory cannot be read.
+pub fn files(directories: &[&Path], name: &str) -> Result<Vec<PathBuf>> {
     let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for directory in directories {
         let directory = directory.join(format!("{name}.conf.d"));

@@ -38,6 +38,10 @@ struct Inner {
     next: AtomicU32,
 }
 
+/// One of several things that a stage does beside each other: its name, how much of it is done, and
+/// how much there is to do, in the unit of the progress.
+pub type Part = (String, u64, u64);
+
 /// The one job as its work sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct Progress(Arc<Job>);
@@ -60,6 +64,8 @@ struct View {
     stages: Vec<(String, u64)>,
     progress: (u64, u64, &'static str),
     progress_told: Instant,
+    parts: Vec<Part>,
+    parts_told: Instant,
     outcome: Result<String>,
 }
 
@@ -158,6 +164,8 @@ impl Jobs {
                 stages: Vec::new(),
                 progress: (0, 0, ""),
                 progress_told: Instant::now(),
+                parts: Vec::new(),
+                parts_told: Instant::now(),
                 outcome: outcome.unwrap_or_else(|| Ok(String::new())),
             }),
             canceled: watch::Sender::new(false),
@@ -205,8 +213,13 @@ impl Progress {
             view.stage = stage.to_owned();
             view.stages.push((stage.to_owned(), now_usec()));
             view.progress = (0, 0, "");
+            view.parts.clear();
         }
-        self.0.changed(vec![("Stage", value(stage)), ("Progress", value((0u64, 0u64, "")))]);
+        self.0.changed(vec![
+            ("Stage", value(stage)),
+            ("Progress", value((0u64, 0u64, ""))),
+            ("Parts", value(Vec::<Part>::new())),
+        ]);
     }
 
     /// How far the stage is: `completed` of `total` (0 if unknown), in `unit`s (`bytes`, `steps`).
@@ -220,6 +233,22 @@ impl Progress {
             view.progress_told = Instant::now();
         }
         self.0.changed(vec![("Progress", value((completed, total, unit)))]);
+    }
+
+    /// How far each of the things is that the stage does beside each other.
+    pub fn set_parts(&self, parts: &[Part]) {
+        {
+            let mut view = self.0.view();
+            if view.parts == parts {
+                return;
+            }
+            view.parts = parts.to_vec();
+            if view.parts_told.elapsed() < PROGRESS_PERIOD {
+                return;
+            }
+            view.parts_told = Instant::now();
+        }
+        self.0.changed(vec![("Parts", value(parts.to_vec()))]);
     }
 
     /// Whether somebody asked for the end of the job.
@@ -360,6 +389,13 @@ impl JobObject {
     fn progress(&self) -> (u64, u64, String) {
         let (completed, total, unit) = self.job.view().progress;
         (completed, total, unit.to_owned())
+    }
+
+    /// What the stage does beside each other, such as the layers of an image that are fetched: name,
+    /// completed and total, in the unit of the progress.
+    #[zbus(property)]
+    fn parts(&self) -> Vec<Part> {
+        self.job.view().parts.clone()
     }
 
     /// What came of it (a name, an id), empty until then.

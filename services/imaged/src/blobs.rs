@@ -1,38 +1,39 @@
 //! Blobs by their digest. A blob is in its place only once its bytes are verified and durable, so
 //! whoever finds one may trust it.
 //!
-//! Two that need the same blob share one download: the second waits for the first and finds it
-//! done, or goes on if the first was canceled. A blob is kept while an image in the database names
-//! it or a pull under way has pinned it.
+//! Two that need the same blob share one download. A blob is kept while an image in the database
+//! names it or a pull under way has pinned it. What arrived of one whose download broke off is kept
+//! for a day, so that the next pull goes on from there, after a restart too.
+
+mod partial;
+mod receive;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
-use crate::keyed::Keyed;
-use crate::registry::client::{back_off, unreachable};
-use crate::registry::{Descriptor, Reference, Registry};
-
-/// Downloads at a time, of all pulls together.
-const DOWNLOADS: usize = 4;
-/// How often one blob's download goes on after it broke off.
-const RESUMES: u32 = 5;
-/// Chunks between the network and the disk.
-const QUEUE: usize = 16;
+use crate::flights::{Flight, Flights};
+use crate::keyed::{Keyed, KeyedGuard};
+use crate::registry::{Descriptor, Endpoint};
+use crate::service::blocking;
+use partial::Partial;
+use receive::{layer_of, receive};
 
 #[derive(Clone)]
 pub struct Blobs {
     files: Files,
+    flights: Flights<AtomicU64, ()>,
     locks: Keyed,
+    /// Of all pulls together.
     downloads: Arc<Semaphore>,
     pins: Arc<Mutex<HashMap<String, usize>>>,
 }
@@ -44,11 +45,13 @@ pub struct Pins {
 }
 
 impl Blobs {
-    pub fn new(files: Files) -> Self {
+    /// With so many downloads at a time.
+    pub fn new(files: Files, downloads: usize) -> Self {
         Self {
             files,
+            flights: Flights::default(),
             locks: Keyed::default(),
-            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            downloads: Arc::new(Semaphore::new(downloads)),
             pins: Arc::default(),
         }
     }
@@ -70,116 +73,55 @@ impl Blobs {
         File::open(self.files.blob(hex)).map_err(Error::io(format!("cannot open the blob {hex}")))
     }
 
-    /// Makes sure that a blob is there. `progress` counts its bytes as they arrive; all at once
-    /// if nothing has to be fetched.
-    pub async fn fetch(
-        &self,
-        registry: &Registry,
-        reference: &Reference,
-        blob: &Descriptor,
-        insecure: bool,
-        progress: &AtomicU64,
-    ) -> Result<()> {
-        let _mine = self.locks.lock(blob.hex()).await;
-        if self.has(blob) {
-            progress.fetch_add(blob.size, Ordering::Relaxed);
-            return Ok(());
-        }
-        let _slot = self.downloads.acquire().await.map_err(|_| Error::Canceled)?;
-        self.download(registry, reference, blob, insecure, progress).await
+    /// Makes sure that a blob is there: joins its download, or begins it, unless it is there already.
+    /// The flight's progress is the number of bytes that have arrived.
+    pub fn fetch(&self, endpoint: &Arc<Endpoint>, blob: &Descriptor) -> Flight<AtomicU64, ()> {
+        let name = format!("{} {}", blob.hex(), blob.size);
+        self.flights.join(&name, |arrived| {
+            let (blobs, endpoint, blob) = (self.clone(), endpoint.clone(), blob.clone());
+            async move {
+                // Whoever was here before may still be writing what had arrived.
+                let mine = blobs.locks.lock(blob.hex()).await;
+                if blobs.has(&blob) {
+                    arrived.store(blob.size, Ordering::Relaxed);
+                    return Ok(());
+                }
+                let _slot = blobs.downloads.acquire().await.map_err(|_| Error::Canceled)?;
+                blobs.download(&endpoint, &blob, mine, &arrived).await
+            }
+        })
     }
 
     fn has(&self, blob: &Descriptor) -> bool {
         std::fs::metadata(self.files.blob(blob.hex())).is_ok_and(|found| found.len() == blob.size)
     }
 
+    /// Goes on where an earlier download broke off. What is left of that is trusted only as far as
+    /// the digest of the whole: if it does not come out right, everything is fetched again.
     async fn download(
         &self,
-        registry: &Registry,
-        reference: &Reference,
+        endpoint: &Endpoint,
         blob: &Descriptor,
-        insecure: bool,
-        progress: &AtomicU64,
+        mine: KeyedGuard,
+        arrived: &AtomicU64,
     ) -> Result<()> {
-        let (file, path) = self.files.temporary()?;
-        let temporary = Temporary(path);
-        // Hashing and writing happen beside the event loop, which must never wait for a disk.
-        let (chunks, mut incoming) = mpsc::channel::<Vec<u8>>(QUEUE);
-        let writer = tokio::task::spawn_blocking(move || -> Result<(File, String)> {
-            let mut file = file;
-            let mut hash = Sha256::new();
-            while let Some(chunk) = incoming.blocking_recv() {
-                hash.update(&chunk);
-                file.write_all(&chunk).map_err(Error::io("cannot store a blob"))?;
-            }
-            Ok((file, digest::hex(&hash.finalize())))
-        });
-
-        let what = || format!("layer {} of {reference}", &blob.digest[..blob.digest.len().min(19)]);
-        let mut received = 0u64;
-        let mut resumes = 0;
-        'connection: while received < blob.size {
-            let mut response = match registry.open_blob(reference, &blob.digest, received, insecure).await {
-                // It gave a part, and has no more: what it stores is cut.
-                Err(Error::RegistryFailed { .. }) if received > 0 => {
-                    return Err(Error::Truncated { what: what(), wanted: blob.size, found: received });
+        let path = self.files.partial(blob.hex());
+        let size = blob.size;
+        let mut partial = blocking(move || Partial::open(path, size, mine)).await?;
+        loop {
+            let resumed = partial.length > 0;
+            arrived.store(partial.length, Ordering::Relaxed);
+            partial = receive(endpoint, blob, partial, arrived).await?;
+            let (wanted, target) = (blob.hex().to_owned(), self.files.blob(blob.hex()));
+            match blocking(move || partial.finish(&wanted, &target)).await? {
+                None => return Ok(()),
+                Some((emptied, _)) if resumed => partial = emptied,
+                Some((_, found)) => {
+                    let what = layer_of(endpoint, blob);
+                    return Err(Error::DigestMismatch { what, wanted: blob.digest.clone(), found });
                 }
-                response => response?,
-            };
-            // A registry that ignores the range sends everything again: skip what is there.
-            let mut skip =
-                if response.status() == reqwest::StatusCode::PARTIAL_CONTENT { 0 } else { received };
-            loop {
-                let broke = match response.chunk().await {
-                    Ok(Some(chunk)) => {
-                        let chunk = if skip >= chunk.len() as u64 {
-                            skip -= chunk.len() as u64;
-                            continue;
-                        } else {
-                            let rest = &chunk[skip as usize..];
-                            skip = 0;
-                            rest.to_vec()
-                        };
-                        received += chunk.len() as u64;
-                        if received > blob.size {
-                            return Err(Error::InvalidManifest(format!(
-                                "{} is longer than the {} bytes it promises",
-                                what(),
-                                blob.size
-                            )));
-                        }
-                        progress.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                        if chunks.send(chunk).await.is_err() {
-                            break 'connection;
-                        }
-                        continue;
-                    }
-                    Ok(None) if received == blob.size => break 'connection,
-                    Ok(None) => None,
-                    Err(error) => Some(error),
-                };
-                resumes += 1;
-                if resumes > RESUMES {
-                    return Err(match broke {
-                        Some(error) if received == 0 => unreachable(reference, &error),
-                        _ => Error::Truncated { what: what(), wanted: blob.size, found: received },
-                    });
-                }
-                tokio::time::sleep(back_off(resumes)).await;
-                continue 'connection;
             }
         }
-        drop(chunks);
-        let (file, found) = writer.await??;
-        if found != blob.hex() {
-            return Err(Error::DigestMismatch {
-                what: what(),
-                wanted: blob.digest.clone(),
-                found: format!("sha256:{found}"),
-            });
-        }
-        let target = self.files.blob(blob.hex());
-        tokio::task::spawn_blocking(move || keep(&file, &temporary, target)).await?
     }
 
     /// Stores a blob that comes from a file, verifying it.
@@ -219,7 +161,7 @@ impl Blobs {
                 found: format!("sha256:{found}"),
             });
         }
-        keep(&file, &temporary, self.files.blob(blob.hex()))
+        keep(&file, &temporary.0, &self.files.blob(blob.hex()))
     }
 
     /// Removes the blobs that nobody has pinned and `is_used` does not know, out of `candidates`,
@@ -272,11 +214,12 @@ impl Drop for Temporary {
     }
 }
 
-fn keep(file: &File, temporary: &Temporary, target: PathBuf) -> Result<()> {
+/// Makes a file durable in its place.
+fn keep(file: &File, path: &Path, target: &Path) -> Result<()> {
     let store = || -> std::io::Result<()> {
         file.sync_all()?;
-        std::fs::rename(&temporary.0, &target)?;
-        files::sync_dir(target.parent().unwrap_or(&target))
+        std::fs::rename(path, target)?;
+        files::sync_dir(target.parent().unwrap_or(target))
     };
     store().map_err(Error::io("cannot store a blob"))
 }

@@ -4,13 +4,18 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::limits::Limits;
+
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The guest's agent, a static program.
     pub agent: PathBuf,
-    /// Registries (`HOST[:PORT]`) that may be spoken to without TLS. Those on this host always may.
-    pub insecure_registries: Vec<String>,
+    /// Layers that are fetched at a time, of all pulls together.
+    #[serde(deserialize_with = "at_least_one")]
+    pub downloads: usize,
+    /// How much one image may ask of us.
+    pub limits: Limits,
     pub signatures: Signatures,
 }
 
@@ -33,8 +38,14 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             agent: "/usr/libexec/banger/banger-agent".into(),
-            insecure_registries: vec![],
+            downloads: 16,
+            limits: Limits::default(),
             signatures: Signatures::default(),
         }
     }
+}
+
+fn at_least_one<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let value = usize::deserialize(deserializer)?;
+    if (1..=256).contains(&value) { Ok(value) } else { Err(serde::de::Error::custom("use 1 to 256")) }
 }

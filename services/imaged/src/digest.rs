@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+pub use banger_core::reference::{is_hex64, sha256_hex as parse};
 use sha2::{Digest as _, Sha256};
 
 /// Lowercase hexadecimal.
@@ -16,16 +17,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The hexadecimal part of `sha256:<64 digits>`, which is also safe as a file name.
-pub fn parse(digest: &str) -> Option<&str> {
-    digest.strip_prefix("sha256:").filter(|hex| is_hex64(hex))
-}
-
-/// The same of a digest that was checked before: an image's id.
+/// The hexadecimal part of a digest that was checked before: an image's id.
 pub fn id(digest: &str) -> String {
     parse(digest).unwrap_or_default().to_owned()
-}
-
-pub fn is_hex64(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

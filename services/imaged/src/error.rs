@@ -9,10 +9,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "{0:?} is not an image reference: {1}; use HOST[:PORT]/REPO[:TAG|@DIGEST] or a short name such as debian:12"
-    )]
-    BadReference(String, &'static str),
+    #[error(transparent)]
+    BadReference(#[from] banger_core::reference::InvalidReference),
     #[error(
         "{0:?} is not a usable name: use up to 255 of a-z A-Z 0-9 . _ - : / @ +, beginning with a letter or digit"
     )]
@@ -36,8 +34,14 @@ pub enum Error {
     RegistryUnreachable { registry: String, reason: String },
     #[error("the registry {registry} answered {status} to {what}")]
     RegistryFailed { registry: String, status: String, what: String },
-    #[error("the registry {registry} denies access to {repository}: check the name, or give credentials")]
-    RegistryDenied { registry: String, repository: String },
+    #[error(
+        "the registry {registry} denies {who} access to {repository}: check the name, and log in with `docker login`, `podman login` or `skopeo login`"
+    )]
+    RegistryDenied { registry: String, repository: String, who: String },
+    #[error("{reference} is not to be pulled: registries.conf blocks {prefix}")]
+    RegistryBlocked { reference: String, prefix: String },
+    #[error("{path}: {reason}")]
+    BadConfig { path: String, reason: String },
     #[error("{what} has the digest {found}, not {wanted}: what arrived is not what was asked for; try again")]
     DigestMismatch { what: String, wanted: String, found: String },
     #[error("{what} broke off after {found} of {wanted} bytes")]
@@ -90,15 +94,15 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         use Error as E;
         match self {
-            E::BadReference(..) | E::BadName(_) | E::BadArgument(_) | E::Ambiguous(_) => {
+            E::BadReference(_) | E::BadName(_) | E::BadArgument(_) | E::Ambiguous(_) => {
                 ErrorKind::InvalidArgs
             }
-            E::Unreadable { .. } => ErrorKind::InvalidArgs,
+            E::Unreadable { .. } | E::BadConfig { .. } => ErrorKind::InvalidArgs,
             E::NoSuchImage(_) | E::NotInRegistry { .. } | E::NoSuchPlatform { .. } => ErrorKind::NoSuchImage,
             E::NameTaken(_) => ErrorKind::NameTaken,
             E::ImageInUse { .. } => ErrorKind::ImageInUse,
             E::RegistryUnreachable { .. } | E::RegistryFailed { .. } => ErrorKind::RegistryUnreachable,
-            E::RegistryDenied { .. } => ErrorKind::RegistryDenied,
+            E::RegistryDenied { .. } | E::RegistryBlocked { .. } => ErrorKind::RegistryDenied,
             E::DigestMismatch { .. } => ErrorKind::DigestMismatch,
             // Bytes from a registry that end early never match their digest; the reason is the network.
             E::Truncated { .. } => ErrorKind::RegistryUnreachable,
@@ -113,6 +117,12 @@ impl Error {
             E::Io { .. } => ErrorKind::Internal,
             E::Base(error) => error.kind(),
         }
+    }
+
+    /// Whether another registry, or another user of it, may have more luck.
+    pub fn is_of_registry(&self) -> bool {
+        use ErrorKind as K;
+        matches!(self.kind(), K::RegistryUnreachable | K::RegistryDenied | K::DigestMismatch | K::NoSuchImage)
     }
 
     /// For `map_err`: an I/O error with what was tried.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, SeekFrom, copy_file_range, renameat_with, seek};
 
@@ -18,6 +19,8 @@ pub struct Files {
     pub images: PathBuf,
     pub kernels: PathBuf,
     pub blobs: PathBuf,
+    /// What has arrived of blobs.
+    pub partial: PathBuf,
     pub staging: PathBuf,
 }
 
@@ -26,6 +29,9 @@ pub struct Files {
 pub struct Staged {
     path: PathBuf,
 }
+
+/// How long a broken download waits to be gone on with.
+const KEEP_PARTIAL: Duration = Duration::from_secs(24 * 3600);
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -36,13 +42,20 @@ impl Files {
             images: state.join("images"),
             kernels: state.join("kernels"),
             blobs: state.join("blobs/sha256"),
+            partial: state.join("blobs/partial"),
             staging: state.join("staging"),
         };
-        for dir in [&files.images, &files.kernels, &files.blobs, &files.staging] {
+        for dir in [&files.images, &files.kernels, &files.blobs, &files.partial, &files.staging] {
             fs::create_dir_all(dir).map_err(Error::io(format!("cannot make {}", dir.display())))?;
         }
         for entry in list(&files.staging)? {
             remove(&files.staging.join(entry));
+        }
+        for entry in list(&files.partial)? {
+            let path = files.partial.join(entry);
+            if is_older(&path, KEEP_PARTIAL) {
+                remove(&path);
+            }
         }
         Ok(files)
     }
@@ -67,6 +80,11 @@ impl Files {
 
     pub fn blob(&self, hex: &str) -> PathBuf {
         self.blobs.join(hex)
+    }
+
+    /// What has arrived of a blob.
+    pub fn partial(&self, hex: &str) -> PathBuf {
+        self.partial.join(hex)
     }
 
     /// A new file in staging, for reading and writing.
@@ -108,6 +126,12 @@ impl Drop for Staged {
     fn drop(&mut self) {
         remove(&self.path);
     }
+}
+
+/// Whether nothing was written to it for a while.
+fn is_older(path: &Path, than: Duration) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > than))
 }
 
 fn sync_tree(path: &Path) -> io::Result<()> {

@@ -1,19 +1,27 @@
 //! How much an image may ask of us. Everything that grows with untrusted input is held against
 //! one of these.
 
-/// Bounds on one image.
-#[derive(Debug, Clone)]
+use banger_core::units;
+use serde::{Deserialize, Deserializer, de};
+
+/// Bounds on one image: `[limits]` of `imaged.conf`. Bytes are written such as `"4M"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Bytes of one manifest, index or config.
+    #[serde(deserialize_with = "size")]
     pub document: u64,
     pub layers: usize,
     /// Bytes of one layer as it is stored (compressed).
+    #[serde(deserialize_with = "size")]
     pub blob: u64,
     /// Bytes of all layers unpacked, holes of sparse files included.
+    #[serde(deserialize_with = "size")]
     pub unpacked: u64,
     /// Entries of all layers.
     pub entries: u64,
     /// Bytes of names, link targets and extended attributes of all layers: what stays in memory.
+    #[serde(deserialize_with = "size")]
     pub metadata: u64,
     /// Directories within directories.
     pub depth: usize,
@@ -31,6 +39,10 @@ impl Default for Limits {
             depth: 512,
         }
     }
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    units::parse_size(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
 /// The largest tar header extension (PAX records, long names) of one entry.

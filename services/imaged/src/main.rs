@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use banger_daemon::Spec;
 use banger_imaged::bus;
 use banger_imaged::config::Config;
-use banger_imaged::limits::Limits;
+use banger_imaged::registry::Host;
 use banger_imaged::service::{Service, Settings};
 use banger_imaged::trust::Policy;
 
@@ -28,8 +28,9 @@ fn main() -> ExitCode {
         let settings = Settings {
             state_dir: context.state_dir.clone(),
             agent: config.agent,
-            insecure_registries: config.insecure_registries,
-            limits: Limits::default(),
+            host: Host::system(),
+            downloads: config.downloads,
+            limits: config.limits,
             trust: Policy { key_dirs: config.signatures.key_dirs(), required: config.signatures.required },
         };
         let (service, events) = Service::open(settings).await?;

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use banger_daemon::Store;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -11,9 +9,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::blobs::{Blobs, Pins};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
+use crate::images::Images;
 use crate::keyed::Keyed;
 use crate::limits::Limits;
-use crate::registry::Registry;
+use crate::registry::Host;
 use crate::store;
 use crate::trust::Policy;
 
@@ -26,8 +25,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The guest's agent, which goes into every initramfs.
     pub agent: PathBuf,
-    /// Registries that may be spoken to without TLS.
-    pub insecure_registries: Vec<String>,
+    /// What this host says of registries.
+    pub host: Host,
+    /// Layers that are fetched at a time, of all pulls together.
+    pub downloads: usize,
     pub trust: Policy,
     pub limits: Limits,
 }
@@ -50,7 +51,8 @@ pub struct Inner {
     pub store: Store,
     pub files: Files,
     pub blobs: Blobs,
-    pub registry: Registry,
+    /// Images being pulled.
+    pub(crate) pulls: Images,
     /// One build of an image, and one of a kernel's initramfs, at a time.
     pub builds: Keyed,
     pub unpacks: Semaphore,
@@ -66,14 +68,13 @@ impl Service {
     pub async fn open(settings: Settings) -> Result<(Self, Events)> {
         let files = Files::open(&settings.state_dir)?;
         let store = Store::open(&settings.state_dir.join("imaged.db"), store::MIGRATIONS)?;
-        let registry = Registry::new(settings.limits.clone(), settings.insecure_registries.clone())?;
         let (events, receiver) = mpsc::unbounded_channel();
         let service = Self(Arc::new(Inner {
-            blobs: Blobs::new(files.clone()),
+            blobs: Blobs::new(files.clone(), settings.downloads),
             settings,
             store,
             files,
-            registry,
+            pulls: Images::default(),
             builds: Keyed::default(),
             unpacks: Semaphore::new(UNPACKS),
             events,
@@ -188,49 +189,6 @@ impl Drop for PinGuard {
                     tracing::warn!("cannot collect blobs: {error}");
                 }
             });
-        }
-    }
-}
-
-/// Who wants to know how long work gets on.
-pub trait Progress: Send + Sync {
-    fn stage(&self, stage: &str);
-    fn bytes(&self, completed: u64, total: u64);
-}
-
-/// Nobody.
-impl Progress for () {
-    fn stage(&self, _stage: &str) {}
-    fn bytes(&self, _completed: u64, _total: u64) {}
-}
-
-impl Progress for banger_daemon::Progress {
-    fn stage(&self, stage: &str) {
-        banger_daemon::Progress::stage(self, stage);
-    }
-
-    fn bytes(&self, completed: u64, total: u64) {
-        self.set(completed, total, "bytes");
-    }
-}
-
-/// Runs `work` and tells `progress` ten times a second how far `counter` is.
-pub(crate) async fn watched<T>(
-    progress: &dyn Progress,
-    counter: &AtomicU64,
-    total: u64,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    let mut work = std::pin::pin!(work);
-    let mut tick = tokio::time::interval(Duration::from_millis(100));
-    loop {
-        tokio::select! {
-            biased;
-            outcome = &mut work => {
-                progress.bytes(counter.load(Ordering::Relaxed).min(total), total);
-                return outcome;
-            }
-            _ = tick.tick() => progress.bytes(counter.load(Ordering::Relaxed).min(total), total),
         }
     }
 }

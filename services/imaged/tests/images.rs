@@ -8,6 +8,7 @@ use std::process::Command;
 use banger_api::ErrorKind;
 use banger_imaged::images::ImportOptions;
 use banger_imaged::limits::Limits;
+use banger_imaged::registry::Host;
 use banger_imaged::service::{Service, Settings};
 use tempfile::TempDir;
 
@@ -92,7 +93,8 @@ fn settings(state: &Path) -> Settings {
     Settings {
         state_dir: state.to_owned(),
         agent: state.join("agent"),
-        insecure_registries: Vec::new(),
+        host: Host::below(state),
+        downloads: 4,
         trust: Default::default(),
         limits: Limits { unpacked: 8 << 20, ..Limits::default() },
     }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::parse::parse_limit;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Pull {
     /// HOST[:PORT]/REPO[:TAG|@DIGEST], or a short name of docker.io
     pub reference: String,
@@ -17,7 +17,7 @@ pub struct Pull {
     /// Platform, such as linux/arm64, instead of the host's
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
-    /// Allow plain HTTP
+    /// Allow plain HTTP and unknown certificates
     #[arg(long)]
     pub insecure: bool,
 }

@@ -14,6 +14,7 @@ use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
 use crate::args::{Format, Image, Images, Import, Prune, Pull};
+use crate::credentials;
 use crate::exit::SUCCESS;
 use crate::job;
 use crate::output::{ago, or_dash, size};
@@ -151,13 +152,19 @@ async fn object(context: &Context, name: &str) -> Result<ImageProxy<'static>> {
 }
 
 pub async fn pull(context: &Context, arguments: Pull) -> Result<()> {
+    let pulling = start_pull(context, &arguments).await?;
+    finish(context, pulling, &format!("pull {}", arguments.reference)).await
+}
+
+/// Has an image pulled with the user's own credentials.
+pub async fn start_pull(context: &Context, arguments: &Pull) -> Result<(u32, OwnedObjectPath)> {
     let options = OptionsBuilder::new()
         .set("name", arguments.name.as_deref())
         .set("platform", arguments.platform.as_deref())
         .set("insecure", arguments.insecure.then_some(true))
+        .set("credentials", credentials::for_image(&context.output, &arguments.reference)?)
         .build();
-    let pulling = context.bus.images().await?.pull(&arguments.reference, options).await?;
-    finish(context, pulling, &format!("pull {}", arguments.reference)).await
+    Ok(context.bus.images().await?.pull(&arguments.reference, options).await?)
 }
 
 /// Follows a job whose outcome is the name of an image or a kernel, and prints that.

@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use banger_api::image::ImageProxy;
-use banger_api::options::OptionsBuilder;
 use banger_api::{ErrorKind, IMAGED, Result};
 
-use super::{kernel, session, vm};
+use super::{image as images, kernel, session, vm};
 use crate::Context;
-use crate::args::Run;
+use crate::args::{Pull, Run};
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
 use crate::output::table;
@@ -113,9 +112,9 @@ async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Ti
 
 /// Gets the image and a kernel if they are not there, and says so.
 pub async fn provide(context: &Context, image: &str, default_kernel: bool) -> Result<Vec<Ended>> {
-    let images = context.bus.images().await?;
+    let service = context.bus.images().await?;
     let mut work = Vec::new();
-    if default_kernel && images.list_kernels().await?.is_empty() {
+    if default_kernel && service.list_kernels().await?.is_empty() {
         context.output.note("there is no kernel yet: importing the host's own");
         let started = Instant::now();
         kernel::import(context, &[kernel::HOST], "", None, None).await?;
@@ -124,11 +123,12 @@ pub async fn provide(context: &Context, image: &str, default_kernel: bool) -> Re
             stages: vec![("import kernel".to_owned(), started.elapsed())],
         });
     }
-    match images.get_image(image).await.map_err(banger_api::Error::from) {
+    match service.get_image(image).await.map_err(banger_api::Error::from) {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NoSuchImage => {
             context.output.note(&format!("there is no image {image} yet: pulling it"));
-            let pulling = images.pull(image, OptionsBuilder::new().build()).await?;
+            let wanted = Pull { reference: image.to_owned(), ..Pull::default() };
+            let pulling = images::start_pull(context, &wanted).await?;
             let mut pulled = job::follow(context, IMAGED, pulling, &format!("pull {image}")).await?;
             for (stage, _) in &mut pulled.stages {
                 stage.insert_str(0, "pull: ");

@@ -12,8 +12,10 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
+use crate::error::Error;
 use crate::images::{Filter, Format, ImportOptions, Prune, PullOptions, Usage};
 use crate::kernel::{KernelOptions, KernelSource};
+use crate::registry::Reference;
 use crate::service::Service;
 use crate::trust::Claims;
 
@@ -65,7 +67,9 @@ impl Manager {
     /// the image's name.
     ///
     /// Options: `name s` (instead of the full reference), `platform s` (such as `linux/amd64`),
-    /// `insecure b` (plain HTTP is acceptable).
+    /// `insecure b` (plain HTTP and unknown certificates are acceptable), `credentials h` (a regular
+    /// file or memfd of the form of containers-auth.json(5); what it has for the registry goes before
+    /// what the host has).
     #[zbus(out_args("job_id", "job"))]
     async fn pull(
         &self,
@@ -80,9 +84,10 @@ impl Manager {
             name: given.take("name")?,
             platform: given.take::<String>("platform")?.map(|platform| platform.parse()).transpose()?,
             insecure: given.take("insecure")?.unwrap_or_default(),
+            credentials: given.take_fd("credentials")?.map(File::from),
         };
         given.finish()?;
-        let parsed: crate::registry::Reference = reference.parse()?;
+        let parsed: Reference = reference.parse().map_err(Error::from)?;
         let name = options.name.clone().unwrap_or_else(|| parsed.to_string());
         let (service, subject) = (self.service.clone(), name.clone());
         let work = move |progress: banger_daemon::Progress| async move {

@@ -17,10 +17,11 @@ use crate::files::{Staged, create, write_file};
 use crate::layers::merge::{Invalid, Merge};
 use crate::layers::stream::{Cancel, CancelOnDrop, Source, decompress};
 use crate::layers::{Budget, LayerIndex, index};
+use crate::progress::{Progress, watched};
 use crate::registry::Config;
 use crate::registry::manifest::Process;
 use crate::rootfs;
-use crate::service::{Progress, Service, blocking, now_usec, watched};
+use crate::service::{Service, blocking, now_usec};
 use crate::store::ImageRow;
 
 /// A layer that can be read again and again.
@@ -30,10 +31,21 @@ pub(super) enum Layer {
     File(Arc<File>),
 }
 
+impl Layer {
+    fn blob(&self) -> Option<String> {
+        match self {
+            Self::Blob(hex) => Some(hex.clone()),
+            Self::File(_) => None,
+        }
+    }
+}
+
 /// A root filesystem in staging.
-pub(super) struct Built {
+pub(crate) struct Built {
     pub staged: Staged,
     pub image: ImageRow,
+    /// Blobs that it was made of.
+    pub blobs: Vec<String>,
 }
 
 /// What stands in `image.json` beside the root filesystem, for people and for repair.
@@ -99,6 +111,7 @@ impl<'a> Making<'a> {
         let (blobs, counter, cancel) = (service.0.blobs.clone(), read.clone(), cancel.clone());
         let max_depth = service.0.settings.limits.depth;
         let mut image = row(id, config);
+        let used = layers.iter().filter_map(Layer::blob).collect();
         let work = blocking(move || {
             let open = |layer: usize| open_layer(&blobs, &layers[layer], layer, &cancel, &counter);
             let file = create(&staged.path().join(rootfs_name(FSTYPE)))?;
@@ -108,7 +121,7 @@ impl<'a> Making<'a> {
             image.rootfs_digest = digest_of(file)?;
             describe(&image, staged.path())?;
             staged.sync()?;
-            Ok(Built { staged, image })
+            Ok(Built { staged, image, blobs: used })
         });
         watched(self.progress, &read, size, work).await
     }

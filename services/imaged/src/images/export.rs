@@ -24,8 +24,9 @@ use crate::error::{Error, Result};
 use crate::files::{Files, remove};
 use crate::layers::stream::{Cancel, Source};
 use crate::limits::Limits;
+use crate::progress::{Progress, watched};
 use crate::registry::manifest::Document;
-use crate::service::{Progress, Service, blocking, watched};
+use crate::service::{Service, blocking};
 use crate::store::ImageRow;
 use crate::tar::TarWriter;
 

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use tokio::process::Command;
 
@@ -17,9 +18,10 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{Files, copy_range, create, remove};
 use crate::limits::Limits;
+use crate::progress::Progress;
 use crate::registry::manifest::{Process, RootFs};
 use crate::registry::{Config, Platform};
-use crate::service::{Progress, Service, blocking};
+use crate::service::{Service, blocking};
 use crate::store::ImageRow;
 
 const BLOCK: u64 = 4096;
@@ -79,7 +81,7 @@ impl Service {
         if let Some(image) = self.claim_existing(&built.image.id, &claim).await? {
             return Ok(image);
         }
-        self.publish(built, Vec::new(), claim, progress).await
+        self.publish(&Arc::new(built), &claim, progress).await
     }
 
     /// A qcow2 as a raw disk. `qcow2` must be a copy that nobody else can change.
@@ -145,5 +147,5 @@ fn take(file: &File, place: &Place, process: Process, files: &Files, limits: &Li
     let image = ImageRow { size, rootfs_digest: digest, fstype: kind.into(), ..row(&id, &config) };
     describe(&image, staged.path())?;
     staged.sync()?;
-    Ok(Built { staged, image })
+    Ok(Built { staged, image, blobs: Vec::new() })
 }

@@ -16,9 +16,10 @@ use crate::error::{Error, Result};
 use crate::files::{private_copy, spool};
 use crate::layers::LayerIndex;
 use crate::layers::stream::{Cancel, Source};
+use crate::progress::{Progress, watched};
 use crate::registry::manifest::{Process, RootFs};
 use crate::registry::{Config, Descriptor, Manifest, Platform};
-use crate::service::{Progress, Service, blocking, watched};
+use crate::service::{Service, blocking};
 use crate::store::ImageRow;
 use crate::trust::Claims;
 
@@ -138,7 +139,7 @@ impl Service {
         check_diff_ids(&indexes, &config)?;
         let layers = saved.layers.into_iter().map(Layer::File).collect();
         let built = making.build(&id, &config, indexes, layers, size).await?;
-        self.publish(built, Vec::new(), claim, progress).await
+        self.publish(&Arc::new(built), &claim, progress).await
     }
 
     async fn import_bundle(
@@ -211,7 +212,7 @@ impl Service {
             return Ok(image);
         }
         let built = making.build(&id, &config, vec![indexed], vec![layer], size).await?;
-        self.publish(built, Vec::new(), claim, progress).await
+        self.publish(&Arc::new(built), &claim, progress).await
     }
 
     async fn import_layout(&self, dir: &Path, claim: Claim, progress: &dyn Progress) -> Result<ImageRow> {
@@ -249,7 +250,7 @@ impl Service {
         check_diff_ids(&indexes, config)?;
         let layers = manifest.hexes().map(Layer::Blob).collect();
         let built = making.build(id, config, indexes, layers, manifest.size()).await?;
-        self.publish(built, manifest.hexes().collect(), claim, progress).await
+        self.publish(&Arc::new(built), &claim, progress).await
     }
 
     async fn import_blob(&self, dir: &Path, blob: &Descriptor, making: &Making<'_>) -> Result<()> {

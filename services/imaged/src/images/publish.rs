@@ -1,10 +1,14 @@
 //! Names of images, and the moment an image is there.
 
+use std::sync::Arc;
+
 use super::build::Built;
 use super::{Freed, drop_unused, find};
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::service::{Event, Progress, Service, blocking};
+use crate::files::{Files, Staged};
+use crate::progress::Progress;
+use crate::service::{Event, Service, blocking};
 use crate::store::{self, ImageRow, NameRow};
 
 /// A name for an image, and where the image comes from if it was pulled.
@@ -75,28 +79,28 @@ impl Service {
         Ok(image)
     }
 
+    /// Puts what was built in its place, unless somebody who waited for the same has done so, and
+    /// gives it the name.
     pub(super) async fn publish(
         &self,
-        built: Built,
-        blobs: Vec<String>,
-        claim: Claim,
+        built: &Arc<Built>,
+        claim: &Claim,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         progress.stage("publish");
-        let files = self.0.files.clone();
+        let (files, built, claim) = (self.0.files.clone(), built.clone(), claim.clone());
         let id = built.image.id.clone();
         let published = self
             .0
             .store
             .transact(move |t| {
                 check_claim(t, &claim)?;
-                let target = files.image(&built.image.id);
-                // Files without a row are what a removal has not got to yet.
-                let trash = files.withdraw(&target)?;
-                built.staged.publish(&target)?;
-                store::insert_image(t, &built.image, &blobs)?;
+                let trash = match store::image(t, &built.image.id)? {
+                    Some(_) => None,
+                    None => put_in_place(t, &files, &built)?,
+                };
                 let freed = take_name(t, &claim, &built.image.id)?;
-                let image = store::image(t, &built.image.id)?.unwrap_or(built.image);
+                let image = store::image(t, &built.image.id)?.unwrap_or_else(|| built.image.clone());
                 Ok((image, freed, trash))
             })
             .await;
@@ -146,6 +150,19 @@ impl Service {
         })
         .await
     }
+}
+
+/// Files without a row are what a removal has not got to yet; they are returned, to be dropped.
+fn put_in_place(
+    t: &rusqlite::Transaction<'_>,
+    files: &Files,
+    built: &Built,
+) -> banger_api::Result<Option<Staged>> {
+    let target = files.image(&built.image.id);
+    let trash = files.withdraw(&target)?;
+    built.staged.publish(&target)?;
+    store::insert_image(t, &built.image, &built.blobs)?;
+    Ok(trash)
 }
 
 /// Whether the claim may have its name: `Some` with the image that has it now.

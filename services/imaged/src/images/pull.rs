@@ -1,34 +1,64 @@
 //! Images from registries.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
+use tokio::sync::Semaphore;
 
-use super::build::{Layer, Making, check_diff_ids};
+use super::build::{Built, Layer, Making, check_diff_ids};
 use super::publish::Claim;
 use crate::digest;
 use crate::error::{Error, Result};
+use crate::flights::Flights;
 use crate::layers::LayerIndex;
+use crate::progress::{Part, Progress, Relay, periodically};
+use crate::registry::host::not_json;
 use crate::registry::manifest::Document;
-use crate::registry::{Config, Manifest, Platform, Reference};
-use crate::service::{Inner, Progress, Service, watched};
+use crate::registry::{
+    AuthFile, Config, Credentials, Descriptor, Endpoint, Manifest, Platform, Reference, Source,
+};
+use crate::service::{Service, blocking};
 use crate::store::ImageRow;
 
-#[derive(Debug, Clone, Default)]
+/// Layers of one pull that are fetched at a time: a slow registry leaves room for others.
+const DOWNLOADS: usize = 4;
+
+/// Bytes of credentials that a caller may pass.
+const CREDENTIALS: u64 = 64 << 10;
+
+/// What is being pulled and made, by the image's id.
+pub(crate) type Images = Flights<Relay, Arc<Built>>;
+
+#[derive(Debug, Default)]
 pub struct PullOptions {
     /// Instead of the normalised reference.
     pub name: Option<String>,
     pub platform: Option<Platform>,
-    /// Plain HTTP is acceptable.
+    /// Plain HTTP and unknown certificates are acceptable.
     pub insecure: bool,
+    /// The caller's credentials: a file of the form of `auth.json`.
+    pub credentials: Option<File>,
 }
 
-/// What is pulled, and from where.
+/// What is pulled, and how.
 struct Pull {
     reference: Reference,
     platform: Platform,
     insecure: bool,
+    /// Of the caller, for the registry that the reference names.
+    credentials: Option<Credentials>,
+}
+
+/// An image found in a registry.
+#[derive(Clone)]
+struct Found {
+    id: String,
+    manifest: Arc<Manifest>,
+    endpoint: Arc<Endpoint>,
+    platform: Platform,
 }
 
 impl Service {
@@ -40,99 +70,199 @@ impl Service {
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         let reference: Reference = reference.parse()?;
-        let name = options.name.unwrap_or_else(|| reference.to_string());
-        let claim = Claim::new(name, reference.to_string())?;
-        let platform = options.platform.unwrap_or_else(Platform::host);
-        let pull = Pull { reference, platform, insecure: options.insecure };
-
+        let PullOptions { name, platform, insecure, credentials } = options;
+        let claim = Claim::new(name.unwrap_or_else(|| reference.to_string()), reference.to_string())?;
         progress.stage("resolve");
         self.check_claim(&claim).await?;
-        let (manifest, id) = self.resolve(&pull).await?;
-        if let Some(image) = self.image_by_id(&id).await? {
-            pull.check_platform("linux", &image.architecture)?;
-            if let Some(image) = self.claim_existing(&id, &claim).await? {
-                return Ok(image);
-            }
+        let credentials = match credentials {
+            Some(file) => own_credentials(file, reference.clone()).await?,
+            None => None,
+        };
+        let platform = platform.unwrap_or_else(Platform::host);
+        let found = self.find(&Pull { reference, platform, insecure, credentials }).await?;
+        if let Some(image) = self.image_by_id(&found.id).await? {
+            found.check_platform("linux", &image.architecture)?;
         }
-
-        let pins = self.guard(self.0.blobs.pin(manifest.hexes()));
-        let outcome = self.pull_layers(&pull, &manifest, &id, claim, progress).await;
+        let pins = self.guard(self.0.blobs.pin(found.manifest.hexes()));
+        let outcome = self.pull_found(&found, &claim, progress).await;
         pins.release().await?;
         outcome
     }
 
+    /// Gives the image the name, once it is there.
+    async fn pull_found(&self, found: &Found, claim: &Claim, progress: &dyn Progress) -> Result<ImageRow> {
+        loop {
+            if let Some(image) = self.claim_existing(&found.id, claim).await? {
+                return Ok(image);
+            }
+            let flight = self.0.pulls.join(&found.id, |relay| self.clone().make(found.clone(), relay));
+            let (relay, joined) = (flight.progress.clone(), flight.joined);
+            match relay.follow(progress, flight.land()).await {
+                Ok(built) => return self.publish(&built, claim, progress).await,
+                // It failed with the registry and the rights of somebody else.
+                Err(error) if joined && error.is_of_registry() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks one place after the other for the image.
+    async fn find(&self, pull: &Pull) -> Result<Found> {
+        let (host, reference) = (self.0.settings.host.clone(), pull.reference.clone());
+        let mut sources = blocking(move || host.sources(&reference)).await?.into_iter().peekable();
+        loop {
+            let Some(source) = sources.next() else { return Err(Error::Canceled) };
+            let place = source.reference.to_string();
+            match self.find_at(pull, source).await {
+                Err(error) if sources.peek().is_some() => {
+                    tracing::warn!("{place} is no mirror of {}: {error}", pull.reference);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn find_at(&self, pull: &Pull, mut source: Source) -> Result<Found> {
+        let itself = source.reference == pull.reference;
+        source.insecure |= pull.insecure && itself;
+        // The caller's are for the registry that they asked for, and for no mirror of it.
+        let given = pull.credentials.clone().filter(|_| itself);
+        let (host, reference) = (self.0.settings.host.clone(), source.reference.clone());
+        let (tls, ours) =
+            blocking(move || Ok((host.tls(&reference.registry)?, host.credentials(&reference)?))).await?;
+        let limits = &self.0.settings.limits;
+        let endpoint = Endpoint::open(source, tls, given.or(ours), limits.document).await?;
+        let (manifest, digest) = self.resolve(&endpoint, &pull.platform).await?;
+        Ok(Found {
+            id: digest::id(&digest),
+            manifest: Arc::new(manifest),
+            endpoint: Arc::new(endpoint),
+            platform: pull.platform.clone(),
+        })
+    }
+
     /// The manifest for the platform, and its digest, which is the image's id.
-    async fn resolve(&self, pull: &Pull) -> Result<(Manifest, String)> {
-        let Inner { registry, settings, .. } = &*self.0;
-        let Pull { reference, platform, insecure } = pull;
-        let (bytes, digest) = registry.document(reference, reference.version(), *insecure).await?;
-        let offers = match Document::parse(&bytes, &settings.limits)? {
-            Document::Manifest(manifest) => return Ok((manifest, digest::id(&digest))),
+    async fn resolve(&self, endpoint: &Endpoint, platform: &Platform) -> Result<(Manifest, String)> {
+        let (limits, reference) = (&self.0.settings.limits, endpoint.reference());
+        let (bytes, digest) = endpoint.document(reference.version()).await?;
+        let offers = match Document::parse(&bytes, limits)? {
+            Document::Manifest(manifest) => return Ok((manifest, digest)),
             Document::Index(offers) => offers,
         };
         let chosen = Document::choose(&offers, platform, &reference.to_string())?;
-        let (bytes, digest) = registry.document(reference, &chosen.digest, *insecure).await?;
-        match Document::parse(&bytes, &settings.limits)? {
-            Document::Manifest(manifest) => Ok((manifest, digest::id(&digest))),
+        let (bytes, digest) = endpoint.document(&chosen.digest).await?;
+        match Document::parse(&bytes, limits)? {
+            Document::Manifest(manifest) => Ok((manifest, digest)),
             Document::Index(_) => Err(Error::InvalidManifest("an index within an index".into())),
         }
     }
 
-    async fn pull_layers(
-        &self,
-        pull: &Pull,
-        manifest: &Manifest,
-        id: &str,
-        claim: Claim,
-        progress: &dyn Progress,
-    ) -> Result<ImageRow> {
-        let Inner { registry, builds, .. } = &*self.0;
-        // Who else wants this very image waits here, and then has only its name to add.
-        let _build = builds.lock(&format!("image {id}")).await;
-        if let Some(image) = self.claim_existing(id, &claim).await? {
-            return Ok(image);
-        }
+    /// Fetches what is missing and builds the image: once for all who want it at the time.
+    async fn make(self, found: Found, progress: Arc<Relay>) -> Result<Arc<Built>> {
+        let _build = self.0.builds.lock(&format!("image {}", found.id)).await;
         progress.stage("download");
-        let config = registry.blob(&pull.reference, &manifest.config.digest, pull.insecure).await?;
+        let Found { manifest, endpoint, .. } = &found;
+        let config = endpoint.blob(&manifest.config.digest).await?;
         let config = Config::parse(&config, manifest.layers.len())?;
-        pull.check_platform(&config.os, &config.architecture)?;
+        found.check_platform(&config.os, &config.architecture)?;
 
-        let making = Making::new(self, progress);
-        let indexes = self.download(pull, manifest, &making, progress).await?;
+        let making = Making::new(&self, &*progress);
+        let indexes = self.download(&found, &making, &*progress).await?;
         check_diff_ids(&indexes, &config)?;
         let layers = manifest.hexes().map(Layer::Blob).collect();
-        let built = making.build(id, &config, indexes, layers, manifest.size()).await?;
-        self.publish(built, manifest.hexes().collect(), claim, progress).await
+        making.build(&found.id, &config, indexes, layers, manifest.size()).await.map(Arc::new)
     }
 
     /// Fetches all layers, and reads each for the first time while others still arrive.
     async fn download(
         &self,
-        pull: &Pull,
-        manifest: &Manifest,
+        found: &Found,
         making: &Making<'_>,
         progress: &dyn Progress,
     ) -> Result<Vec<LayerIndex>> {
-        let Inner { registry, blobs, .. } = &*self.0;
-        let arrived = &AtomicU64::new(0);
-        let layers = manifest.layers.iter().enumerate().map(|(number, blob)| async move {
-            blobs.fetch(registry, &pull.reference, blob, pull.insecure, arrived).await?;
+        let blobs = &found.manifest.layers;
+        let arrivals: &Vec<_> = &blobs.iter().map(|_| Arrived::default()).collect();
+        let slots = &Semaphore::new(DOWNLOADS);
+        let layers = blobs.iter().enumerate().map(|(number, blob)| async move {
+            self.fetch(&found.endpoint, blob, slots, &arrivals[number]).await?;
             making.index(Layer::Blob(blob.hex().to_owned()), number, Arc::default()).await
         });
-        watched(progress, arrived, manifest.size(), try_join_all(layers)).await
+        periodically(|| tell(blobs, arrivals, progress), try_join_all(layers)).await
+    }
+
+    async fn fetch(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        blob: &Descriptor,
+        slots: &Semaphore,
+        arrived: &Arrived,
+    ) -> Result<()> {
+        let _slot = slots.acquire().await.map_err(|_| Error::Canceled)?;
+        loop {
+            let flight = self.0.blobs.fetch(endpoint, blob);
+            let joined = flight.joined;
+            arrived.watch(flight.progress.clone());
+            match flight.land().await {
+                Err(error) if joined && error.is_of_registry() => {}
+                outcome => return outcome,
+            }
+        }
     }
 }
 
-impl Pull {
+/// How much of a layer has arrived, by whoever fetches it.
+#[derive(Default)]
+struct Arrived(Mutex<Arc<AtomicU64>>);
+
+impl Arrived {
+    fn watch(&self, counter: Arc<AtomicU64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counter;
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).load(Ordering::Relaxed)
+    }
+}
+
+impl Found {
     fn check_platform(&self, os: &str, architecture: &str) -> Result<()> {
         let same = |found: &str, wanted: &str| found.is_empty() || found == wanted;
         if same(os, &self.platform.os) && same(architecture, &self.platform.architecture) {
             return Ok(());
         }
         Err(Error::NoSuchPlatform {
-            image: self.reference.to_string(),
+            image: self.endpoint.reference().to_string(),
             platform: self.platform.to_string(),
             offers: format!("{os}/{architecture}"),
         })
     }
+}
+
+/// Tells how much of each layer has arrived, and of all.
+fn tell(blobs: &[Descriptor], arrivals: &[Arrived], progress: &dyn Progress) {
+    let part = |(blob, arrived): (&Descriptor, &Arrived)| -> Part {
+        (blob.digest.clone(), arrived.bytes().min(blob.size), blob.size)
+    };
+    let parts: Vec<Part> = blobs.iter().zip(arrivals).map(part).collect();
+    progress.parts(&parts);
+    let sum = |figure: fn(&Part) -> u64| parts.iter().map(figure).sum();
+    progress.bytes(sum(|part| part.1), sum(|part| part.2));
+}
+
+/// The credentials for an image in a file that the caller passed.
+async fn own_credentials(file: File, reference: Reference) -> Result<Option<Credentials>> {
+    let refuse = |reason: String| Error::BadArgument(format!("option \"credentials\": {reason}"));
+    let bytes = blocking(move || {
+        let length =
+            file.metadata().ok().filter(|metadata| metadata.is_file()).map(|metadata| metadata.len());
+        let length = length.filter(|length| *length <= CREDENTIALS).ok_or_else(|| {
+            refuse(format!("not a regular file, or a memfd, of at most {CREDENTIALS} bytes"))
+        })?;
+        let mut bytes = vec![0; length as usize];
+        file.read_exact_at(&mut bytes, 0).map_err(|error| refuse(error.to_string()))?;
+        Ok(bytes)
+    })
+    .await?;
+    let file: AuthFile = serde_json::from_slice(&bytes).map_err(|error| refuse(not_json(&error)))?;
+    file.find(&reference).map_err(|error| refuse(error.to_string()))
 }

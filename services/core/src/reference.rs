@@ -3,10 +3,26 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::digest;
-use crate::error::Error;
+pub const DOCKER: &str = "docker.io";
 
-const DOCKER: &str = "docker.io";
+/// Why a text is no reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is not an image reference: {why}; use HOST[:PORT]/REPO[:TAG|@DIGEST] or a short name such as debian:12"
+)]
+pub struct InvalidReference {
+    text: String,
+    why: &'static str,
+}
+
+/// The hexadecimal part of `sha256:<64 digits>`, which is also safe as a file name.
+pub fn sha256_hex(digest: &str) -> Option<&str> {
+    digest.strip_prefix("sha256:").filter(|hex| is_hex64(hex))
+}
+
+pub fn is_hex64(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
@@ -20,6 +36,11 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// The same without tag and digest: `HOST[:PORT]/REPO`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
     /// Host and port that answer for the registry.
     pub fn endpoint(&self) -> &str {
         if self.registry == DOCKER { "registry-1.docker.io" } else { &self.registry }
@@ -52,10 +73,10 @@ impl fmt::Display for Reference {
 }
 
 impl FromStr for Reference {
-    type Err = Error;
+    type Err = InvalidReference;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let bad = |why| Error::BadReference(text.chars().take(300).collect(), why);
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        let bad = |why| InvalidReference { text: text.chars().take(300).collect(), why };
         if text.is_empty() || text.len() > 512 {
             return Err(bad("it is empty or too long"));
         }
@@ -63,7 +84,7 @@ impl FromStr for Reference {
             Some((name, digest)) => (name, Some(digest)),
             None => (text, None),
         };
-        if digest.is_some_and(|digest| digest::parse(digest).is_none()) {
+        if digest.is_some_and(|digest| sha256_hex(digest).is_none()) {
             return Err(bad("the digest must be sha256: and 64 lowercase hexadecimal digits"));
         }
         let (registry, rest) = match name.split_once('/') {
@@ -96,7 +117,8 @@ impl FromStr for Reference {
     }
 }
 
-fn is_host(text: &str) -> bool {
+/// A host with an optional port.
+pub fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, port)) => {
             if host.parse::<std::net::Ipv6Addr>().is_err() {
@@ -126,7 +148,8 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-fn is_component(part: &str) -> bool {
+/// A part of a repository's name.
+pub fn is_component(part: &str) -> bool {
     let edge = |byte: Option<u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     edge(part.bytes().next())
         && edge(part.bytes().last())
