@@ -200,7 +200,7 @@ impl Between {
 }
 
 /// A request without a body, up to its empty line.
-pub(crate) fn request_head(stream: &TcpStream) -> std::io::Result<String> {
+fn request_head(stream: &TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     let mut lines = BufReader::new(stream.take(1 << 16));
     while lines.read_until(b'\n', &mut head)? > 2 {

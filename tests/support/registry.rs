@@ -1,7 +1,7 @@
 //! Registries of a test's own: Debian's docker-registry over what the lab's registry holds, with
 //! TLS, with a password, or with tokens.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::between::request_head;
 use crate::{eventually, sh};
 
 /// Who may enter where a password is asked for.
@@ -22,6 +21,9 @@ pub const PASSWORD: &str = "open sesame";
 pub const PAIR: &str = "YWxpOm9wZW4gc2VzYW1l";
 /// The same as htpasswd(1) writes it, by bcrypt.
 const HTPASSWD: &str = "ali:$2b$04$nEZdZ34cWUlYxq6FYDlzAeEnA39BMAzIC.Puk/ihiur6WwFww5g2u\n";
+
+/// Is exchanged for tokens, as the password is.
+pub const IDENTITY: &str = "aladdin's lamp";
 
 /// Who may enter.
 #[derive(Debug, Clone, Copy)]
@@ -153,7 +155,8 @@ impl Default for Authority {
     }
 }
 
-/// Gives out tokens that docker-registry believes, to those who know the password.
+/// Gives out tokens that docker-registry believes, to those who know the password or have the identity
+/// token.
 /// <https://distribution.github.io/distribution/spec/auth/jwt/>
 #[derive(Debug)]
 pub struct Tokens {
@@ -180,22 +183,40 @@ impl Tokens {
 }
 
 fn answer(mut stream: &TcpStream, given: &AtomicUsize, dir: &Path) -> std::io::Result<()> {
-    let head = request_head(stream)?;
-    let path = head.split(' ').nth(1).unwrap_or_default();
-    let (status, body) =
-        if head.to_ascii_lowercase().contains(&format!("authorization: basic {PAIR}").to_ascii_lowercase()) {
-            let repository = path.split("repository%3A").nth(1).and_then(|rest| rest.split("%3A").next());
-            let repository = repository.unwrap_or_default().replace("%2F", "/");
-            let number = given.fetch_add(1, Ordering::SeqCst);
-            ("200 OK", json!({"token": token(dir, number, &repository)}).to_string())
-        } else {
-            ("401 Unauthorized", "{}".to_owned())
-        };
+    let request = request_with_form(stream)?;
+    let knows = |line: &str| line.eq_ignore_ascii_case(&format!("authorization: basic {PAIR}"));
+    let identity = IDENTITY.replace(' ', "+").replace('\'', "%27");
+    let has = request.starts_with("POST ")
+        && request.contains("grant_type=refresh_token&")
+        && request.contains(&format!("refresh_token={identity}"));
+    let (status, body) = if has || request.lines().any(knows) {
+        let scope = request.split("repository%3A").nth(1).and_then(|rest| rest.split("%3A").next());
+        let repository = scope.unwrap_or_default().replace("%2F", "/");
+        let number = given.fetch_add(1, Ordering::SeqCst);
+        // The one protocol calls it so, the other so.
+        let name = if has { "access_token" } else { "token" };
+        ("200 OK", json!({name: token(dir, number, &repository)}).to_string())
+    } else {
+        ("401 Unauthorized", "{}".to_owned())
+    };
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// A request's head, and after it the form that was sent along.
+fn request_with_form(stream: &TcpStream) -> std::io::Result<String> {
+    let mut lines = BufReader::new(stream.take(1 << 16));
+    let mut request = String::new();
+    while lines.read_line(&mut request)? > 2 {}
+    let length = request
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let mut form = vec![0; length.unwrap_or(0)];
+    lines.read_exact(&mut form)?;
+    Ok(request + &String::from_utf8_lossy(&form))
 }
 
 /// Signed by openssl.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use banger_api::IMAGED;
 use banger_tests::between::{Between, Fate, Request, answer};
-use banger_tests::registry::{Authority, Door, PAIR, PASSWORD, Registry, Tokens, USER, Wire};
+use banger_tests::registry::{Authority, Door, IDENTITY, PAIR, PASSWORD, Registry, Tokens, USER, Wire};
 use banger_tests::{Way, as_user, banger, eventually, job_property, json, oci, run, sh, start};
 
 mod alone;
@@ -239,8 +239,15 @@ fn passwords_of_the_host() {
     sh(&format!("chown banger-imaged {path} && chmod 400 {path}")).ok();
     pulls(&reference);
     // A name of the same host is another registry.
-    banger(&["pull", "--insecure", &crafted.reference.replace(LOCAL, &registry.at("lab"))])
-        .refused(&["anonymous"]);
+    let lab = registry.at("lab");
+    let reference = crafted.reference.replace(LOCAL, &lab);
+    banger(&["pull", "--insecure", &reference]).refused(&["anonymous"]);
+    // Callers cannot have the host's credentials sent where anybody listens; the admin can.
+    let _file = Placed::file(path, &format!(r#"{{"auths": {{"{lab}": {{"auth": "{PAIR}"}}}}}}"#));
+    banger(&["pull", "--insecure", &reference]).refused(&["anonymous"]);
+    let conf = format!("[[registry]]\nlocation = \"{lab}\"\ninsecure = true\n");
+    let _named = Placed::registries("t-host-password", &conf);
+    pulls(&reference);
 }
 
 #[test]
@@ -271,6 +278,26 @@ fn tokens_are_fetched_and_renewed() {
     assert!(
         between.requests().iter().map(shown).all(|shown| shown.is_empty() || shown.starts_with("Bearer "))
     );
+}
+
+#[test]
+fn identity_tokens_are_exchanged() {
+    let crafted = image("t-identity", 1000);
+    let tokens = Tokens::start();
+    let registry = Registry::start(Wire::Plain, Door::Token(&tokens));
+    let at = registry.at("localhost");
+    let reference = crafted.reference.replace(LOCAL, &at);
+    let file = |token: &str| {
+        let text = format!(r#"{{"auths": {{"{at}": {{"identitytoken": "{token}"}}}}}}"#);
+        Placed::file("/tmp/t-identity/auth.json", &text)
+    };
+    let pull = || sh(&format!("REGISTRY_AUTH_FILE=/tmp/t-identity/auth.json banger pull {reference}"));
+    let _file = file("another lamp");
+    pull().refused(&["your identity token"]);
+    let _file = file(IDENTITY);
+    pull().ok();
+    assert_eq!(tokens.given.load(Ordering::SeqCst), 1);
+    banger(&["image", "rm", &reference]).ok();
 }
 
 #[test]

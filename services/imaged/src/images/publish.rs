@@ -158,6 +158,10 @@ fn put_in_place(
     files: &Files,
     built: &Built,
 ) -> banger_api::Result<Option<Staged>> {
+    // Somebody who waited for the same has published it, and it was removed since.
+    if !built.staged.path().exists() {
+        return Err(Error::NoSuchImage(built.image.id.clone()).into());
+    }
     let target = files.image(&built.image.id);
     let trash = files.withdraw(&target)?;
     built.staged.publish(&target)?;

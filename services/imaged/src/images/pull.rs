@@ -124,14 +124,17 @@ impl Service {
 
     async fn find_at(&self, pull: &Pull, mut source: Source) -> Result<Found> {
         let itself = source.reference == pull.reference;
-        source.insecure |= pull.insecure && itself;
+        // Callers may be careless with their own credentials, but not with the host's.
+        let careless = pull.insecure && itself && !source.insecure;
+        source.insecure |= careless;
         // The caller's are for the registry that they asked for, and for no mirror of it.
         let given = pull.credentials.clone().filter(|_| itself);
         let (host, reference) = (self.0.settings.host.clone(), source.reference.clone());
         let (tls, ours) =
             blocking(move || Ok((host.tls(&reference.registry)?, host.credentials(&reference)?))).await?;
+        let credentials = given.or(ours.filter(|_| !careless));
         let limits = &self.0.settings.limits;
-        let endpoint = Endpoint::open(source, tls, given.or(ours), limits.document).await?;
+        let endpoint = Endpoint::open(source, tls, credentials, limits.document).await?;
         let (manifest, digest) = self.resolve(&endpoint, &pull.platform).await?;
         Ok(Found {
             id: digest::id(&digest),
