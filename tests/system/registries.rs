@@ -281,6 +281,33 @@ fn tokens_are_fetched_and_renewed() {
 }
 
 #[test]
+fn platforms_are_chosen_or_refused() {
+    let pull = |platform: &str, name: &str, reference: &str| {
+        banger(&["pull", "--platform", platform, "--name", name, reference])
+    };
+    let multi = "localhost:5000/multi:latest";
+    pull("linux/arm64", "t-arm", multi).ok();
+    assert_eq!(json(&["image", "show", "t-arm"])["architecture"], "arm64");
+    banger(&["image", "rm", "t-arm"]).ok();
+    pull("linux/s390x", "t-s390x", multi).refused(&["linux/s390x", "it offers linux/amd64, linux/arm64"]);
+    pull("linux/arm64", "t-arm", banger_tests::BUSYBOX).refused(&["linux/arm64", "it offers linux/amd64"]);
+    pull("windows/amd64", "t-windows", multi).refused(&["windows/amd64", "nothing else runs here"]);
+}
+
+/// The same image as docker describes it.
+#[test]
+fn dockers_own_manifests_are_read() {
+    let shown = |reference: &str| {
+        banger(&["pull", reference]).ok();
+        json(&["image", "show", reference])
+    };
+    let (oci, docker) = (shown(banger_tests::BUSYBOX), shown("localhost:5000/busybox:docker"));
+    assert_ne!(oci["id"], docker["id"]);
+    assert_eq!(oci["rootfs_digest"], docker["rootfs_digest"]);
+    assert_eq!(oci["config"]["cmd"], docker["config"]["cmd"]);
+}
+
+#[test]
 fn identity_tokens_are_exchanged() {
     let crafted = image("t-identity", 1000);
     let tokens = Tokens::start();
