@@ -86,8 +86,17 @@ fn sessions_outlive_a_snapshot() {
     let vm = Vm::running("t-still-wait", BUSYBOX);
     let follower = start(
         "banger",
-        &["exec", vm.name(), "--", "sh", "-c", "while [ ! -e /run/enough ]; do sleep 0.2; done; exit 9"],
+        &[
+            "exec",
+            vm.name(),
+            "--",
+            "sh",
+            "-c",
+            "cat; >/run/begun; while [ ! -e /run/enough ]; do sleep 0.2; done; exit 9",
+        ],
     );
+    // The end of its input reaches the guest once the caller has its streams.
+    eventually("the command follows its caller", || vm.sh("test -e /run/begun").status == 0);
     let id = running_session(&vm);
     let waiting = {
         let vm = vm.name().to_owned();
