@@ -158,6 +158,10 @@ fn images_are_exported() {
     banger(&["image", "export", BUSYBOX, &at("pulled.tar")]).ok();
     skopeo("pulled.tar").ok();
 
+    let digest = sh(&format!("skopeo inspect oci-archive:{} | jq -r .Digest", at("pulled.tar"))).ok();
+    let id = json(&["image", "show", BUSYBOX])["id"].as_str().expect("an id").to_owned();
+    assert_eq!(digest.trim(), format!("sha256:{id}"));
+
     // What was imported comes out as one layer with the same files.
     let root = root(dir.path());
     sh(&format!("setfattr -n user.test -v value {root}/bin/busybox; mknod {root}/dev/t-null c 1 3; tar --xattrs -C {root} -cf {} .", at("in.tar"))).ok();

@@ -44,8 +44,15 @@ impl Layer {
 pub(crate) struct Built {
     pub staged: Staged,
     pub image: ImageRow,
-    /// Blobs that it was made of.
+    /// Blobs that it was made of, or keeps for an export.
     pub blobs: Vec<String>,
+}
+
+impl Built {
+    pub fn keeping(mut self, blobs: impl IntoIterator<Item = String>) -> Self {
+        self.blobs.extend(blobs);
+        self
+    }
 }
 
 /// What stands in `image.json` beside the root filesystem, for people and for repair.

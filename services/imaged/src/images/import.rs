@@ -220,8 +220,8 @@ impl Service {
         let (limits, from) = (self.0.settings.limits.clone(), dir.to_owned());
         let (manifest, digest, config) =
             blocking(move || layout::read(&from, &Platform::host(), &limits)).await?;
-        let pins = self.guard(self.0.blobs.pin(manifest.hexes()));
         let id = digest::id(&digest);
+        let pins = self.guard(self.0.blobs.pin(manifest.hexes().chain(manifest.documents(&id))));
         let outcome = self.import_layers(dir, &manifest, &config, &id, claim, progress).await;
         pins.release().await?;
         outcome
@@ -248,8 +248,13 @@ impl Service {
             indexes.push(making.index(layer, number, Arc::default()).await?);
         }
         check_diff_ids(&indexes, config)?;
+        for name in manifest.documents(id) {
+            let size = layout::blob_size(dir, &name)?;
+            self.import_blob(dir, &Descriptor::of(&name, size), &making).await?;
+        }
         let layers = manifest.hexes().map(Layer::Blob).collect();
         let built = making.build(id, config, indexes, layers, manifest.size()).await?;
+        let built = built.keeping(manifest.documents(id));
         self.publish(&Arc::new(built), &claim, progress).await
     }
 

@@ -128,6 +128,14 @@ fn document(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+pub(super) fn blob_size(dir: &Path, hex: &str) -> Result<u64> {
+    let path = dir.join(BLOBS).join(hex);
+    let metadata = fs::metadata(&path);
+    metadata
+        .map(|metadata| metadata.len())
+        .map_err(|error| Error::Unreadable { what: path.display().to_string(), reason: error.to_string() })
+}
+
 pub(super) fn open_blob(dir: &Path, blob: &Descriptor) -> Result<File> {
     let path = dir.join(BLOBS).join(blob.hex());
     File::open(&path)

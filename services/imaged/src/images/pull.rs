@@ -57,6 +57,8 @@ struct Pull {
 struct Found {
     id: String,
     manifest: Arc<Manifest>,
+    /// The manifest as it came.
+    document: Arc<Vec<u8>>,
     endpoint: Arc<Endpoint>,
     platform: Platform,
 }
@@ -83,7 +85,8 @@ impl Service {
         if let Some(image) = self.image_by_id(&found.id).await? {
             found.check_platform("linux", &image.architecture)?;
         }
-        let pins = self.guard(self.0.blobs.pin(found.manifest.hexes()));
+        let pins =
+            self.guard(self.0.blobs.pin(found.manifest.hexes().chain(found.manifest.documents(&found.id))));
         let outcome = self.pull_found(&found, &claim, progress).await;
         pins.release().await?;
         outcome
@@ -135,27 +138,28 @@ impl Service {
         let credentials = given.or(ours.filter(|_| !careless));
         let limits = &self.0.settings.limits;
         let endpoint = Endpoint::open(source, tls, credentials, limits.document).await?;
-        let (manifest, digest) = self.resolve(&endpoint, &pull.platform).await?;
+        let (manifest, document, digest) = self.resolve(&endpoint, &pull.platform).await?;
         Ok(Found {
             id: digest::id(&digest),
             manifest: Arc::new(manifest),
+            document: Arc::new(document),
             endpoint: Arc::new(endpoint),
             platform: pull.platform.clone(),
         })
     }
 
-    /// The manifest for the platform, and its digest, which is the image's id.
-    async fn resolve(&self, endpoint: &Endpoint, platform: &Platform) -> Result<(Manifest, String)> {
+    /// The manifest for the platform, read and as it came, and its digest, which is the image's id.
+    async fn resolve(&self, endpoint: &Endpoint, platform: &Platform) -> Result<(Manifest, Vec<u8>, String)> {
         let (limits, reference) = (&self.0.settings.limits, endpoint.reference());
         let (bytes, digest) = endpoint.document(reference.version()).await?;
         let offers = match Document::parse(&bytes, limits)? {
-            Document::Manifest(manifest) => return Ok((manifest, digest)),
+            Document::Manifest(manifest) => return Ok((manifest, bytes, digest)),
             Document::Index(offers) => offers,
         };
         let chosen = Document::choose(&offers, platform, &reference.to_string())?;
         let (bytes, digest) = endpoint.document(&chosen.digest).await?;
         match Document::parse(&bytes, limits)? {
-            Document::Manifest(manifest) => Ok((manifest, digest)),
+            Document::Manifest(manifest) => Ok((manifest, bytes, digest)),
             Document::Index(_) => Err(Error::InvalidManifest("an index within an index".into())),
         }
     }
@@ -165,15 +169,30 @@ impl Service {
         let _build = self.0.builds.lock(&format!("image {}", found.id)).await;
         progress.stage("download");
         let Found { manifest, endpoint, .. } = &found;
-        let config = endpoint.blob(&manifest.config.digest).await?;
-        let config = Config::parse(&config, manifest.layers.len())?;
+        let document = endpoint.blob(&manifest.config.digest).await?;
+        let config = Config::parse(&document, manifest.layers.len())?;
         found.check_platform(&config.os, &config.architecture)?;
 
         let making = Making::new(&self, &*progress);
         let indexes = self.download(&found, &making, &*progress).await?;
         check_diff_ids(&indexes, &config)?;
         let layers = manifest.hexes().map(Layer::Blob).collect();
-        making.build(&found.id, &config, indexes, layers, manifest.size()).await.map(Arc::new)
+        let built = making.build(&found.id, &config, indexes, layers, manifest.size()).await?;
+        let documents = self.keep_documents(&found, document).await?;
+        Ok(Arc::new(built.keeping(documents)))
+    }
+
+    /// Keeps manifest and config as they came, and says under which names.
+    async fn keep_documents(&self, found: &Found, config: Vec<u8>) -> Result<[String; 2]> {
+        let (blobs, manifest) = (self.0.blobs.clone(), found.document.clone());
+        let names = found.manifest.documents(&found.id);
+        blocking(move || {
+            for (name, text) in names.iter().zip([manifest.as_slice(), &config]) {
+                blobs.import(text, &Descriptor::of(name, text.len() as u64))?;
+            }
+            Ok(names)
+        })
+        .await
     }
 
     /// Fetches all layers, and reads each for the first time while others still arrive.

@@ -27,6 +27,11 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// Of something that is here.
+    pub fn of(hex: &str, size: u64) -> Self {
+        Self { media_type: String::new(), digest: format!("sha256:{hex}"), size, platform: None }
+    }
+
     /// The digest's hexadecimal part. Checked when the document was read.
     pub fn hex(&self) -> &str {
         digest::parse(&self.digest).unwrap_or_default()
@@ -204,6 +209,12 @@ impl Manifest {
     /// The digests of the layers as the blobs are named by.
     pub fn hexes(&self) -> impl Iterator<Item = String> + '_ {
         self.layers.iter().map(|layer| layer.hex().to_owned())
+    }
+
+    /// What an image of this manifest keeps beside its layers, to be exported as it came: manifest and
+    /// config.
+    pub fn documents(&self, id: &str) -> [String; 2] {
+        [id.to_owned(), self.config.hex().to_owned()]
     }
 }
 
