@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use banger_api::IMAGED;
-use banger_tests::{DEBIAN, Vm, Way, banger, job_property, json, oci, run, sh, start};
+use banger_tests::{BUSYBOX, DEBIAN, Vm, Way, banger, job_property, json, oci, run, sh, start};
 
 const LAYERS: &str = "localhost:5000/layers:latest";
 
@@ -242,4 +242,21 @@ fn unused_images_are_pruned() {
     assert_eq!(removed[0]["bytes"], own);
     banger(&["image", "show", &image.reference]).refused(&["t-prune"]);
     assert!(Way::Bus.call(IMAGED, "DiskUsage", &[]).ok().contains("kernel"));
+}
+
+#[test]
+fn images_have_short_names_of_the_admins_choice() {
+    let presets = json(&["image", "presets"]);
+    let find = |name: &str| {
+        presets.as_array().expect("a list").iter().find(|preset| preset["name"] == name).cloned()
+    };
+    assert_eq!(find("t-preset").expect("of /etc")["image"], BUSYBOX);
+    assert_eq!(find("fedora").expect("of /usr/lib")["image"], "registry.fedoraproject.org/fedora:latest");
+    assert_eq!(banger(&["-q", "pull", "t-preset"]).ok().trim(), BUSYBOX);
+    let done = banger(&["run", "--rm", "--name", "t-preset", "t-preset:latest", "--", "echo", "preset"]);
+    assert_eq!(done.ok(), "preset\n");
+    let id = |name: &str| json(&["image", "show", name])["id"].clone();
+    assert_eq!(id("t-preset"), id(BUSYBOX));
+    banger(&["pull", "t-preset:no-such-tag"]).refused(&["no-such-tag"]);
+    assert!(Way::Socket.call(IMAGED, "ListPresets", &[]).ok().contains("t-preset"));
 }

@@ -18,6 +18,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "Import", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportFd", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "Export", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "ListPresets", Access::Read),
     (MANAGER, "ListImages", Access::Read),
     (MANAGER, "ListImagesFiltered", Access::Read),
     (MANAGER, "GetImage", Access::Read),
@@ -117,6 +118,9 @@ pub trait Images {
         file: OwnedFd,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Images by short names: name, reference, description.
+    fn list_presets(&self) -> zbus::Result<Vec<(String, String, String)>>;
 
     fn list_images(&self) -> zbus::Result<Vec<ImageRow>>;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::limits::Limits;
+use crate::presets::Presets;
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -17,6 +18,8 @@ pub struct Config {
     /// How much one image may ask of us.
     pub limits: Limits,
     pub signatures: Signatures,
+    /// Images by short names.
+    pub presets: Presets,
 }
 
 /// `[signatures]`: of files that are imported as images.
@@ -41,6 +44,7 @@ impl Default for Config {
             downloads: 16,
             limits: Limits::default(),
             signatures: Signatures::default(),
+            presets: Presets::default(),
         }
     }
 }

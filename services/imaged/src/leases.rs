@@ -17,11 +17,12 @@ impl Service {
         }
         let lessee = holder.to_owned();
         let (holder, image, kernel) = (holder.to_owned(), image.to_owned(), kernel.to_owned());
+        let presets = self.0.settings.presets.clone();
         let (image, kernel, before, freed) = self
             .0
             .store
             .transact(move |t| {
-                let (image, _) = images::find(t, &image)?;
+                let (image, _) = images::find(t, &presets, &image)?;
                 let kernel = kernel::find(t, &kernel)?;
                 let before = store::lease(t, &holder)?;
                 let lease = LeaseRow { holder, image: image.id.clone(), kernel: kernel.name.clone() };

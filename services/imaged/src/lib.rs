@@ -18,6 +18,7 @@ pub mod keyed;
 pub mod layers;
 pub mod leases;
 pub mod limits;
+pub mod presets;
 pub mod progress;
 pub mod registry;
 pub mod rootfs;

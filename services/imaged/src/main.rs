@@ -9,6 +9,7 @@
 //! ```
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use banger_daemon::Spec;
 use banger_imaged::bus;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             host: Host::system(),
             downloads: config.downloads,
             limits: config.limits,
+            presets: Arc::new(config.presets),
             trust: Policy { key_dirs: config.signatures.key_dirs(), required: config.signatures.required },
         };
         let (service, events) = Service::open(settings).await?;

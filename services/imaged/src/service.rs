@@ -12,6 +12,7 @@ use crate::files::{self, Files};
 use crate::images::Images;
 use crate::keyed::Keyed;
 use crate::limits::Limits;
+use crate::presets::Presets;
 use crate::registry::Host;
 use crate::store;
 use crate::trust::Policy;
@@ -30,6 +31,7 @@ pub struct Settings {
     /// Layers that are fetched at a time, of all pulls together.
     pub downloads: usize,
     pub trust: Policy,
+    pub presets: Arc<Presets>,
     pub limits: Limits,
 }
 

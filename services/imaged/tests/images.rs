@@ -96,6 +96,7 @@ fn settings(state: &Path) -> Settings {
         host: Host::below(state),
         downloads: 4,
         trust: Default::default(),
+        presets: Default::default(),
         limits: Limits { unpacked: 8 << 20, ..Limits::default() },
     }
 }

@@ -102,6 +102,8 @@ pub enum Image {
     },
     /// List images
     Ls(Images),
+    /// List the images that have short names
+    Presets,
     /// Give an image one more name
     Tag {
         /// Take the name from the image that has it

@@ -25,6 +25,7 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         Image::Import(arguments) => import(context, arguments).await?,
         Image::Export { format, image, path } => export(context, &image, format, &path).await?,
         Image::Ls(wanted) => list(context, wanted).await?,
+        Image::Presets => presets(context).await?,
         Image::Tag { image, name, force } => {
             let options = OptionsBuilder::new().set("replace", force.then_some(true)).build();
             context.bus.images().await?.tag_image(&image, &name, options).await?;
@@ -73,6 +74,22 @@ pub async fn list(context: &Context, wanted: Images) -> Result<()> {
         let id = row.id.strip_prefix("sha256:").unwrap_or(&row.id);
         let id = id.chars().take(12).collect();
         vec![or_dash(&row.name), id, size(row.size_bytes), ago(row.created_usec), row.vms.to_string()]
+    })
+}
+
+#[derive(Serialize)]
+struct Preset {
+    name: String,
+    image: String,
+    description: String,
+}
+
+async fn presets(context: &Context) -> Result<()> {
+    let presets = context.bus.images().await?.list_presets().await?;
+    let rows: Vec<Preset> =
+        presets.into_iter().map(|(name, image, description)| Preset { name, image, description }).collect();
+    context.output.rows(&rows, &["NAME", "IMAGE", "DESCRIPTION"], |row| {
+        vec![row.name.clone(), row.image.clone(), row.description.clone()]
     })
 }
 

@@ -12,10 +12,8 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
-use crate::error::Error;
 use crate::images::{Filter, Format, ImportOptions, Prune, PullOptions, Usage};
 use crate::kernel::{KernelOptions, KernelSource};
-use crate::registry::Reference;
 use crate::service::Service;
 use crate::trust::Claims;
 
@@ -63,7 +61,7 @@ impl Manager {
 
 #[interface(name = "org.banger.Image1.Manager")]
 impl Manager {
-    /// Pulls `HOST[:PORT]/REPO[:TAG|@DIGEST]`, or a short name of docker.io. The job's outcome is
+    /// Pulls `HOST[:PORT]/REPO[:TAG|@DIGEST]`, a preset, or a short name of docker.io. The job's outcome is
     /// the image's name.
     ///
     /// Options: `name s` (instead of the full reference), `platform s` (such as `linux/amd64`),
@@ -87,7 +85,7 @@ impl Manager {
             credentials: given.take_fd("credentials")?.map(File::from),
         };
         given.finish()?;
-        let parsed: Reference = reference.parse().map_err(Error::from)?;
+        let parsed = self.service.reference(&reference)?;
         let name = options.name.clone().unwrap_or_else(|| parsed.to_string());
         let (service, subject) = (self.service.clone(), name.clone());
         let work = move |progress: banger_daemon::Progress| async move {
@@ -95,6 +93,17 @@ impl Manager {
             progress.cancelable(pull).await.map(|_| name)
         };
         Ok(self.jobs.start("pull", &subject, work).await)
+    }
+
+    /// Images by short names, which the configuration has: name, reference, description.
+    #[zbus(out_args("presets"))]
+    async fn list_presets(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, String, String)>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        Ok(self.service.presets())
     }
 
     /// Imports a file by its absolute path: an archive (tar, perhaps compressed) of a root filesystem, of an

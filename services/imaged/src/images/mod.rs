@@ -19,6 +19,7 @@ mod pull;
 mod usage;
 
 use crate::error::{Error, Result};
+use crate::presets::{Preset, Presets};
 use crate::registry::Reference;
 use crate::service::{Event, Service};
 use crate::store::{self, ImageRow};
@@ -48,6 +49,19 @@ pub(crate) struct Freed {
 }
 
 impl Service {
+    /// What somebody means who wants to pull it.
+    pub fn reference(&self, wanted: &str) -> Result<Reference> {
+        Ok(self.0.settings.presets.reference(wanted)?)
+    }
+
+    /// Name, reference and description of each preset.
+    pub fn presets(&self) -> Vec<(String, String, String)> {
+        let row = |(name, preset): (&String, &Preset)| {
+            (name.clone(), preset.image.to_string(), preset.description.clone())
+        };
+        self.0.settings.presets.iter().map(row).collect()
+    }
+
     pub async fn images(&self) -> Result<Vec<ImageRow>> {
         Ok(self.0.store.transact(store::images).await?)
     }
@@ -59,18 +73,18 @@ impl Service {
 
     /// Finds an image by name, reference, or the beginning of its id.
     pub async fn image(&self, wanted: &str) -> Result<ImageRow> {
-        let wanted = wanted.to_owned();
-        Ok(self.0.store.transact(move |t| Ok(find(t, &wanted)?.0)).await?)
+        let (wanted, presets) = (wanted.to_owned(), self.0.settings.presets.clone());
+        Ok(self.0.store.transact(move |t| Ok(find(t, &presets, &wanted)?.0)).await?)
     }
 
     /// Removes a name, and the image with its last name. By id, all names go.
     pub async fn remove_image(&self, wanted: &str) -> Result<()> {
-        let wanted = wanted.to_owned();
+        let (wanted, presets) = (wanted.to_owned(), self.0.settings.presets.clone());
         let freed = self
             .0
             .store
             .transact(move |t| {
-                let (image, name) = find(t, &wanted)?;
+                let (image, name) = find(t, &presets, &wanted)?;
                 let others = image.names.iter().filter(|other| name.as_ref() != Some(*other)).count();
                 if let (Some(name), true) = (&name, others > 0) {
                     store::delete_name(t, name)?;
@@ -89,12 +103,13 @@ impl Service {
 
     /// Chooses the kernel of an image's VMs; the empty name is the default one.
     pub async fn set_image_kernel(&self, wanted: &str, kernel: &str) -> Result<()> {
-        let (wanted, kernel) = (wanted.to_owned(), kernel.to_owned());
+        let (wanted, kernel, presets) =
+            (wanted.to_owned(), kernel.to_owned(), self.0.settings.presets.clone());
         let id = self
             .0
             .store
             .transact(move |t| {
-                let (image, _) = find(t, &wanted)?;
+                let (image, _) = find(t, &presets, &wanted)?;
                 if !kernel.is_empty() {
                     crate::kernel::find(t, &kernel)?;
                 }
@@ -128,6 +143,7 @@ fn delete(t: &rusqlite::Transaction<'_>, id: String) -> banger_api::Result<Freed
 /// Finds an image; with the name if it was found by one.
 pub(crate) fn find(
     t: &rusqlite::Transaction<'_>,
+    presets: &Presets,
     wanted: &str,
 ) -> banger_api::Result<(ImageRow, Option<String>)> {
     let by_name = |name: &str| -> banger_api::Result<Option<(ImageRow, Option<String>)>> {
@@ -137,7 +153,7 @@ pub(crate) fn find(
     if let Some(found) = by_name(wanted)? {
         return Ok(found);
     }
-    if let Ok(reference) = wanted.parse::<Reference>()
+    if let Ok(reference) = presets.reference(wanted)
         && let Some(found) = by_name(&reference.to_string())?
     {
         return Ok(found);

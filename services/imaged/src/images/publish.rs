@@ -59,12 +59,12 @@ impl Service {
     /// Gives an image one more name. Another image only loses the name if `replace` says so.
     pub async fn tag_image(&self, wanted: &str, name: &str, replace: bool) -> Result<ImageRow> {
         check_name(name)?;
-        let (wanted, name) = (wanted.to_owned(), name.to_owned());
+        let (wanted, name, presets) = (wanted.to_owned(), name.to_owned(), self.0.settings.presets.clone());
         let (image, freed) = self
             .0
             .store
             .transact(move |t| {
-                let (image, _) = find(t, &wanted)?;
+                let (image, _) = find(t, &presets, &wanted)?;
                 let before = store::name(t, &name)?.filter(|row| row.image != image.id);
                 if before.is_some() && !replace {
                     return Err(Error::NameTaken(name).into());

@@ -71,7 +71,7 @@ impl Service {
         options: PullOptions,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        let reference: Reference = reference.parse()?;
+        let reference = self.0.settings.presets.reference(reference)?;
         let PullOptions { name, platform, insecure, credentials } = options;
         let claim = Claim::new(name.unwrap_or_else(|| reference.to_string()), reference.to_string())?;
         progress.stage("resolve");
