@@ -169,3 +169,33 @@ fn an_image_may_have_a_kernel_of_its_own() {
     banger(&["kernel", "rm", name]).ok();
     banger(&["image", "rm", &image.reference]).ok();
 }
+
+#[test]
+fn kernels_come_from_registries() {
+    let version = sh("ls /lib/modules | sort -V | tail -n 1").ok().trim().to_owned();
+    let dir = tempfile::tempdir().expect("tempdir");
+    sh(&format!(
+        "tar -C / -cf {0}/kernel.tar boot/vmlinuz-{version} boot/config-{version} lib/modules/{version}",
+        dir.path().display()
+    ))
+    .ok();
+    let layer = std::fs::read(dir.path().join("kernel.tar")).expect("reads");
+    let image = oci::push("t-kernel-oci", &layer);
+    let name = "t-kernel-oci";
+    let _ = banger(&["kernel", "rm", name]);
+    banger(&["kernel", "pull", "--name", name, "--description", "of a registry", &image.reference]).ok();
+    let kernel = json(&["kernel", "show", name]);
+    assert_eq!(
+        (&kernel["version"], &kernel["description"]),
+        (&version.as_str().into(), &"of a registry".into())
+    );
+    let done = banger(&["run", "--rm", "--name", name, "--kernel", name, BUSYBOX, "--", "uname", "-r"]);
+    assert_eq!(done.ok().trim(), version);
+    banger(&["kernel", "rm", name]).ok();
+    // Its blobs were for the import alone.
+    assert!(!std::path::Path::new(&format!("/var/lib/banger/imaged/blobs/sha256/{}", image.layer)).exists());
+    banger(&["kernel", "pull", BUSYBOX]).refused(&["vmlinuz"]);
+    let call = ["ssa{sv}", &image.reference, name, "0"];
+    Way::Bus.wait(IMAGED, Way::Bus.call(IMAGED, "PullKernel", &call)).ok();
+    banger(&["kernel", "rm", name]).ok();
+}

@@ -28,6 +28,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "RemoveImage", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportKernel", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportKernelFd", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "PullKernel", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ListKernels", Access::Read),
     (MANAGER, "GetKernel", Access::Read),
     (MANAGER, "RemoveKernel", Access::Action(IMAGE_MANAGE)),
@@ -153,6 +154,14 @@ pub trait Images {
     fn import_kernel_fd(
         &self,
         files: Vec<OwnedFd>,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Pulls a kernel from a registry. Options: `platform s`, `insecure b`, `credentials h`, `description s`.
+    fn pull_kernel(
+        &self,
+        reference: &str,
         name: &str,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;

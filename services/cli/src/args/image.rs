@@ -156,6 +156,22 @@ pub enum Kernel {
         #[arg(long)]
         default: bool,
     },
+    /// Pull a kernel from a registry: an image with boot/ and lib/modules/, or an artifact of its files
+    Pull {
+        reference: String,
+        /// Name of the kernel, instead of its version
+        #[arg(long)]
+        name: Option<String>,
+        /// Text for people, instead of what the kernel says of itself
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+        /// Make it the default, too
+        #[arg(long)]
+        default: bool,
+        /// Allow plain HTTP, and certificates that nobody vouches for
+        #[arg(long)]
+        insecure: bool,
+    },
     /// List kernels
     Ls,
     /// Show everything about a kernel; without a name, the default one

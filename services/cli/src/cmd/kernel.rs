@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::image::{absolute, open};
 use crate::Context;
 use crate::args::Kernel;
+use crate::credentials;
 use crate::exit::SUCCESS;
 use crate::job;
 use crate::output::yes;
@@ -23,14 +24,18 @@ pub async fn dispatch(context: &Context, command: Kernel) -> Result<u8> {
             let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
             let name = name.unwrap_or_default();
             let name = import(context, &sources, &name, modules, description).await?;
-            if default {
-                context.bus.images().await?.set_default_kernel(&name).await?;
-            }
-            if context.output.json {
-                context.output.value(&serde_json::json!({"name": name}))?;
-            } else {
-                context.output.line(&name);
-            }
+            arrived(context, &name, default).await?;
+        }
+        Kernel::Pull { reference, name, description, default, insecure } => {
+            let options = OptionsBuilder::new()
+                .set("description", description)
+                .set("insecure", insecure.then_some(true))
+                .set("credentials", credentials::for_image(&context.output, &reference)?)
+                .build();
+            let images = context.bus.images().await?;
+            let job = images.pull_kernel(&reference, &name.unwrap_or_default(), options).await?;
+            let ended = job::follow(context, IMAGED, job, &format!("pull {reference}")).await?;
+            arrived(context, &ended.outcome, default).await?;
         }
         Kernel::Ls => list(context).await?,
         Kernel::Show { kernel } => show(context, &kernel.unwrap_or_default()).await?,
@@ -43,6 +48,18 @@ pub async fn dispatch(context: &Context, command: Kernel) -> Result<u8> {
         Kernel::Default { kernel } => context.bus.images().await?.set_default_kernel(&kernel).await?,
     }
     Ok(SUCCESS)
+}
+
+/// Says what a kernel that has come is called.
+async fn arrived(context: &Context, name: &str, default: bool) -> Result<()> {
+    if default {
+        context.bus.images().await?.set_default_kernel(name).await?;
+    }
+    if context.output.json {
+        return context.output.value(&serde_json::json!({"name": name}));
+    }
+    context.output.line(name);
+    Ok(())
 }
 
 /// Imports a kernel and returns its name. The service gets open files, so that it can read what only

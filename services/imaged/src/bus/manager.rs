@@ -78,13 +78,7 @@ impl Manager {
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &reference)]).await?;
         let mut given = Options::from(options);
-        let options = PullOptions {
-            name: given.take("name")?,
-            platform: given.take::<String>("platform")?.map(|platform| platform.parse()).transpose()?,
-            insecure: given.take("insecure")?.unwrap_or_default(),
-            credentials: given.take_fd("credentials")?.map(File::from),
-        };
-        given.finish()?;
+        let options = PullOptions { name: given.take("name")?, ..pull_options(given)? };
         let parsed = self.service.reference(&reference)?;
         let name = options.name.clone().unwrap_or_else(|| parsed.to_string());
         let (service, subject) = (self.service.clone(), name.clone());
@@ -347,6 +341,31 @@ impl Manager {
         Ok(self.start_kernel(KernelSource::Files(files, modules), options, &subject).await)
     }
 
+    /// Pulls a kernel: an image that has `boot/` and `lib/modules/`, or an artifact whose files are a kernel's,
+    /// as `ImportKernel` takes them.
+    ///
+    /// Options: those of `Pull` but `name`, and `description s`.
+    #[zbus(out_args("job_id", "job"))]
+    async fn pull_kernel(
+        &self,
+        reference: String,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
+        let mut given = Options::from(options);
+        let options = KernelOptions { name, description: given.take("description")? };
+        let pull = pull_options(given)?;
+        let (service, subject) = (self.service.clone(), reference.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let pulled = async { Ok(service.pull_kernel(&reference, pull, options, &progress).await?) };
+            progress.cancelable(pulled).await.map(|kernel| kernel.name)
+        };
+        Ok(self.jobs.start("pull-kernel", &subject, work).await)
+    }
+
     /// All kernels: name, version, architecture, description, whether it is the default, number of
     /// leases, object path.
     #[zbus(out_args("kernels"))]
@@ -484,6 +503,18 @@ impl Manager {
         subject: String,
         result: String,
     ) -> zbus::Result<()>;
+}
+
+/// What pulls of images and kernels have in common.
+fn pull_options(mut given: Options) -> Result<PullOptions> {
+    let options = PullOptions {
+        name: None,
+        platform: given.take::<String>("platform")?.map(|platform| platform.parse()).transpose()?,
+        insecure: given.take("insecure")?.unwrap_or_default(),
+        credentials: given.take_fd("credentials")?.map(File::from),
+    };
+    given.finish()?;
+    Ok(options)
 }
 
 fn import_options(options: Given) -> Result<ImportOptions> {

@@ -20,7 +20,7 @@ use crate::registry::manifest::Document;
 use crate::registry::{
     AuthFile, Config, Credentials, Descriptor, Endpoint, Manifest, Platform, Reference, Source,
 };
-use crate::service::{Service, blocking};
+use crate::service::{PinGuard, Service, blocking};
 use crate::store::ImageRow;
 
 /// Layers of one pull that are fetched at a time: a slow registry leaves room for others.
@@ -50,6 +50,8 @@ struct Pull {
     insecure: bool,
     /// Of the caller, for the registry that the reference names.
     credentials: Option<Credentials>,
+    /// Whether it may be something else than an image.
+    any: bool,
 }
 
 /// An image found in a registry.
@@ -72,16 +74,11 @@ impl Service {
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         let reference = self.0.settings.presets.reference(reference)?;
-        let PullOptions { name, platform, insecure, credentials } = options;
-        let claim = Claim::new(name.unwrap_or_else(|| reference.to_string()), reference.to_string())?;
+        let name = options.name.clone().unwrap_or_else(|| reference.to_string());
+        let claim = Claim::new(name, reference.to_string())?;
         progress.stage("resolve");
         self.check_claim(&claim).await?;
-        let credentials = match credentials {
-            Some(file) => own_credentials(file, reference.clone()).await?,
-            None => None,
-        };
-        let platform = platform.unwrap_or_else(Platform::host);
-        let found = self.find(&Pull { reference, platform, insecure, credentials }).await?;
+        let found = self.find(&Pull::new(reference, options, false).await?).await?;
         if let Some(image) = self.image_by_id(&found.id).await? {
             found.check_platform("linux", &image.architecture)?;
         }
@@ -90,6 +87,29 @@ impl Service {
         let outcome = self.pull_found(&found, &claim, progress).await;
         pins.release().await?;
         outcome
+    }
+
+    /// Fetches the parts of something that need be no image, and keeps them until the guard is released.
+    pub(crate) async fn pull_parts(
+        &self,
+        reference: &str,
+        options: PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<File>, PinGuard)> {
+        progress.stage("resolve");
+        let pull = Pull::new(reference.parse()?, options, true).await?;
+        let found = &self.find(&pull).await?;
+        let pins = self.guard(self.0.blobs.pin(found.manifest.hexes()));
+        progress.stage("download");
+        let layers = &found.manifest.layers;
+        let arrivals: &Vec<_> = &layers.iter().map(|_| Arrived::default()).collect();
+        let slots = &Semaphore::new(DOWNLOADS);
+        let fetches = layers.iter().zip(arrivals).map(|(blob, arrived)| async move {
+            self.fetch(&found.endpoint, blob, slots, arrived).await?;
+            self.0.blobs.open(blob.hex())
+        });
+        let files = periodically(|| tell(layers, arrivals, progress), try_join_all(fetches)).await?;
+        Ok((files, pins))
     }
 
     /// Gives the image the name, once it is there.
@@ -138,7 +158,7 @@ impl Service {
         let credentials = given.or(ours.filter(|_| !careless));
         let limits = &self.0.settings.limits;
         let endpoint = Endpoint::open(source, tls, credentials, limits.document).await?;
-        let (manifest, document, digest) = self.resolve(&endpoint, &pull.platform).await?;
+        let (manifest, document, digest) = self.resolve(&endpoint, pull).await?;
         Ok(Found {
             id: digest::id(&digest),
             manifest: Arc::new(manifest),
@@ -149,16 +169,17 @@ impl Service {
     }
 
     /// The manifest for the platform, read and as it came, and its digest, which is the image's id.
-    async fn resolve(&self, endpoint: &Endpoint, platform: &Platform) -> Result<(Manifest, Vec<u8>, String)> {
+    async fn resolve(&self, endpoint: &Endpoint, pull: &Pull) -> Result<(Manifest, Vec<u8>, String)> {
+        let parse = if pull.any { Document::parse_any } else { Document::parse };
         let (limits, reference) = (&self.0.settings.limits, endpoint.reference());
         let (bytes, digest) = endpoint.document(reference.version()).await?;
-        let offers = match Document::parse(&bytes, limits)? {
+        let offers = match parse(&bytes, limits)? {
             Document::Manifest(manifest) => return Ok((manifest, bytes, digest)),
             Document::Index(offers) => offers,
         };
-        let chosen = Document::choose(&offers, platform, &reference.to_string())?;
+        let chosen = Document::choose(&offers, &pull.platform, &reference.to_string())?;
         let (bytes, digest) = endpoint.document(&chosen.digest).await?;
-        match Document::parse(&bytes, limits)? {
+        match parse(&bytes, limits)? {
             Document::Manifest(manifest) => Ok((manifest, bytes, digest)),
             Document::Index(_) => Err(Error::InvalidManifest("an index within an index".into())),
         }
@@ -229,6 +250,18 @@ impl Service {
                 outcome => return outcome,
             }
         }
+    }
+}
+
+impl Pull {
+    async fn new(reference: Reference, options: PullOptions, any: bool) -> Result<Self> {
+        let PullOptions { name: _, platform, insecure, credentials } = options;
+        let credentials = match credentials {
+            Some(file) => own_credentials(file, reference.clone()).await?,
+            None => None,
+        };
+        let platform = platform.unwrap_or_else(Platform::host);
+        Ok(Self { reference, platform, insecure, credentials, any })
     }
 }
 

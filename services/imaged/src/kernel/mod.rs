@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{self, Files, create, spool, write_file};
+use crate::images::PullOptions;
 use crate::layers::stream::Cancel;
 use crate::progress::Progress;
 use crate::service::{Event, Inner, Service, blocking, now_usec};
@@ -111,6 +112,20 @@ impl Service {
         .await?;
         self.touch(Event::Kernel(row.name.clone())).await;
         Ok(row)
+    }
+
+    /// Pulls a kernel: the layers of an image that has `boot/` and `lib/modules/`, or the files of an artifact.
+    pub async fn pull_kernel(
+        &self,
+        reference: &str,
+        pull: PullOptions,
+        options: KernelOptions,
+        progress: &dyn Progress,
+    ) -> Result<KernelRow> {
+        let (parts, pins) = self.pull_parts(reference, pull, progress).await?;
+        let outcome = self.import_kernel(KernelSource::Files(parts, None), options, progress).await;
+        pins.release().await?;
+        outcome
     }
 
     async fn check_kernel_name(&self, name: &str) -> Result<()> {

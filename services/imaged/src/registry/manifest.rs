@@ -125,8 +125,17 @@ struct Raw {
 }
 
 impl Document {
-    /// Reads a manifest or an index; the content decides which.
+    /// Reads the manifest of an image, or an index; the content decides which.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
+        let document = Self::parse_any(bytes, limits)?;
+        if let Self::Manifest(manifest) = &document {
+            manifest.check_types()?;
+        }
+        Ok(document)
+    }
+
+    /// Reads the manifest of whatever a registry has, or an index.
+    pub fn parse_any(bytes: &[u8], limits: &Limits) -> Result<Self> {
         let raw: Raw = serde_json::from_slice(bytes)
             .map_err(|error| invalid(format!("not JSON of the expected form: {error}")))?;
         if raw.schema_version != 2 {
@@ -180,13 +189,6 @@ impl Document {
 impl Manifest {
     fn check(config: Descriptor, layers: Vec<Descriptor>, limits: &Limits) -> Result<Self> {
         check_descriptor(&config, limits.document)?;
-        if !matches!(
-            config.media_type.as_str(),
-            "" | "application/vnd.oci.image.config.v1+json"
-                | "application/vnd.docker.container.image.v1+json"
-        ) {
-            return Err(invalid(format!("is of something else than an image: {:?}", config.media_type)));
-        }
         if layers.len() > limits.layers {
             return Err(Error::TooLarge(format!(
                 "it has {} layers, more than {}",
@@ -196,9 +198,20 @@ impl Manifest {
         }
         for layer in &layers {
             check_descriptor(layer, limits.blob)?;
-            check_layer_type(&layer.media_type)?;
         }
         Ok(Self { config, layers })
+    }
+
+    /// Whether it is an image, of layers that we can read.
+    fn check_types(&self) -> Result<()> {
+        if !matches!(
+            self.config.media_type.as_str(),
+            "" | "application/vnd.oci.image.config.v1+json"
+                | "application/vnd.docker.container.image.v1+json"
+        ) {
+            return Err(invalid(format!("is of something else than an image: {:?}", self.config.media_type)));
+        }
+        self.layers.iter().try_for_each(|layer| check_layer_type(&layer.media_type))
     }
 
     /// Bytes of all layers as they are stored.
