@@ -94,6 +94,8 @@ kinds! {
     NoSuchImage = "org.banger.Error.NoSuchImage";
     /// VMs use the image.
     ImageInUse = "org.banger.Error.ImageInUse";
+    /// The stored image is no longer what was published.
+    ImageDamaged = "org.banger.Error.ImageDamaged";
     /// The image, a layer or an archive is malformed or breaks a limit.
     InvalidImage = "org.banger.Error.InvalidImage";
     /// Received bytes do not have the digest they were asked by.

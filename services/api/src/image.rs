@@ -38,6 +38,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "ListLeases", Access::Read),
     (IMAGE, "Remove", Access::Action(IMAGE_MANAGE)),
     (IMAGE, "SetKernel", Access::Action(IMAGE_MANAGE)),
+    (IMAGE, "Verify", Access::Action(IMAGE_MANAGE)),
     (IMAGE, "Describe", Access::Read),
     (KERNEL, "Remove", Access::Action(IMAGE_MANAGE)),
     (KERNEL, "Describe", Access::Read),
@@ -203,6 +204,8 @@ pub trait Image {
     fn remove(&self) -> zbus::Result<()>;
     /// Chooses the kernel of VMs that name none; the empty name is the default kernel.
     fn set_kernel(&self, kernel: &str) -> zbus::Result<()>;
+    /// Reads the root filesystem and compares it with its digest.
+    fn verify(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
     /// Everything about the image as JSON.
     fn describe(&self) -> zbus::Result<String>;
     #[zbus(property)]

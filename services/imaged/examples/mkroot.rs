@@ -15,11 +15,16 @@ fn main() {
         let file = File::open(&layers[layer]).expect("layer opens");
         decompress(Source::new(file, Cancel::default(), Arc::default())).expect("layer begins")
     };
-    let budget = Budget::new(Limits::default());
-    let mut merged = merge::Merge::new(512);
+    let limits = Limits::default();
+    let budget = Budget::new(limits.clone());
+    let mut merged = merge::Merge::new(&limits);
     for layer in 0..layers.len() {
-        let index = index::index(open(layer), layer, &budget).unwrap_or_else(|error| panic!("{error}"));
-        merged.apply(index).unwrap_or_else(|error| panic!("{error:?}"));
+        let notes = tempfile::tempfile().expect("a temporary file");
+        let index = index::index(open(layer), layer, &budget, notes).unwrap_or_else(|e| panic!("{e}"));
+        for header in index.headers {
+            merged.entry(&header.expect("reads")).unwrap_or_else(|error| panic!("{error:?}"));
+        }
+        merged.end_layer();
     }
     let file = File::create(out).expect("OUT can be made");
     let tree = merged.finish();

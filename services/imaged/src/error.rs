@@ -25,6 +25,11 @@ pub enum Error {
     NameTaken(String),
     #[error("image {image} is used by {}; remove {} first", .holders.join(", "), one_or_many(.holders))]
     ImageInUse { image: String, holders: Vec<String> },
+    #[error(
+        "image {image} is damaged: its root filesystem {fault}; {}remove it with `banger image rm {image}` and pull or import it again",
+        remove_first(.holders)
+    )]
+    ImageDamaged { image: String, fault: String, holders: Vec<String> },
 
     #[error("{registry} has no image {repository}:{tag}")]
     NotInRegistry { registry: String, repository: String, tag: String },
@@ -86,6 +91,14 @@ fn one_or_many(holders: &[String]) -> &'static str {
     if holders.len() == 1 { "it" } else { "them" }
 }
 
+/// What has to go before an image can.
+fn remove_first(holders: &[String]) -> String {
+    match holders {
+        [] => String::new(),
+        _ => format!("remove {}, then ", holders.join(", ")),
+    }
+}
+
 fn at_entry(entry: &str) -> String {
     if entry.is_empty() { String::new() } else { format!(" at {entry:?}") }
 }
@@ -101,6 +114,7 @@ impl Error {
             E::NoSuchImage(_) | E::NotInRegistry { .. } | E::NoSuchPlatform { .. } => ErrorKind::NoSuchImage,
             E::NameTaken(_) => ErrorKind::NameTaken,
             E::ImageInUse { .. } => ErrorKind::ImageInUse,
+            E::ImageDamaged { .. } => ErrorKind::ImageDamaged,
             E::RegistryUnreachable { .. } | E::RegistryFailed { .. } => ErrorKind::RegistryUnreachable,
             E::RegistryDenied { .. } | E::RegistryBlocked { .. } => ErrorKind::RegistryDenied,
             E::DigestMismatch { .. } => ErrorKind::DigestMismatch,

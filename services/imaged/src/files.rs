@@ -48,6 +48,10 @@ impl Files {
         for dir in [&files.images, &files.kernels, &files.blobs, &files.partial, &files.staging] {
             fs::create_dir_all(dir).map_err(Error::io(format!("cannot make {}", dir.display())))?;
         }
+        // Rows are durable only as long as the directory is that their files are in.
+        for dir in [state.to_owned(), state.join("blobs")] {
+            sync_dir(&dir).map_err(Error::io(format!("cannot sync {}", dir.display())))?;
+        }
         for entry in list(&files.staging)? {
             remove(&files.staging.join(entry));
         }
@@ -92,6 +96,13 @@ impl Files {
         let path = self.fresh();
         let file = create(&path)?;
         Ok((file, path))
+    }
+
+    /// A new file without a name, for reading and writing: it goes when nobody has it open.
+    pub fn nameless(&self) -> Result<File> {
+        let (file, path) = self.temporary()?;
+        remove(&path);
+        Ok(file)
     }
 
     /// Moves something out of the way; what is dropped then removes it. `None`: there was nothing.
@@ -276,8 +287,7 @@ pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> R
     if metadata.is_file() {
         return Ok(file);
     }
-    let (copy, path) = files.temporary()?;
-    remove(&path);
+    let copy = files.nameless()?;
     pour(file, &copy, limit, cancel)?;
     Ok(copy)
 }

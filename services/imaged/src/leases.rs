@@ -1,6 +1,7 @@
 //! Leases: a VM keeps an image and a kernel for as long as it exists.
 
 use banger_api::image::BootSet;
+use banger_daemon::failpoint;
 
 use crate::error::{Error, Result};
 use crate::images::{self, Freed, rootfs_name};
@@ -40,6 +41,7 @@ impl Service {
                 Ok((image, kernel, Some(before), freed))
             })
             .await?;
+        failpoint!("lease.taken");
         // From here on nobody removes them.
         if let Err(error) = self.refresh_initramfs(&kernel).await {
             // A new lease that was never handed out must not stay.
@@ -104,6 +106,7 @@ impl Service {
                 Ok(Some((lease, freed)))
             })
             .await?;
+        failpoint!("lease.released");
         if let Some((lease, freed)) = released {
             self.touch(Event::Kernel(lease.kernel)).await;
             self.lease_released(Some(freed)).await?;

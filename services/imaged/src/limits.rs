@@ -20,9 +20,12 @@ pub struct Limits {
     pub unpacked: u64,
     /// Entries of all layers.
     pub entries: u64,
-    /// Bytes of names, link targets and extended attributes of all layers: what stays in memory.
+    /// Bytes of names, link targets and extended attributes of all layers: what is noted on disk.
     #[serde(deserialize_with = "size")]
     pub metadata: u64,
+    /// Bytes in memory for the merged tree: some 300,000 files in ordinary directories.
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
     /// Directories within directories.
     pub depth: usize,
 }
@@ -35,7 +38,8 @@ impl Default for Limits {
             blob: 32 << 30,
             unpacked: 64 << 30,
             entries: 1_000_000,
-            metadata: 64 << 20,
+            metadata: 256 << 20,
+            memory: 80 << 20,
             depth: 512,
         }
     }
@@ -47,6 +51,10 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 
 /// The largest tar header extension (PAX records, long names) of one entry.
 pub const TAR_EXTENSION: u64 = 1 << 20;
+/// Records of one PAX header.
+pub const TAR_RECORDS: usize = 1 << 16;
+/// Extended attributes of one entry.
+pub const XATTRS: usize = 256;
 /// PATH_MAX of Linux, its last byte being the terminator.
 pub const PATH: usize = 4095;
 /// NAME_MAX of Linux.

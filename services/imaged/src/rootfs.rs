@@ -42,6 +42,7 @@ pub fn write<R: Read>(
             }
             writer.begin();
             loop {
+                writer.hole(tar.skip_hole()).map_err(failed)?;
                 match tar.read(&mut buffer).map_err(|error| explain(error, layer))? {
                     0 => break,
                     got => writer.write(&buffer[..got]).map_err(failed)?,

@@ -126,11 +126,7 @@ impl Service {
                 Ok(trash)
             })
             .await?;
-        blocking(move || {
-            drop(trash);
-            Ok(())
-        })
-        .await
+        discard(trash).await
     }
 
     /// Tells the bus, and returns once it knows, so that a reply never comes before the object it
@@ -200,6 +196,15 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(Error::from)?
+}
+
+/// Drops what removes files, which may take long, beside the event loop.
+pub(crate) async fn discard<T: Send + 'static>(trash: T) -> Result<()> {
+    blocking(move || {
+        drop(trash);
+        Ok(())
+    })
+    .await
 }
 
 pub(crate) fn now_usec() -> u64 {

@@ -6,11 +6,10 @@
 //! squashfs-tools 4.5 was tried first: it ignores what a tar says about the root directory (owner
 //! is the caller, time is now), so its output differs from run to run.
 //!
-//! Layout: superblock, file data, inodes, directories, ids, extended attributes. File data is
-//! streamed to the file; the tables are small and are made in memory at the end.
+//! Layout: superblock, file data, inodes, directories, ids, extended attributes. File data and
+//! inodes are streamed to the file; the other tables wait for their place in memory.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
@@ -34,20 +33,44 @@ const FLAG_NO_XATTRS: u16 = 0x0200;
 const COMPRESSION: u16 = 1;
 
 /// Where a file's content went.
-#[derive(Debug, Clone, Default)]
-pub struct Stored {
+#[derive(Debug, Default)]
+struct Stored {
+    inode: InodeId,
+    /// Of its blocks among those of all files.
+    first_block: u32,
     start: u64,
     size: u64,
-    blocks: Vec<u32>,
     /// Bytes in blocks of nothing but zeros, which take no space.
     sparse: u64,
 }
 
-/// First [`Writer::begin`], [`Writer::write`] and [`Writer::end`] for every file, then [`Writer::finish`].
+/// The content of all files.
+#[derive(Debug, Default)]
+struct Contents {
+    files: Vec<Stored>,
+    blocks: Vec<u32>,
+}
+
+impl Contents {
+    fn sort(&mut self) {
+        self.files.sort_unstable_by_key(|stored| stored.inode);
+    }
+
+    /// A file's content and the lengths of its blocks.
+    fn get(&self, inode: InodeId) -> Option<(&Stored, &[u32])> {
+        let at = self.files.binary_search_by_key(&inode, |stored| stored.inode).ok()?;
+        let stored = &self.files[at];
+        let first = stored.first_block as usize;
+        let count = stored.size.div_ceil(BLOCK as u64) as usize;
+        Some((stored, &self.blocks[first..first + count]))
+    }
+}
+
+/// First [`Writer::begin`], [`Writer::write`], [`Writer::hole`] and [`Writer::end`] for every file, then [`Writer::finish`].
 pub struct Writer {
     out: BufWriter<File>,
     position: u64,
-    stored: HashMap<InodeId, Stored>,
+    contents: Contents,
     present: Stored,
     block: Vec<u8>,
 }
@@ -58,14 +81,15 @@ impl Writer {
         Ok(Self {
             out: BufWriter::with_capacity(1 << 20, file),
             position: SUPERBLOCK,
-            stored: HashMap::new(),
+            contents: Contents::default(),
             present: Stored::default(),
             block: Vec::with_capacity(BLOCK),
         })
     }
 
     pub fn begin(&mut self) {
-        self.present = Stored { start: self.position, ..Stored::default() };
+        let first_block = self.contents.blocks.len() as u32;
+        self.present = Stored { start: self.position, first_block, ..Stored::default() };
     }
 
     pub fn write(&mut self, mut data: &[u8]) -> io::Result<()> {
@@ -80,13 +104,23 @@ impl Writer {
         Ok(())
     }
 
+    /// As so many zeros, but none of them is looked at that makes up a whole block.
+    pub fn hole(&mut self, length: u64) -> io::Result<()> {
+        let to_boundary = (BLOCK - self.block.len()) as u64 % BLOCK as u64;
+        let first = length.min(to_boundary);
+        let whole = (length - first) / BLOCK as u64;
+        self.write(&vec![0; first as usize])?;
+        self.contents.blocks.extend(std::iter::repeat_n(0, whole as usize));
+        self.present.size += whole * BLOCK as u64;
+        self.present.sparse += whole * BLOCK as u64;
+        self.write(&vec![0; (length - first) as usize % BLOCK])
+    }
+
     pub fn end(&mut self, inode: InodeId) -> io::Result<()> {
         if !self.block.is_empty() {
             self.flush_block()?;
         }
-        let mut stored = std::mem::take(&mut self.present);
-        stored.blocks.shrink_to_fit();
-        self.stored.insert(inode, stored);
+        self.contents.files.push(Stored { inode, ..std::mem::take(&mut self.present) });
         Ok(())
     }
 
@@ -94,11 +128,11 @@ impl Writer {
         let length = self.block.len();
         self.present.size += length as u64;
         if self.block.iter().all(|byte| *byte == 0) {
-            self.present.blocks.push(0);
+            self.contents.blocks.push(0);
             self.present.sparse += length as u64;
         } else {
             self.out.write_all(&self.block)?;
-            self.present.blocks.push(length as u32 | STORED);
+            self.contents.blocks.push(length as u32 | STORED);
             self.position += length as u64;
         }
         self.block.clear();
@@ -107,18 +141,18 @@ impl Writer {
 
     /// Writes the tables. Returns the file and its length.
     pub fn finish(mut self, tree: &Tree) -> io::Result<(File, u64)> {
-        let tables = Tables::build(tree, &std::mem::take(&mut self.stored))?;
-
+        let mut contents = std::mem::take(&mut self.contents);
+        contents.sort();
         let inode_table = self.position;
-        self.put(&tables.inodes.framed())?;
+        let tables = Tables::build(tree, contents, &mut self)?;
         let directory_table = self.position;
-        self.put(&tables.directories.framed())?;
+        self.put_table(&tables.directories)?;
         let fragment_table = self.position;
 
         let id_blocks = self.position;
         let ids: Vec<u8> = tables.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        let ids = Metadata { bytes: ids };
-        self.put(&ids.framed())?;
+        let ids = Metadata { bytes: ids, gone: 0 };
+        self.put_table(&ids)?;
         let id_table = self.position;
         self.put(&ids.index(id_blocks))?;
 
@@ -128,9 +162,9 @@ impl Writer {
             flags |= FLAG_NO_XATTRS;
         } else {
             let start = self.position;
-            self.put(&tables.xattrs.pairs.framed())?;
+            self.put_table(&tables.xattrs.pairs)?;
             let list_blocks = self.position;
-            self.put(&tables.xattrs.list.framed())?;
+            self.put_table(&tables.xattrs.list)?;
             xattr_table = self.position;
             let mut header = Vec::new();
             header.extend(start.to_le_bytes());
@@ -166,33 +200,46 @@ impl Writer {
         self.position += bytes.len() as u64;
         self.out.write_all(bytes)
     }
+
+    /// Writes what a table holds: stored metadata blocks, each behind a length of two bytes.
+    fn put_table(&mut self, table: &Metadata) -> io::Result<()> {
+        for block in table.bytes.chunks(METADATA) {
+            self.put(&(block.len() as u16 | METADATA_STORED).to_le_bytes())?;
+            self.put(block)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the whole blocks that a table holds, which then holds them no longer.
+    fn put_blocks(&mut self, table: &mut Metadata) -> io::Result<()> {
+        let whole = table.bytes.len() / METADATA * METADATA;
+        let rest = table.bytes.split_off(whole);
+        self.put_table(table)?;
+        table.gone += whole;
+        table.bytes = rest;
+        Ok(())
+    }
 }
 
-/// A table of stored metadata blocks: 8 KiB each, but the last, behind a length of two bytes.
+/// A table of metadata blocks: 8 KiB each, but the last.
 #[derive(Default)]
 struct Metadata {
     bytes: Vec<u8>,
+    /// Bytes before these that have been written already.
+    gone: usize,
 }
 
 impl Metadata {
     /// Offset of the present block from the table's start, and offset within it.
     fn position(&self) -> (u32, u16) {
-        let block = self.bytes.len() / METADATA * (METADATA + 2);
-        (block as u32, (self.bytes.len() % METADATA) as u16)
+        let position = self.gone + self.bytes.len();
+        let block = position / METADATA * (METADATA + 2);
+        (block as u32, (position % METADATA) as u16)
     }
 
     fn reference(&self) -> u64 {
         let (block, offset) = self.position();
         u64::from(block) << 16 | u64::from(offset)
-    }
-
-    fn framed(&self) -> Vec<u8> {
-        let mut framed = Vec::with_capacity(self.bytes.len() + self.bytes.len() / METADATA * 2 + 2);
-        for block in self.bytes.chunks(METADATA) {
-            framed.extend((block.len() as u16 | METADATA_STORED).to_le_bytes());
-            framed.extend_from_slice(block);
-        }
-        framed
     }
 
     /// Positions of the blocks in the file, if the first is at `start`.
@@ -254,12 +301,16 @@ impl XattrTable {
 }
 
 /// Where an inode was put.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Place {
     block: u32,
     offset: u16,
+    /// From 1; 0 for one that has no place yet.
     number: u32,
 }
+
+/// As many bytes of inodes are kept before they are written.
+const INODES: usize = 1 << 20;
 
 #[derive(Default)]
 struct Tables {
@@ -273,7 +324,8 @@ struct Tables {
 }
 
 impl Tables {
-    fn build(tree: &Tree, stored: &HashMap<InodeId, Stored>) -> io::Result<Self> {
+    /// Makes the tables and writes the inodes.
+    fn build(tree: &Tree, contents: Contents, out: &mut Writer) -> io::Result<Self> {
         let mut tables = Self::default();
         let order = tree.preorder();
         // Directories are numbered from the root, which a directory needs to know of its parent;
@@ -283,11 +335,15 @@ impl Tables {
             numbers[*dir as usize] = index as u32 + 1;
         }
         tables.count = order.len() as u32;
-        let mut places: HashMap<InodeId, Place> = HashMap::new();
+        let mut places = vec![Place::default(); tree.inodes.len()];
         for dir in order.into_iter().rev() {
-            tables.directory(tree, dir, &numbers, &mut places, stored)?;
+            tables.directory(tree, dir, &numbers, &mut places, &contents)?;
+            if tables.inodes.bytes.len() >= INODES {
+                out.put_blocks(&mut tables.inodes)?;
+            }
         }
-        let root = places[&tree.dirs[ROOT as usize].inode];
+        out.put_table(&tables.inodes)?;
+        let root = places[tree.dirs[ROOT as usize].inode as usize];
         tables.root = u64::from(root.block) << 16 | u64::from(root.offset);
         Ok(tables)
     }
@@ -298,14 +354,14 @@ impl Tables {
         tree: &Tree,
         dir: DirId,
         numbers: &[u32],
-        places: &mut HashMap<InodeId, Place>,
-        stored: &HashMap<InodeId, Stored>,
+        places: &mut [Place],
+        contents: &Contents,
     ) -> io::Result<()> {
         let this = &tree.dirs[dir as usize];
         for child in this.entries.values().filter(|child| child.dir.is_none()) {
-            if let Entry::Vacant(vacant) = places.entry(child.inode) {
+            if places[child.inode as usize].number == 0 {
                 self.count += 1;
-                vacant.insert(self.file(tree, child.inode, self.count, stored)?);
+                places[child.inode as usize] = self.file(tree, child.inode, self.count, contents)?;
             }
         }
 
@@ -315,7 +371,7 @@ impl Tables {
             .entries
             .iter()
             .map(|(name, child)| {
-                (&**name, places[&child.inode], basic_type(&tree.inodes[child.inode as usize].node))
+                (&**name, places[child.inode as usize], basic_type(&tree.inodes[child.inode as usize].node))
             })
             .collect();
         // One header serves up to 256 entries whose inodes are in one block, numbered close together.
@@ -366,7 +422,7 @@ impl Tables {
                 self.inodes.u32(xattr);
             }
         }
-        places.insert(this.inode, place);
+        places[this.inode as usize] = place;
         Ok(())
     }
 
@@ -383,13 +439,7 @@ impl Tables {
         Ok(Place { block, offset, number })
     }
 
-    fn file(
-        &mut self,
-        tree: &Tree,
-        id: InodeId,
-        number: u32,
-        stored: &HashMap<InodeId, Stored>,
-    ) -> io::Result<Place> {
+    fn file(&mut self, tree: &Tree, id: InodeId, number: u32, contents: &Contents) -> io::Result<Place> {
         let inode = &tree.inodes[id as usize];
         let xattr = self.xattrs.add(inode.xattrs.as_deref());
         let extended = xattr != NONE32;
@@ -399,7 +449,8 @@ impl Tables {
         match &inode.node {
             Node::Directory => unreachable!("directories have their own function"),
             Node::File(_) => {
-                let stored = stored.get(&id).ok_or_else(|| io::Error::other("a file without content"))?;
+                let (stored, blocks) =
+                    contents.get(id).ok_or_else(|| io::Error::other("a file without content"))?;
                 let basic = !extended && inode.links == 1 && stored.sparse == 0;
                 let small = (u32::try_from(stored.start).ok(), u32::try_from(stored.size).ok());
                 if let (true, (Some(start), Some(size))) = (basic, small) {
@@ -419,7 +470,7 @@ impl Tables {
                     self.inodes.u32(0);
                     self.inodes.u32(xattr);
                 }
-                for block in &stored.blocks {
+                for block in blocks {
                     self.inodes.u32(*block);
                 }
             }

@@ -175,6 +175,22 @@ impl<R: Read> TarReader<R> {
         Ok(want as usize)
     }
 
+    /// Skips a hole that the content goes on with here, which [`TarReader::read`] would give as zeros.
+    /// Returns its length; 0 if there is none, or none left.
+    pub fn skip_hole(&mut self) -> u64 {
+        let Body { position, size, map, next_segment, .. } = &mut self.body;
+        if map.is_empty() {
+            return 0;
+        }
+        while map.get(*next_segment).is_some_and(|segment| *position >= segment.offset + segment.length) {
+            *next_segment += 1;
+        }
+        let data = map.get(*next_segment).map_or(*size, |segment| segment.offset);
+        let hole = data.saturating_sub(*position);
+        *position += hole;
+        hole
+    }
+
     /// Reads a whole content of at most `limit` bytes.
     pub fn read_all(&mut self, limit: u64) -> Result<Vec<u8>> {
         let left = self.body.size - self.body.position;
@@ -283,6 +299,10 @@ impl<R: Read> TarReader<R> {
                             return Err(self.invalid("has an extended attribute that is too long"));
                         }
                         xattrs.retain(|(known, _)| known != name);
+                        if xattrs.len() == limits::XATTRS {
+                            let most = limits::XATTRS;
+                            return Err(self.invalid(format!("has more than {most} extended attributes")));
+                        }
                         xattrs.push((name.to_vec(), value.clone()));
                     }
                 }
@@ -499,6 +519,9 @@ impl<R: Read> TarReader<R> {
             let (record, rest) = data.split_at(length.ok_or_else(bad)?);
             let record = record[space + 1..].strip_suffix(b"\n").ok_or_else(bad)?;
             let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(bad)?;
+            if records.len() == limits::TAR_RECORDS {
+                return Err(self.invalid(format!("has more than {} PAX records", limits::TAR_RECORDS)));
+            }
             records.push((record[..equals].to_vec(), record[equals + 1..].to_vec()));
             data = rest;
         }
@@ -629,6 +652,11 @@ fn segments(numbers: &[u64]) -> Option<Vec<Segment>> {
         return None;
     }
     Some(numbers.chunks_exact(2).map(|pair| Segment { offset: pair[0], length: pair[1] }).collect())
+}
+
+/// The name of an entry, which archives also write with `./` before it.
+pub fn without_dot(path: &[u8]) -> &[u8] {
+    path.strip_prefix(b"./").unwrap_or(path)
 }
 
 /// A name for messages: cut, and only what can be shown.

@@ -28,7 +28,6 @@ pub enum Node {
 pub struct Content {
     pub layer: u32,
     pub ordinal: u32,
-    pub size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +92,20 @@ impl Inode {
             xattrs: keep_xattrs(&header.xattrs),
             links: 0,
         }
+    }
+}
+
+impl Inode {
+    /// Bytes in memory that the inode leads to. Attributes are there three times in the end, as
+    /// such, in their table, and to find equal ones.
+    pub fn extent(&self) -> u64 {
+        let target = match &self.node {
+            Node::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let attribute = |(name, value): &(Box<[u8]>, Box<[u8]>)| 100 + 3 * (name.len() + value.len());
+        let xattrs: usize = self.xattrs.iter().flat_map(|xattrs| xattrs.iter()).map(attribute).sum();
+        (target + xattrs) as u64
     }
 }
 

@@ -128,6 +128,14 @@ pub enum Image {
         #[arg(long, conflicts_with = "kernel", required_unless_present = "kernel")]
         no_kernel: bool,
     },
+    /// Check that stored images are what was pulled or imported
+    Verify {
+        #[arg(required_unless_present = "all", value_name = "IMAGE")]
+        images: Vec<String>,
+        /// Every image there is
+        #[arg(long, conflicts_with = "images")]
+        all: bool,
+    },
     /// Remove images
     Rm {
         #[arg(required = true, value_name = "IMAGE")]

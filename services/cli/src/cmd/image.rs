@@ -1,5 +1,6 @@
 //! `banger image`, and its short forms.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{stdin, stdout};
 use std::os::fd::AsFd;
@@ -35,6 +36,10 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         Image::Show { image } => show(context, &image).await?,
         Image::Set { image, kernel, no_kernel: _ } => {
             object(context, &image).await?.set_kernel(&kernel.unwrap_or_default()).await?;
+        }
+        Image::Verify { images, all } => {
+            let images = if all { ids(context).await? } else { images };
+            return super::each(images, async |name| verify(context, &name).await).await;
         }
         Image::Rm { images } => {
             return super::each(images, async |name| {
@@ -157,6 +162,18 @@ async fn usage(context: &Context) -> Result<()> {
             row.vms.to_string(),
         ]
     })
+}
+
+/// Ids of all images, each once however many names it has.
+async fn ids(context: &Context) -> Result<Vec<String>> {
+    let images = context.bus.images().await?.list_images().await?;
+    let ids: BTreeSet<String> = images.into_iter().map(|(_, id, ..)| id).collect();
+    Ok(ids.into_iter().collect())
+}
+
+async fn verify(context: &Context, name: &str) -> Result<()> {
+    let verifying = object(context, name).await?.verify().await?;
+    finish(context, verifying, &format!("verify {name}")).await
 }
 
 async fn show(context: &Context, name: &str) -> Result<()> {

@@ -1,10 +1,10 @@
 //! `org.banger.Image1.Image`.
 
 use banger_api::{Error, Result};
-use banger_daemon::Gate;
+use banger_daemon::{Gate, Jobs};
 use tokio::sync::watch;
 use zbus::message::Header;
-use zbus::{Connection, interface};
+use zbus::{Connection, OwnedObjectPath, interface};
 
 use crate::service::Service;
 use crate::store::ImageRow;
@@ -13,6 +13,7 @@ use crate::store::ImageRow;
 pub struct ImageObject {
     pub service: Service,
     pub gate: Gate,
+    pub jobs: Jobs,
     pub row: watch::Receiver<ImageRow>,
 }
 
@@ -40,6 +41,24 @@ impl ImageObject {
         let _call =
             self.gate.enter(&header, connection, &[("image", &self.name()), ("kernel", &kernel)]).await?;
         Ok(self.service.set_image_kernel(&self.id(), &kernel).await?)
+    }
+
+    /// Reads the stored root filesystem and compares it with `RootfsDigest`. Changes nothing. The
+    /// job fails with `ImageDamaged` if they differ; its outcome is the image's name.
+    #[zbus(out_args("job_id", "job"))]
+    async fn verify(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let (id, name) = (self.id(), self.name());
+        let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
+        let (service, subject) = (self.service.clone(), name.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let verify = async { Ok(service.verify_image(&id, &progress).await?) };
+            progress.cancelable(verify).await.map(|()| name)
+        };
+        Ok(self.jobs.start("verify", &subject, work).await)
     }
 
     /// Everything about the image as JSON.

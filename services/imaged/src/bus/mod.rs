@@ -128,8 +128,12 @@ impl Objects {
     async fn add_image(&mut self, row: ImageRow) {
         let id = row.id.clone();
         let (sender, row) = watch::channel(row);
-        let object =
-            image::ImageObject { service: self.service.clone(), gate: self.context.gate.clone(), row };
+        let object = image::ImageObject {
+            service: self.service.clone(),
+            gate: self.context.gate.clone(),
+            jobs: self.context.jobs.clone(),
+            row,
+        };
         self.context.hub.add(&image_path(&id), object).await;
         self.images.insert(id, sender);
     }

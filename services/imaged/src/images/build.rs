@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use banger_daemon::failpoint;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -17,11 +18,12 @@ use crate::files::{Staged, create, write_file};
 use crate::layers::merge::{Invalid, Merge};
 use crate::layers::stream::{Cancel, CancelOnDrop, Source, decompress};
 use crate::layers::{Budget, LayerIndex, index};
+use crate::limits::Limits;
 use crate::progress::{Progress, watched};
 use crate::registry::Config;
 use crate::registry::manifest::Process;
 use crate::rootfs;
-use crate::service::{Service, blocking, now_usec};
+use crate::service::{Inner, Service, blocking, now_usec};
 use crate::store::ImageRow;
 
 /// A layer that can be read again and again.
@@ -91,11 +93,16 @@ impl<'a> Making<'a> {
     /// Reads a layer for the first time; `read` counts its bytes as they are stored.
     pub async fn index(&self, layer: Layer, number: usize, read: Arc<AtomicU64>) -> Result<LayerIndex> {
         let _slot = self.service.0.unpacks.acquire().await.map_err(|_| Error::Canceled)?;
-        let (blobs, budget) = (self.service.0.blobs.clone(), self.budget.clone());
+        let Inner { blobs, files, .. } = &*self.service.0;
+        let (blobs, files, budget) = (blobs.clone(), files.clone(), self.budget.clone());
         let cancel = self.cancel.clone();
         blocking(move || {
             let stream = open_layer(&blobs, &layer, number, &cancel, &read)?;
-            index::index(stream, number, &budget).map_err(|error| canceled_or(&cancel, error))
+            let notes = files.nameless()?;
+            let indexed =
+                index::index(stream, number, &budget, notes).map_err(|error| canceled_or(&cancel, error));
+            failpoint!(blocking "layer.indexed");
+            indexed
         })
         .await
     }
@@ -110,23 +117,25 @@ impl<'a> Making<'a> {
         layers: Vec<Layer>,
         size: u64,
     ) -> Result<Built> {
+        failpoint!("build.begun");
         self.progress.stage("unpack");
         let Self { service, cancel, .. } = self;
         let _slot = service.0.unpacks.acquire().await.map_err(|_| Error::Canceled)?;
         let staged = service.0.files.stage()?;
         let read = Arc::new(AtomicU64::new(0));
         let (blobs, counter, cancel) = (service.0.blobs.clone(), read.clone(), cancel.clone());
-        let max_depth = service.0.settings.limits.depth;
+        let limits = service.0.settings.limits.clone();
         let mut image = row(id, config);
         let used = layers.iter().filter_map(Layer::blob).collect();
         let work = blocking(move || {
             let open = |layer: usize| open_layer(&blobs, &layers[layer], layer, &cancel, &counter);
             let file = create(&staged.path().join(rootfs_name(FSTYPE)))?;
             let (file, length) =
-                write_rootfs(file, indexes, max_depth, open).map_err(|error| canceled_or(&cancel, error))?;
+                write_rootfs(file, indexes, &limits, open).map_err(|error| canceled_or(&cancel, error))?;
             image.size = length;
             image.rootfs_digest = digest_of(file)?;
             describe(&image, staged.path())?;
+            failpoint!(blocking "build.written");
             staged.sync()?;
             Ok(Built { staged, image, blobs: used })
         });
@@ -154,23 +163,32 @@ pub(super) fn row(id: &str, config: &Config) -> ImageRow {
 fn write_rootfs(
     file: File,
     indexes: Vec<LayerIndex>,
-    max_depth: usize,
+    limits: &Limits,
     open: impl FnMut(usize) -> Result<Box<dyn Read + Send>>,
 ) -> Result<(File, u64)> {
     let layers = indexes.len();
-    let mut merge = Merge::new(max_depth);
+    let mut merge = Merge::new(limits);
     for (layer, index) in indexes.into_iter().enumerate() {
-        let invalid = |Invalid { entry, reason }| Error::InvalidLayer { layer, entry, reason };
-        merge.apply(index).map_err(invalid)?;
+        for header in index.headers {
+            let header = header.map_err(Error::io("cannot read what was noted of a layer"))?;
+            let invalid = |Invalid { entry, reason }| Error::InvalidLayer { layer, entry, reason };
+            merge.entry(&header).map_err(invalid)?;
+        }
+        merge.end_layer();
     }
     rootfs::write(file, &merge.finish(), layers, open)
 }
 
+/// Digest of a whole file, as an image's row has it.
 pub(super) fn digest_of(mut file: File) -> Result<String> {
-    let mut hash = Sha256::new();
     file.seek(SeekFrom::Start(0))
-        .and_then(|_| io::copy(&mut file, &mut HashSink(&mut hash)))
-        .map_err(Error::io("cannot read the root filesystem back"))?;
+        .and_then(|_| digest_of_stream(file))
+        .map_err(Error::io("cannot read the root filesystem back"))
+}
+
+pub(super) fn digest_of_stream(mut source: impl Read) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut source, &mut HashSink(&mut hash))?;
     Ok(format!("sha256:{}", digest::hex(&hash.finalize())))
 }
 

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::build::rewound;
-use super::layout::without_dot;
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{Files, remove};
@@ -23,7 +22,7 @@ use crate::layers::stream::{Cancel, Source, decompress};
 use crate::layers::{LayerIndex, index};
 use crate::limits::Limits;
 use crate::registry::manifest::Process;
-use crate::tar::{Kind, TarReader};
+use crate::tar::{Kind, TarReader, without_dot};
 
 pub const MANIFEST: &str = "bundle.json";
 pub const VERSION: u32 = 1;
@@ -45,10 +44,7 @@ pub struct Rootfs {
 }
 
 pub(super) fn is_bundle(index: &LayerIndex) -> bool {
-    index
-        .entries
-        .first()
-        .is_some_and(|entry| entry.kind == Kind::File && without_dot(&entry.path) == MANIFEST.as_bytes())
+    index.top.first().is_some_and(|file| file == MANIFEST.as_bytes())
 }
 
 /// Reads the manifest, and the root filesystem into staging, verified.

@@ -10,13 +10,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::build::rewound;
-use super::layout::without_dot;
 use crate::error::{Error, Result};
 use crate::files::{Files, remove};
 use crate::layers::stream::{Cancel, Source, decompress};
 use crate::layers::{LayerIndex, index};
 use crate::limits::Limits;
-use crate::tar::{Kind, TarReader};
+use crate::tar::{Kind, TarReader, without_dot};
 
 const MANIFEST: &str = "manifest.json";
 
@@ -37,9 +36,7 @@ pub(super) struct Saved {
 
 /// Whether the archive is of this kind.
 pub(super) fn is_saved(index: &LayerIndex) -> bool {
-    let has = |test: &dyn Fn(&[u8]) -> bool| {
-        index.entries.iter().any(|entry| entry.kind == Kind::File && test(without_dot(&entry.path)))
-    };
+    let has = |test: &dyn Fn(&[u8]) -> bool| index.top.iter().any(|file| test(file));
     has(&|path| path == MANIFEST.as_bytes())
         && has(&|path| path.ends_with(b".json") && path != MANIFEST.as_bytes())
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use banger_daemon::failpoint;
+
 use super::build::{Layer, Making, check_diff_ids};
 use super::disk::{self, Content};
 use super::docker::{self, Saved};
@@ -104,6 +106,7 @@ impl Service {
         if layout::is_layout(&indexed) {
             let staged = self.0.files.stage()?;
             let staged = blocking(move || layout::unpack(&file, staged, &limits, cancel)).await?;
+            failpoint!("layout.unpacked");
             return self.import_layout(staged.path(), claim, progress).await;
         }
         if docker::is_saved(&indexed) {

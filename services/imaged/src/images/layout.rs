@@ -14,23 +14,14 @@ use crate::layers::{LayerIndex, index};
 use crate::limits::Limits;
 use crate::registry::manifest::Document;
 use crate::registry::{Config, Descriptor, Manifest, Platform};
-use crate::tar::{Header, Kind, TarReader};
+use crate::tar::{Header, Kind, TarReader, without_dot};
 
 const BLOBS: &str = "blobs/sha256";
 
 /// Whether the archive is that of an OCI layout rather than of a root filesystem.
 pub(super) fn is_layout(index: &LayerIndex) -> bool {
-    let has = |name: &str| {
-        index
-            .entries
-            .iter()
-            .any(|entry| entry.kind == Kind::File && without_dot(&entry.path) == name.as_bytes())
-    };
-    has("oci-layout") && has("index.json")
-}
-
-pub(super) fn without_dot(path: &[u8]) -> &[u8] {
-    path.strip_prefix(b"./").unwrap_or(path)
+    let has = |name: &[u8]| index.top.iter().any(|file| file == name);
+    has(b"oci-layout") && has(b"index.json")
 }
 
 /// Takes an OCI layout out of its archive: only files with the names a layout has.

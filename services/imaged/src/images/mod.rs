@@ -17,6 +17,7 @@ mod prune;
 mod publish;
 mod pull;
 mod usage;
+mod verify;
 
 use crate::error::{Error, Result};
 use crate::presets::{Preset, Presets};

@@ -1,6 +1,17 @@
 //! Names of images, and the moment an image is there.
+//!
+//! What happens in which order, and what is there after a crash or a loss of power in between:
+//!
+//! 1. The files in staging are synced, then the staging directory: nothing; staging is emptied at start.
+//! 2. In the transaction, the directory is renamed to its place and the directory around it synced:
+//!    files without a row, which the next start throws away.
+//! 3. The rows are committed, which SQLite syncs: the whole image.
+//!
+//! Removal is the same backwards: rows first, then the files are renamed to staging, then removed.
 
 use std::sync::Arc;
+
+use banger_daemon::failpoint;
 
 use super::build::Built;
 use super::{Freed, drop_unused, find};
@@ -8,7 +19,7 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{Files, Staged};
 use crate::progress::Progress;
-use crate::service::{Event, Service, blocking};
+use crate::service::{Event, Service, discard};
 use crate::store::{self, ImageRow, NameRow};
 
 /// A name for an image, and where the image comes from if it was pulled.
@@ -74,6 +85,7 @@ impl Service {
                 Ok((store::image(t, &image.id)?.unwrap_or(image), freed))
             })
             .await?;
+        failpoint!("name.moved");
         self.touch(Event::Image(image.id.clone())).await;
         self.moved(freed).await?;
         Ok(image)
@@ -88,6 +100,7 @@ impl Service {
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         progress.stage("publish");
+        failpoint!("publish.synced");
         let (files, built, claim) = (self.0.files.clone(), built.clone(), claim.clone());
         let id = built.image.id.clone();
         let published = self
@@ -100,22 +113,23 @@ impl Service {
                     None => put_in_place(t, &files, &built)?,
                 };
                 let freed = take_name(t, &claim, &built.image.id)?;
+                failpoint!(blocking "publish.rows");
                 let image = store::image(t, &built.image.id)?.unwrap_or_else(|| built.image.clone());
                 Ok((image, freed, trash))
             })
             .await;
+        failpoint!("publish.done");
         let (image, freed, trash) = match published {
             Ok(published) => published,
             Err(error) => {
-                self.sweep(&id).await?;
+                // What is to be told is why it was not published.
+                if let Err(second) = self.sweep(&id).await {
+                    tracing::warn!("cannot remove what is left of image {id}: {second}");
+                }
                 return Err(error.into());
             }
         };
-        blocking(move || {
-            drop(trash);
-            Ok(())
-        })
-        .await?;
+        discard(trash).await?;
         self.touch(Event::Image(image.id.clone())).await;
         self.moved(freed).await?;
         Ok(image)
@@ -126,7 +140,9 @@ impl Service {
         if let Some(freed) = freed {
             self.touch(Event::Image(freed.image.clone())).await;
             if freed.deleted {
+                failpoint!("remove.rows");
                 self.sweep(&freed.image).await?;
+                failpoint!("remove.files");
                 self.collect(freed.blobs).await?;
             }
         }
@@ -144,11 +160,7 @@ impl Service {
                 None => Ok(files.withdraw(&files.image(&id))?),
             })
             .await?;
-        blocking(move || {
-            drop(trash);
-            Ok(())
-        })
-        .await
+        discard(trash).await
     }
 }
 
@@ -165,6 +177,7 @@ fn put_in_place(
     let target = files.image(&built.image.id);
     let trash = files.withdraw(&target)?;
     built.staged.publish(&target)?;
+    failpoint!(blocking "publish.renamed");
     store::insert_image(t, &built.image, &built.blobs)?;
     Ok(trash)
 }

@@ -20,13 +20,15 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use banger_daemon::failpoint;
+
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{self, Files, create, spool, write_file};
 use crate::images::PullOptions;
 use crate::layers::stream::Cancel;
 use crate::progress::Progress;
-use crate::service::{Event, Inner, Service, blocking, now_usec};
+use crate::service::{Event, Inner, Service, blocking, discard, now_usec};
 use crate::store::{self, KernelRow};
 use cpio::Cpio;
 use source::{Gathered, Image, Named};
@@ -82,12 +84,14 @@ impl Service {
             write_kernel(dir, &gathered)?;
             build_initramfs(dir, &agent, &gathered.version)?;
             let row = describe(dir, gathered, options)?;
+            failpoint!(blocking "kernel.written");
             staged.sync()?;
             Ok((staged, row))
         })
         .await?;
         progress.stage("publish");
         let files = self.0.files.clone();
+        let name = row.name.clone();
         let published = self
             .0
             .store
@@ -100,16 +104,23 @@ impl Service {
                 let target = files.kernel(&row.name);
                 let trash = files.withdraw(&target)?;
                 built.publish(&target)?;
+                failpoint!(blocking "kernel.renamed");
                 store::insert_kernel(t, &row)?;
                 Ok((row, trash))
             })
             .await;
-        let (row, trash) = published?;
-        blocking(move || {
-            drop(trash);
-            Ok(())
-        })
-        .await?;
+        failpoint!("kernel.done");
+        let (row, trash) = match published {
+            Ok(published) => published,
+            Err(error) => {
+                // What is to be told is why it was not published.
+                if let Err(second) = self.sweep_kernel(&name).await {
+                    tracing::warn!("cannot remove what is left of kernel {name}: {second}");
+                }
+                return Err(error.into());
+            }
+        };
+        discard(trash).await?;
         self.touch(Event::Kernel(row.name.clone())).await;
         Ok(row)
     }
@@ -172,8 +183,8 @@ impl Service {
 
     /// Removes a kernel that no VM uses. If it was the default, the newest other one is.
     pub async fn remove_kernel(&self, name: &str) -> Result<()> {
-        let (name, files) = (name.to_owned(), self.0.files.clone());
-        let (trash, gone, successor) = self
+        let name = name.to_owned();
+        let (gone, successor) = self
             .0
             .store
             .transact(move |t| {
@@ -193,22 +204,26 @@ impl Service {
                 if let Some(successor) = &successor {
                     store::set_default_kernel(t, successor)?;
                 }
-                // Killed before the commit, the row is left without files; the files are renamed last
-                // for that to be as unlikely as can be, and the next start then drops the row.
-                let trash = files.withdraw(&files.kernel(&kernel.name))?;
-                Ok((trash, kernel.name, successor))
+                Ok((kernel.name, successor))
             })
             .await?;
-        blocking(move || {
-            drop(trash);
-            Ok(())
-        })
-        .await?;
+        failpoint!("kernel.removed");
+        self.sweep_kernel(&gone).await?;
         self.touch(Event::Kernel(gone)).await;
         if let Some(successor) = successor {
             self.touch(Event::Kernel(successor)).await;
         }
         Ok(())
+    }
+
+    /// Removes a kernel's files if it has no row.
+    async fn sweep_kernel(&self, name: &str) -> Result<()> {
+        let (files, name) = (self.0.files.clone(), name.to_owned());
+        let work = move |t: &rusqlite::Transaction<'_>| match store::kernel(t, &name)? {
+            Some(_) => Ok(None),
+            None => Ok(files.withdraw(&files.kernel(&name))?),
+        };
+        discard(self.0.store.transact(work).await?).await
     }
 
     /// Makes a kernel's initramfs anew if the agent is another one than when it was made.

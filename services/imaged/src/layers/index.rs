@@ -1,19 +1,26 @@
 //! The first pass over a layer: what its entries are called and what they are.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::spool::{Headers, Spool};
 use super::stream::Meter;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::tar::{Header, TarError, TarReader};
+use crate::tar::{Header, Kind, TarError, TarReader, without_dot};
+
+/// An archive that is none of a root filesystem has few files at its top.
+const TOP: usize = 1000;
 
 #[derive(Debug)]
 pub struct LayerIndex {
     /// In the order of the archive; the ordinal of an entry is its place here.
-    pub entries: Vec<Header>,
+    pub headers: Headers,
     /// SHA-256 of the tar stream, hexadecimal.
     pub diff_id: String,
+    /// The files of the top directory, in order, the first of them: what kind of archive it is.
+    pub top: Vec<Vec<u8>>,
 }
 
 /// What the layers of one image may still take together.
@@ -48,17 +55,23 @@ impl Budget {
     }
 }
 
-/// Reads a layer's tar stream to its end.
-pub fn index(stream: impl Read, layer: usize, budget: &Budget) -> Result<LayerIndex> {
+/// Reads a layer's tar stream to its end. Its headers go to `notes`, an empty file.
+pub fn index(stream: impl Read, layer: usize, budget: &Budget, notes: File) -> Result<LayerIndex> {
+    let failed = || Error::io("cannot note what is in a layer");
     let mut tar = TarReader::new(Meter::new(stream, budget.limits.unpacked));
-    let mut entries = Vec::new();
+    let mut spool = Spool::new(notes);
+    let mut top = Vec::new();
     while let Some(header) = tar.next_entry().map_err(|error| explain(error, layer))? {
         budget.take(&header).map_err(Error::TooLarge)?;
-        entries.push(header);
+        let name = without_dot(&header.path);
+        if header.kind == Kind::File && top.len() < TOP && !name.contains(&b'/') {
+            top.push(name.to_vec());
+        }
+        spool.add(&header).map_err(failed())?;
     }
     let diff_id = tar.into_inner().finish().map_err(|error| explain(error.into(), layer))?;
-    entries.shrink_to_fit();
-    Ok(LayerIndex { entries, diff_id })
+    let headers = spool.finish().map_err(failed())?;
+    Ok(LayerIndex { headers, diff_id, top })
 }
 
 /// A fault of a layer's stream. The blob behind it has been verified, so whatever cannot be read in

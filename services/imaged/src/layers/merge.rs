@@ -11,8 +11,7 @@
 
 use std::collections::VecDeque;
 
-use super::LayerIndex;
-use crate::limits;
+use crate::limits::{self, Limits};
 use crate::tar::{Header, Kind, lossy};
 use crate::tree::{Child, Content, Dir, DirId, Inode, Name, Node, ROOT, Tree};
 
@@ -38,26 +37,52 @@ pub struct Invalid {
 pub struct Merge {
     tree: Tree,
     layer: u32,
+    /// Of the next entry in its layer.
+    ordinal: u32,
     max_depth: usize,
+    /// Bytes that the tree takes, or took before something was replaced.
+    memory: u64,
+    max_memory: u64,
 }
 
+/// What a name and its inode take in memory at most, from here to the finished filesystem, beside
+/// the bytes of the name itself; measured.
+const ENTRY: u64 = 240;
+/// What a directory takes on top of that.
+const DIRECTORY: u64 = 400;
+
 impl Merge {
-    pub fn new(max_depth: usize) -> Self {
+    pub fn new(limits: &Limits) -> Self {
         Self {
             tree: Tree { dirs: vec![Dir::default()], inodes: vec![Inode::directory(0o755)] },
             layer: 0,
-            max_depth,
+            ordinal: 0,
+            max_depth: limits.depth,
+            memory: 0,
+            max_memory: limits.memory,
         }
     }
 
-    /// Applies the next layer.
-    pub fn apply(&mut self, index: LayerIndex) -> Result<(), Invalid> {
-        for (ordinal, header) in index.entries.into_iter().enumerate() {
-            self.entry(ordinal as u32, &header)
-                .map_err(|reason| Invalid { entry: lossy(&header.path), reason })?;
-        }
+    /// Applies the next entry of the present layer.
+    pub fn entry(&mut self, header: &Header) -> Result<(), Invalid> {
+        let ordinal = self.ordinal;
+        self.ordinal += 1;
+        self.apply(ordinal, header).map_err(|reason| Invalid { entry: lossy(&header.path), reason })
+    }
+
+    /// What follows is the layer above.
+    pub fn end_layer(&mut self) {
         self.layer += 1;
-        Ok(())
+        self.ordinal = 0;
+    }
+
+    /// Accounts for what the tree is going to hold.
+    fn take(&mut self, bytes: u64) -> Result<(), String> {
+        self.memory += bytes;
+        if self.memory <= self.max_memory {
+            return Ok(());
+        }
+        Err(format!("is one too many: names and attributes of all take more than {} bytes", self.max_memory))
     }
 
     pub fn finish(mut self) -> Tree {
@@ -70,7 +95,7 @@ impl Merge {
         self.layer + 1
     }
 
-    fn entry(&mut self, ordinal: u32, header: &Header) -> Result<(), String> {
+    fn apply(&mut self, ordinal: u32, header: &Header) -> Result<(), String> {
         let mut parents = components(&header.path)?;
         let Some(name) = parents.pop() else {
             if header.kind != Kind::Directory {
@@ -97,12 +122,14 @@ impl Merge {
         let child = self.tree.dirs[dir as usize].entries.get(name).copied();
         if let Some(inode) = linked {
             if child.is_none_or(|child| child.inode != inode) {
+                self.take(ENTRY + name.len() as u64)?;
                 self.put(dir, name, inode);
             }
             return Ok(());
         }
-        let content = Content { layer: self.layer, ordinal, size: header.size };
+        let content = Content { layer: self.layer, ordinal };
         let inode = Inode::from_header(header, content);
+        self.take(inode.extent())?;
         match child {
             Some(Child { inode: known, dir: Some(known_dir), .. }) if header.kind == Kind::Directory => {
                 self.tree.inodes[known as usize] = inode;
@@ -112,6 +139,7 @@ impl Merge {
                 self.make_dir(dir, name, inode)?;
             }
             _ => {
+                self.take(ENTRY + name.len() as u64)?;
                 let id = self.tree.inodes.len() as u32;
                 self.tree.inodes.push(inode);
                 self.put(dir, name, id);
@@ -166,23 +194,18 @@ impl Merge {
         let mut stack = vec![dir];
         let mark = self.mark();
         while let Some(dir) = stack.pop() {
-            let entries = std::mem::take(&mut self.tree.dirs[dir as usize].entries);
-            let mut kept = std::collections::BTreeMap::new();
-            for (name, child) in entries {
+            let mut entries = std::mem::take(&mut self.tree.dirs[dir as usize].entries);
+            entries.retain(|_, child| {
                 let touched = child.dir.map_or(child.touched, |dir| self.tree.dirs[dir as usize].touched);
+                let keep = touched >= mark;
                 match child.dir {
-                    Some(below) if touched < mark => self.drop_dir(below),
-                    Some(below) => {
-                        stack.push(below);
-                        kept.insert(name, child);
-                    }
-                    None if touched < mark => {}
-                    None => {
-                        kept.insert(name, child);
-                    }
+                    Some(below) if keep => stack.push(below),
+                    Some(below) => self.drop_dir(below),
+                    None => {}
                 }
-            }
-            self.tree.dirs[dir as usize].entries = kept;
+                keep
+            });
+            self.tree.dirs[dir as usize].entries = entries;
         }
     }
 
@@ -212,6 +235,7 @@ impl Merge {
         if depth as usize > self.max_depth {
             return Err(format!("lies more than {} directories deep", self.max_depth));
         }
+        self.take(ENTRY + DIRECTORY + name.len() as u64)?;
         self.remove(parent, name);
         let id = self.tree.dirs.len() as DirId;
         let inode_id = self.tree.inodes.len() as u32;
@@ -283,7 +307,7 @@ impl Merge {
     }
 }
 
-const NO_CONTENT: Content = Content { layer: 0, ordinal: 0, size: 0 };
+const NO_CONTENT: Content = Content { layer: 0, ordinal: 0 };
 
 /// The parts of an entry's name. Leading slashes, empty parts and `.` mean nothing; `..` is refused.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
@@ -342,9 +366,14 @@ mod tests {
     }
 
     fn merge(layers: Vec<Vec<Header>>) -> Result<Tree, Invalid> {
-        let mut merge = Merge::new(64);
-        for entries in layers {
-            merge.apply(LayerIndex { entries, diff_id: String::new() })?;
+        merge_within(&Limits { depth: 64, ..Limits::default() }, layers)
+    }
+
+    fn merge_within(limits: &Limits, layers: Vec<Vec<Header>>) -> Result<Tree, Invalid> {
+        let mut merge = Merge::new(limits);
+        for layer in layers {
+            layer.iter().try_for_each(|header| merge.entry(header))?;
+            merge.end_layer();
         }
         Ok(merge.finish())
     }
@@ -469,6 +498,31 @@ mod tests {
             shown(vec![vec![file("//a"), file("./b"), file("c/./d"), dir("./")]]),
             ["a f0.0", "b f0.1", "c d", "c/d f0.2"]
         );
+    }
+
+    #[test]
+    fn memory_has_an_end() {
+        let limits = Limits { memory: 10_000, ..Limits::default() };
+        let mut attributed = file("x");
+        attributed.xattrs = vec![(b"user.x".to_vec(), vec![0; 5000])];
+        for many in [
+            (0..50).map(|n| file(&n.to_string())).collect(),
+            (0..20).map(|n| dir(&n.to_string())).collect(),
+            // One entry, many directories that it needs.
+            vec![file(&"d/".repeat(20))],
+            (0..50).map(|n| hard_link(&n.to_string(), "0")).collect::<Vec<_>>(),
+            vec![
+                symlink("l", &"x".repeat(4000)),
+                symlink("m", &"x".repeat(4000)),
+                symlink("n", &"x".repeat(4000)),
+            ],
+            vec![attributed],
+        ] {
+            let first = file("0");
+            let error = merge_within(&limits, vec![vec![first], many]).expect_err("too many");
+            assert!(error.reason.contains("more than 10000 bytes"), "{error:?}");
+        }
+        assert!(merge_within(&limits, vec![(0..10).map(|n| dir(&n.to_string())).collect()]).is_ok());
     }
 
     #[test]

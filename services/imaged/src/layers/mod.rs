@@ -7,6 +7,7 @@
 
 pub mod index;
 pub mod merge;
+pub mod spool;
 pub mod stream;
 
 pub use index::{Budget, LayerIndex};
