@@ -2,8 +2,10 @@
 //! what they did. Everything here goes through the CLI, `busctl` and systemd's own tools.
 
 pub mod between;
+pub mod faults;
 pub mod oci;
 pub mod registry;
+pub mod tar;
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -258,7 +260,7 @@ impl Vm {
         pid.trim().parse().expect("a process id")
     }
 
-    fn delete(&self) {
+    pub fn delete(&self) {
         let _ = banger(&["rm", "-f", &self.0]);
     }
 }

@@ -14,7 +14,7 @@ use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, job_property};
 use zbus::export::futures_core::Stream;
 use zbus::{MatchRule, MessageStream, OwnedObjectPath, Variant};
 
-use crate::faults::{Mortal, nothing_is_orphaned};
+use crate::faults::{mortal, nothing_is_orphaned};
 
 /// The stages of a create whose image is there, and a place in vmd's sources where it is held up
 /// in them. From the kernel on, the guest takes its time.
@@ -93,7 +93,7 @@ fn nothing_is_left(stage: &str, vm: &Vm) {
 #[test]
 fn in_every_stage() {
     banger(&["pull", BUSYBOX]).ok();
-    let (mortal, vm) = (Mortal::new(), Vm::named("t-cancel"));
+    let (mortal, vm) = (mortal(), Vm::named("t-cancel"));
     for (stage, place) in STAGES {
         if let Some(place) = place {
             mortal.delays(place, HELD_UP);
@@ -138,7 +138,7 @@ fn when_it_is_ready_it_is_too_late() {
 /// By Ctrl-C, which is how a person cancels.
 #[test]
 fn from_the_keyboard() {
-    let (mortal, vm) = (Mortal::new(), Vm::named("t-cancel-key"));
+    let (mortal, vm) = (mortal(), Vm::named("t-cancel-key"));
     for (state, place) in [("created", "create.disk"), ("starting", "start.limits")] {
         mortal.delays(place, 10 * HELD_UP);
         let child = Command::new("banger")

@@ -2,14 +2,13 @@
 //! nothing is orphaned, no VM lost, no name doubled.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use banger_api::{IMAGED, NETD};
-use banger_tests::{BUSYBOX, Done, Vm, banger, eventually, json, run, sh};
+use banger_tests::faults::{Mortal, failpoints};
+use banger_tests::{BUSYBOX, Vm, banger, eventually, json, run, sh};
 use serde_json::Value;
 
 const STATE: &str = "/var/lib/banger/vmd";
-const FAILPOINT: &str = "/run/banger/vmd/failpoint";
 
 /// What has become of the VM or volume that was worked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,74 +64,23 @@ const DELETE_RUNNING: &[&str] = &["delete.ended"];
 /// Every place in the sources is in one of the lists above.
 #[test]
 fn no_failpoint_is_forgotten() {
-    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/../services/vmd/src");
-    let found =
-        sh(&format!("grep -rhoE 'failpoint!\\((blocking )?\"[a-z.]+\"' {sources} | cut -d '\"' -f 2")).ok();
-    let found: BTreeSet<&str> = found.lines().collect();
+    let found = failpoints("vmd");
     let with_fate = [CREATE, DELETE, CREATE_VOLUME, FORK].concat();
-    let tried: BTreeSet<&str> =
+    let tried: BTreeSet<String> =
         [SET, RESET, DELETE_VOLUME, START, STOP, PAUSE, RESUME, GROW, SNAPSHOT, RESTORE, DELETE_RUNNING]
             .concat()
             .into_iter()
             .chain(with_fate.into_iter().map(|(point, _)| point))
+            .map(str::to_owned)
             .collect();
     assert_eq!(found, tried);
 }
 
 /// vmd built with failpoints, until this is dropped.
-pub struct Mortal;
-
-impl Mortal {
-    const DROP_IN: &str = "/run/systemd/system/banger-vmd.service.d";
-
-    pub fn new() -> Self {
-        let binaries = std::env::var("BANGER_FAILPOINTS").expect("set by make check-system");
-        // The build directory may be in a home directory, which the unit does not see.
-        let binary = "/usr/local/libexec/banger-vmd";
-        run("install", &["-D", &format!("{binaries}/banger-vmd"), binary]).ok();
-        std::fs::create_dir_all(Self::DROP_IN).expect("creates");
-        let text = format!("[Service]\nExecStart=\nExecStart={binary}\n");
-        std::fs::write(format!("{}/failpoint.conf", Self::DROP_IN), text).expect("writes");
-        let mortal = Self;
-        mortal.restart();
-        banger(&["vm", "reconcile"]).ok();
-        mortal
-    }
-
-    fn restart(&self) {
-        run("systemctl", &["daemon-reload"]).ok();
-        run("systemctl", &["restart", "banger-vmd.service"]).ok();
-    }
-
-    /// Whoever comes to this place waits there for so long.
-    pub fn delays(&self, point: &str, milliseconds: u64) {
-        std::fs::write(FAILPOINT, format!("delay {point} {milliseconds}\n")).expect("writes");
-    }
-
-    /// Lets everybody pass.
-    pub fn delays_nobody(&self) {
-        let _ = std::fs::remove_file(FAILPOINT);
-    }
-
-    /// Runs a command of the CLI during which vmd dies at this place.
-    #[track_caller]
-    fn dies(&self, point: &str, command: &[&str]) -> Done {
-        std::fs::write(FAILPOINT, format!("{point}\n")).expect("writes");
-        let cut = banger(command);
-        // What is done in the background, or by the VM's unit, may come to the place later.
-        eventually(&format!("vmd comes to {point}: {cut}"), || !Path::new(FAILPOINT).exists());
-        // So many deaths look like a service that cannot start.
-        let _ = run("systemctl", &["reset-failed", "banger-vmd.service"]);
-        cut
-    }
-}
-
-impl Drop for Mortal {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(FAILPOINT);
-        let _ = std::fs::remove_dir_all(Self::DROP_IN);
-        self.restart();
-    }
+pub fn mortal() -> Mortal {
+    let mortal = Mortal::new("vmd");
+    banger(&["vm", "reconcile"]).ok();
+    mortal
 }
 
 /// The first column of what a service's ListLeases returns.
@@ -214,7 +162,7 @@ fn create(vm: &Vm) -> [&str; 6] {
 
 #[test]
 fn creates_and_deletions_are_finished_or_taken_back() {
-    let (mortal, vm) = (Mortal::new(), Vm::named("t-fault"));
+    let (mortal, vm) = (mortal(), Vm::named("t-fault"));
     for (point, fate) in CREATE {
         mortal.dies(point, &create(&vm)).refused(&["banger-vmd ended", "run it again"]);
         check_fate(point, PS, vm.name(), *fate);
@@ -237,7 +185,7 @@ fn creates_and_deletions_are_finished_or_taken_back() {
 
 #[test]
 fn changes_are_made_or_not() {
-    let (mortal, vm) = (Mortal::new(), Vm::named("t-fault-set"));
+    let (mortal, vm) = (mortal(), Vm::named("t-fault-set"));
     banger(&create(&vm)).ok();
     for (cpus, point) in (2..).zip(SET) {
         mortal.dies(point, &["set", vm.name(), "--cpus", &cpus.to_string()]).failed(&["banger"]);
@@ -255,7 +203,7 @@ fn changes_are_made_or_not() {
 fn volumes_are_there_or_not() {
     const VOLUME: &str = "t-fault-volume";
     let create = ["volume", "create", "--size", "64M", VOLUME];
-    let (mortal, _) = (Mortal::new(), banger(&["volume", "rm", VOLUME]));
+    let (mortal, _) = (mortal(), banger(&["volume", "rm", VOLUME]));
     for (point, fate) in CREATE_VOLUME {
         mortal.dies(point, &create).failed(&["banger"]);
         check_fate(point, VOLUMES, VOLUME, *fate);
@@ -288,7 +236,7 @@ fn answers(vm: &Vm, point: &str) {
 
 #[test]
 fn starts_and_stops_end_somewhere() {
-    let (mortal, vm) = (Mortal::new(), Vm::named("t-fault-start"));
+    let (mortal, vm) = (mortal(), Vm::named("t-fault-start"));
     banger(&create(&vm)).ok();
     for point in START {
         mortal.dies(point, &["start", vm.name()]).failed(&["banger"]);
@@ -315,7 +263,7 @@ fn starts_and_stops_end_somewhere() {
 
 #[test]
 fn vms_that_run_go_on() {
-    let (mortal, vm) = (Mortal::new(), Vm::running("t-fault-run", BUSYBOX));
+    let (mortal, vm) = (mortal(), Vm::running("t-fault-run", BUSYBOX));
     let pid = vm.pid();
     for point in PAUSE {
         mortal.dies(point, &["pause", vm.name()]).failed(&["banger"]);
@@ -354,7 +302,7 @@ fn vms_that_run_go_on() {
 
 #[test]
 fn restores_and_forks_are_made_or_not() {
-    let (mortal, vm, fork) = (Mortal::new(), Vm::running("t-fault-snap", BUSYBOX), Vm::named("t-fault-fork"));
+    let (mortal, vm, fork) = (mortal(), Vm::running("t-fault-snap", BUSYBOX), Vm::named("t-fault-fork"));
     for (point, fate) in FORK {
         mortal.dies(point, &["fork", vm.name(), fork.name()]).failed(&["banger"]);
         check_fate(point, PS, fork.name(), *fate);
