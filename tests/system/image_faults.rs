@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use banger_api::IMAGED;
 use banger_tests::faults::{Mortal, failpoints};
-use banger_tests::tar::Tar;
-use banger_tests::{BUSYBOX, Vm, Way, banger, json, oci, sh};
+use banger_tests::tar::{Entry, Tar};
+use banger_tests::{BUSYBOX, Vm, Way, banger, job_error, json, oci, run, sh};
 
 const STATE: &str = "/var/lib/banger/imaged";
 
@@ -186,5 +186,104 @@ fn a_kernel_is_whole_or_nothing() {
         mortal.dies(point, &["kernel", "rm", NAME]).failed(&["banger"]);
         assert!(!is_there(), "after {point}");
         whole(point);
+    }
+}
+
+/// imaged with this little room for everything it stores.
+struct Small;
+
+impl Small {
+    fn new(kib: u32) -> Self {
+        sh("systemctl stop banger-imaged.service").ok();
+        let options = format!("size={kib}k,mode=0750,uid=banger-imaged,gid=banger-vm");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", STATE]).ok();
+        Self
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = sh(&format!("systemctl stop banger-imaged.service; umount {STATE}"));
+    }
+}
+
+/// Wherever the room ends: in a blob, in what is noted of a layer, in the root filesystem, in the
+/// database.
+#[test]
+fn a_full_disk_is_told_and_leaves_nothing() {
+    const KIB: u32 = 1024;
+    let content: Vec<u8> = (0..400 * KIB / 4).flat_map(|n: u32| n.to_le_bytes()).collect();
+    let crafted = oci::push_layers("t-full", &[&oci::tar(&[("a", &content)]), &oci::tar(&[("b", &content)])]);
+    let (mut refused, mut done) = (0, 0);
+    // Two layers of 400 KiB, and the same again as a root filesystem; the database wants some, too.
+    for kib in (200..=2600).step_by(120) {
+        let small = Small::new(kib);
+        if banger(&["image", "ls"]).status != 0 {
+            // Not even the database has room.
+            let _ = sh("systemctl reset-failed banger-imaged.service banger-imaged.socket");
+            continue;
+        }
+        let before = files("images").len() + blobs().len();
+        let pull = banger(&["pull", &crafted.reference]);
+        match pull.status {
+            0 => {
+                done += 1;
+                banger(&["image", "verify", &crafted.reference]).ok();
+                banger(&["image", "rm", &crafted.reference]).ok();
+            }
+            _ => {
+                refused += 1;
+                pull.refused(&["free some space and try again"]);
+                let name = job_error(IMAGED, "Pull", &["sa{sv}", &crafted.reference, "0"]);
+                assert_eq!(name, "org.banger.Error.NoSpace", "with {kib} KiB");
+            }
+        }
+        assert_eq!(whole(&format!("{kib} KiB")), BTreeSet::new());
+        assert_eq!(files("images").len() + blobs().len(), before, "with {kib} KiB");
+        drop(small);
+    }
+    assert!(refused > 5 && done > 2, "{refused} refused, {done} done");
+}
+
+/// What imaged has had in memory at most since it began, KiB.
+fn peak() -> u64 {
+    let pid = run("systemctl", &["show", "-P", "MainPID", "banger-imaged.service"]).ok();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Archives that would have a great deal in memory are refused before it is there.
+#[test]
+fn no_archive_takes_much_memory() {
+    sh("systemctl restart banger-imaged.service").ok();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let deep = "d/".repeat(40);
+    let many = |name: &dyn Fn(u32) -> String, count: u32, kind: u8| {
+        (0..count).fold(Tar::default(), |tar, n| tar.entry(name(n).as_bytes(), &Entry::new(kind), b""))
+    };
+    let long = "l".repeat(4000);
+    let links = (0..25_000)
+        .fold(Tar::default(), |tar, n| tar.gnu_long(b'K', long.as_bytes()).link(b'2', &n.to_string(), ""));
+    let value = vec![b'v'; 60_000];
+    let attributes = (0..600u32).fold(Tar::default(), |tar, n| {
+        let value = [&n.to_le_bytes(), value.as_slice()].concat();
+        tar.pax(&[("SCHILY.xattr.user.a", &value)]).file(&n.to_string(), b"")
+    });
+    let records = vec![("a", b"".as_slice()); 100_000];
+    let archives = [
+        ("directories", many(&|n| n.to_string(), 140_000, b'5')),
+        ("implied", many(&|n| format!("{n}/{deep}f"), 4000, b'0')),
+        ("links", links),
+        ("attributes", attributes),
+        ("records", Tar::default().pax(&records).file("x", b"")),
+    ];
+    for (name, archive) in archives {
+        let path = dir.path().join(format!("{name}.tar")).display().to_string();
+        std::fs::write(&path, archive.finish()).expect("writes");
+        banger(&["image", "import", "--name", "t-memory", &path]).refused(&["invalid image"]);
+        std::fs::remove_file(&path).expect("removes");
+        assert!(peak() < 128 << 10, "{name}: {} KiB", peak());
+        whole(name);
     }
 }
