@@ -59,6 +59,7 @@ const GROW: &[&str] = &["set.grown"];
 const SNAPSHOT: &[&str] = &["snapshot.begun", "snapshot.taken"];
 const RESTORE: &[&str] = &["restore.linked"];
 const FORK: &[(&str, Fate)] = &[("fork.reserved", Gone), ("restore.linked", Gone)];
+const PROMOTE: &[&str] = &["promote.marked", "promote.started", "promote.streaming", "promote.stopped"];
 const DELETE_RUNNING: &[&str] = &["delete.ended"];
 
 /// Every place in the sources is in one of the lists above.
@@ -66,13 +67,25 @@ const DELETE_RUNNING: &[&str] = &["delete.ended"];
 fn no_failpoint_is_forgotten() {
     let found = failpoints("vmd");
     let with_fate = [CREATE, DELETE, CREATE_VOLUME, FORK].concat();
-    let tried: BTreeSet<String> =
-        [SET, RESET, DELETE_VOLUME, START, STOP, PAUSE, RESUME, GROW, SNAPSHOT, RESTORE, DELETE_RUNNING]
-            .concat()
-            .into_iter()
-            .chain(with_fate.into_iter().map(|(point, _)| point))
-            .map(str::to_owned)
-            .collect();
+    let tried: BTreeSet<String> = [
+        SET,
+        RESET,
+        DELETE_VOLUME,
+        START,
+        STOP,
+        PAUSE,
+        RESUME,
+        GROW,
+        SNAPSHOT,
+        RESTORE,
+        PROMOTE,
+        DELETE_RUNNING,
+    ]
+    .concat()
+    .into_iter()
+    .chain(with_fate.into_iter().map(|(point, _)| point))
+    .map(str::to_owned)
+    .collect();
     assert_eq!(found, tried);
 }
 
@@ -319,4 +332,24 @@ fn restores_and_forks_are_made_or_not() {
         banger(&["restore", vm.name(), "one"]).ok();
         answers(&vm, point);
     }
+}
+
+/// A VM that ran only to be read does not run on without anybody who reads it.
+#[test]
+fn promotions_are_made_or_not() {
+    let (mortal, vm) = (Mortal::new("vmd"), Vm::named("t-fault-promote"));
+    banger(&create(&vm)).ok();
+    for point in PROMOTE {
+        let image = format!("t-fault-promote:{point}");
+        let _ = banger(&["image", "rm", &image]);
+        mortal.dies(point, &["image", "promote", vm.name(), &image]).failed(&["banger"]);
+        eventually(&format!("it is down after {point}"), || vm.state() == "created");
+        nothing_is_orphaned(point);
+        assert_eq!(sh("ls /run/banger/vmd/reading").ok(), "", "after {point}");
+        // It was made before vmd died, or not at all.
+        let made = banger(&["image", "rm", &image]).status == 0;
+        assert_eq!(made, *point == "promote.stopped", "after {point}");
+    }
+    banger(&["start", vm.name()]).ok();
+    answers(&vm, "all");
 }

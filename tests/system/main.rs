@@ -15,6 +15,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod network;
+mod promote;
 mod registries;
 mod rootfs;
 mod services;

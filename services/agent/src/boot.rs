@@ -161,7 +161,7 @@ pub fn reconfigure(config: &mut GuestConfig, context: &Context) -> anyhow::Resul
 /// Puts into the root filesystem what is this VM's. Returns what could not be done.
 fn write_files(config: &mut GuestConfig, disks: &Disks, foreign_init: bool) -> Vec<String> {
     let mut warnings = etc::manage(config, disks, foreign_init);
-    warnings.extend(provision(config));
+    warnings.extend(provision(config, disks));
     warnings
 }
 

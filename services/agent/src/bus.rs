@@ -2,24 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use banger_api::{Error, ErrorKind, Result, agent};
 use banger_core::ending::Goodbye;
 use banger_core::guest::{AGENT_PORT, PROTOCOL};
+use nix::fcntl::OFlag;
 use nix::libc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use zbus::connection::{AuthMechanism, Builder};
 use zbus::interface;
 
+use crate::archive::{self, Meter};
 use crate::boot::{self, Context};
+use crate::disks::Disks;
 use crate::host::{self, Host};
 use crate::power::{self, Why};
-use crate::process::{Request, Table};
+use crate::process::{Request, Stream, Table};
 use crate::vsock::{Connection, Listener};
 use crate::{ports, stats, stream, sys, systemd};
 
@@ -30,6 +35,13 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long disks stay frozen when nobody thaws them.
 const FROZEN: Duration = Duration::from_secs(10);
 
+/// How long they stay so while an archive is written, and nobody is awake to look whether it is.
+const FROZEN_FOR_ARCHIVE: Duration = Duration::from_secs(60);
+/// How long the host may take nothing of an archive before it is given up, and how often that is
+/// looked for.
+const STALLED: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Serves until the machine goes down.
 pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
     let context = Arc::new(context);
@@ -37,8 +49,14 @@ pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
     let (off, mut ends) = mpsc::channel(4);
     watch_signals(context.is_init, &table, &off)?;
     let listener = Listener::bind(AGENT_PORT)?;
-    let freezer = Freezer { context: context.clone(), timer: Arc::default() };
-    let agent = Agent { context: context.clone(), table: table.clone(), freezer: freezer.clone(), off };
+    let freezer = Freezer { context: context.clone(), timer: Arc::default(), thawed: Arc::default() };
+    let agent = Agent {
+        context: context.clone(),
+        table: table.clone(),
+        freezer: freezer.clone(),
+        archiving: Arc::default(),
+        off,
+    };
     tokio::spawn(async move { accept(listener, agent).await });
     let streams = table.clone();
     let streams = tokio::spawn(async move { stream::serve(streams).await });
@@ -138,10 +156,12 @@ struct Freezer {
     context: Arc<Context>,
     /// What thaws frozen disks in the end. Held while they are frozen or thawed.
     timer: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// Whether the disks were thawed since they were last frozen, whoever did it.
+    thawed: Arc<AtomicBool>,
 }
 
 impl Freezer {
-    async fn freeze(&self) -> Result<()> {
+    async fn freeze(&self, limit: Duration, freeze: fn(&Disks) -> io::Result<()>) -> Result<()> {
         let this = self.clone();
         // A task of its own: a caller that goes away does not leave the disks frozen for good.
         let frozen = tokio::spawn(async move {
@@ -150,24 +170,34 @@ impl Freezer {
             blocking(nix::unistd::sync).await?;
             // The freezing itself might hang on a writer that hangs on a disk that is frozen
             // already, and the timer is what helps then.
-            this.arm(&mut timer);
+            this.thawed.store(false, Ordering::Relaxed);
+            this.arm(&mut timer, limit);
             let context = this.context.clone();
-            let frozen = blocking(move || context.disks.freeze()).await?;
-            this.arm(&mut timer);
+            let frozen = blocking(move || freeze(&context.disks)).await?;
+            this.arm(&mut timer, limit);
             Ok(frozen?)
         });
         frozen.await.map_err(|error| Error::internal(error.to_string()))?
     }
 
-    fn arm(&self, timer: &mut Option<JoinHandle<()>>) {
-        if let Some(timer) = timer.replace(tokio::spawn(self.clone().thaw_late())) {
+    fn arm(&self, timer: &mut Option<JoinHandle<()>>, limit: Duration) {
+        if let Some(timer) = timer.replace(tokio::spawn(self.clone().thaw_late(limit))) {
             timer.abort();
         }
     }
 
-    async fn thaw_late(self) {
-        sleep(FROZEN).await;
-        sys::log!(sys::WARNING, "nobody thawed the disks in {FROZEN:?}");
+    /// Keeps frozen disks so for longer.
+    async fn keep(&self, limit: Duration) {
+        let mut timer = self.timer.lock().await;
+        if timer.is_some() {
+            self.arm(&mut timer, limit);
+        }
+    }
+
+    async fn thaw_late(self, limit: Duration) {
+        sleep(limit).await;
+        sys::log!(sys::WARNING, "nobody thawed the disks in {limit:?}");
+        self.thawed.store(true, Ordering::Relaxed);
         // Not through the lock, whose holder may be about to end this task.
         let _ = blocking(move || self.context.disks.thaw()).await;
     }
@@ -177,8 +207,33 @@ impl Freezer {
         if let Some(timer) = timer.take() {
             timer.abort();
         }
+        self.thawed.store(true, Ordering::Relaxed);
         let context = self.context.clone();
         let _ = blocking(move || context.disks.thaw()).await;
+    }
+}
+
+/// Writes the root filesystem, which nobody else writes to meanwhile, as a tar.
+async fn archive(freezer: &Freezer, to: OwnedFd) -> Result<()> {
+    blocking(archive::settle).await??;
+    freezer.freeze(FROZEN_FOR_ARCHIVE, Disks::freeze_root).await?;
+    // Of disks that were thawed there is no archive.
+    let meter = Meter::new(freezer.thawed.clone());
+    let (context, writing) = (freezer.context.clone(), meter.clone());
+    let write = move || archive::write(&context.disks, &context.process.user, to, writing);
+    let mut written = tokio::task::spawn_blocking(write);
+    let (mut last, mut since) = (0, Instant::now());
+    loop {
+        if let Ok(done) = timeout(LOOK, &mut written).await {
+            return Ok(done.map_err(|error| Error::internal(error.to_string()))??);
+        }
+        if meter.written() != last {
+            (last, since) = (meter.written(), Instant::now());
+        }
+        if since.elapsed() > STALLED {
+            return Err(ErrorKind::Interrupted.error("the host takes nothing of it"));
+        }
+        freezer.keep(FROZEN_FOR_ARCHIVE).await;
     }
 }
 
@@ -192,6 +247,8 @@ struct Agent {
     context: Arc<Context>,
     table: Table,
     freezer: Freezer,
+    /// One archive at a time: the end of the first would thaw the disk under the second.
+    archiving: Arc<Mutex<()>>,
     off: mpsc::Sender<Why>,
 }
 
@@ -264,7 +321,27 @@ impl Agent {
     }
 
     async fn quiesce(&self) -> Result<()> {
-        self.freezer.freeze().await
+        self.freezer.freeze(FROZEN, Disks::freeze).await
+    }
+
+    #[zbus(out_args("token"))]
+    async fn archive(&self) -> Result<String> {
+        let Ok(only) = self.archiving.clone().try_lock_owned() else {
+            return Err(ErrorKind::NotReady.error("an archive is being written: wait for its end"));
+        };
+        let (output, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
+        sys::set_nonblocking(&output)?;
+        let token = self.table.offer(Stream::Output(output))?;
+        let freezer = self.freezer.clone();
+        tokio::spawn(async move {
+            let _only = only;
+            let outcome = archive(&freezer, to).await;
+            freezer.thaw().await;
+            if let Err(error) = outcome {
+                sys::log!(sys::WARNING, "cannot write the archive: {error}");
+            }
+        });
+        Ok(token)
     }
 
     async fn thaw(&self) {

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -34,6 +34,8 @@ pub struct Disks {
     overlay_device: String,
     /// The root directory of the overlay disk, which no path leads to.
     overlay: File,
+    /// The root directory of the image, to which no path leads either.
+    image: File,
     others: Vec<Mounted>,
 }
 
@@ -67,8 +69,8 @@ impl Disks {
         let data = format!("lowerdir={IMAGE},upperdir={upper},workdir={work}");
         mount(Some("overlay"), ROOT, Some("overlay"), MsFlags::empty(), Some(data.as_str()))
             .context("cannot lay the overlay over the image")?;
-        let overlay = File::open(OVERLAY)?;
-        Ok(Self { overlay_device: rootfs.overlay.clone(), overlay, others: Vec::new() })
+        let (overlay, image) = (File::open(OVERLAY)?, File::open(IMAGE)?);
+        Ok(Self { overlay_device: rootfs.overlay.clone(), overlay, image, others: Vec::new() })
     }
 
     /// Mounts the work disk and the others, in the root filesystem that is `/` by now.
@@ -95,6 +97,11 @@ impl Disks {
     /// A path to the root directory of the overlay disk, for this process alone.
     pub fn overlay(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.overlay.as_raw_fd()))
+    }
+
+    /// The root directory of the image.
+    pub fn image(&self) -> io::Result<OwnedFd> {
+        Ok(self.image.try_clone()?.into())
     }
 
     /// Mount point and device of each disk that is still mounted where we put it, the overlay
@@ -125,6 +132,11 @@ impl Disks {
             self.thaw();
         }
         frozen
+    }
+
+    /// As [`Self::freeze`], but only the disk that the root filesystem is on.
+    pub fn freeze_root(&self) -> io::Result<()> {
+        freeze(&self.overlay)
     }
 
     pub fn thaw(&self) {

@@ -13,16 +13,32 @@ use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use banger_core::guest::{GuestConfig, Network};
 use nix::libc;
 
+use crate::archive::Instead;
 use crate::disks::Disks;
 use crate::sys;
 use crate::tree::{Attributes, Directory, PUBLIC};
 
 const LIMIT: u64 = 1 << 20;
+
+/// The files that banger may have written, and what is to stand for them in another machine's image:
+/// what nobody has changed since is as it was, and nobody has this one's id.
+pub fn traces(disks: &Disks) -> Vec<(PathBuf, Instead)> {
+    let disk = disks.overlay();
+    let is_ours = |name: &&str| {
+        let of_guest = sys::read_bounded(disk.join("upper/etc").join(name), LIMIT);
+        let ours = sys::read_bounded(disk.join("banger").join(name), LIMIT);
+        of_guest.is_ok_and(|of_guest| ours.is_ok_and(|ours| ours == of_guest))
+    };
+    let files = ["hostname", "hosts", "resolv.conf"].into_iter().filter(is_ours);
+    let files = files.map(|name| (Path::new("/etc").join(name), Instead::Image));
+    let ids = ["/etc/machine-id", "/var/lib/dbus/machine-id"].map(|id| (PathBuf::from(id), Instead::Empty));
+    files.chain(ids).collect()
+}
 
 /// Returns what could not be done.
 pub fn manage(config: &GuestConfig, disks: &Disks, foreign_init: bool) -> Vec<String> {

@@ -18,6 +18,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod archive;
 mod boot;
 mod bus;
 mod command;
@@ -33,6 +34,7 @@ mod stats;
 mod stream;
 mod sys;
 mod systemd;
+mod tar;
 mod tree;
 mod users;
 mod vsock;

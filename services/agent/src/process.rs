@@ -127,12 +127,26 @@ impl Table {
             },
         );
         drop(state);
-        let (table, unconnected) = (self.clone(), id.clone());
+        self.give_up_late(id.clone());
+        Ok((id, tokens))
+    }
+
+    /// Offers a stream that is no command's; returns its token.
+    pub fn offer(&self, stream: Stream) -> Result<String> {
+        let mut state = self.lock();
+        let (id, token) = (state.new_id()?, sys::to_hex(&sys::random::<16>()?));
+        state.streams.insert(token.clone(), (id.clone(), stream));
+        drop(state);
+        self.give_up_late(id);
+        Ok(token)
+    }
+
+    fn give_up_late(&self, id: String) {
+        let table = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(CONNECT).await;
-            table.give_up(&unconnected);
+            table.give_up(&id);
         });
-        Ok((id, tokens))
     }
 
     /// Kills a command whose streams were not all connected in time.

@@ -5,11 +5,16 @@
 //! write as well stands there between two marker lines, which is how it is found again and taken
 //! away when the configuration no longer has it.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use banger_core::guest::{File, GitIdentity, GuestConfig};
 
+use crate::archive::Instead;
+use crate::disks::Disks;
 use crate::tree::{self, Attributes, Directory, PUBLIC};
 use crate::users::{self, User};
 use crate::{process, sys};
@@ -33,14 +38,19 @@ const BUNDLES: [&str; 3] = [
 
 const ZONES: &str = "/usr/share/zoneinfo";
 
+/// What remembers, on the VM's disk beside its root filesystem, which files were written into that:
+/// their paths, a zero byte after each.
+const WRITTEN: &str = "banger/files";
+
 /// Does everything as far as it can be done. Returns what could not be.
-pub fn provision(config: &mut GuestConfig) -> Vec<String> {
+pub fn provision(config: &mut GuestConfig, disks: &Disks) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut note = |what: &str, result: Result<()>| {
         if let Err(error) = result {
             warnings.push(format!("{what}: {error:#}"));
         }
     };
+    note("cannot remember which files are the host's", remember(disks, &config.files));
     for file in std::mem::take(&mut config.files) {
         note(&format!("cannot write {}", file.path), write_file(&file));
     }
@@ -51,6 +61,48 @@ pub fn provision(config: &mut GuestConfig) -> Vec<String> {
         note("cannot set the time zone", set_timezone(config));
     }
     warnings
+}
+
+/// The files that were written at this or an earlier start, and what is to stand for them in an
+/// image: nothing of the host's, and nobody's keys.
+pub fn traces(disks: &Disks, login: &str) -> Vec<(PathBuf, Instead)> {
+    let mut traces: Vec<_> = written(disks).into_iter().map(|path| (path, Instead::Image)).collect();
+    let home = user(login).ok().map(|user| Path::new(&user.home).join(".ssh/authorized_keys"));
+    let managed = BUNDLES.map(PathBuf::from).into_iter().chain(home).chain([PathBuf::from("/etc/gitconfig")]);
+    traces.extend(managed.map(|path| (path, Instead::WithoutBlock)));
+    for name in std::fs::read_dir(CERTIFICATES).into_iter().flatten().flatten().map(|file| file.file_name()) {
+        if name.to_str().is_some_and(is_certificate_name) {
+            traces.push((Path::new(CERTIFICATES).join(name), Instead::Image));
+        }
+    }
+    traces
+}
+
+/// Before they are written: what is in the guest by mistake must not get into an image by another.
+fn remember(disks: &Disks, files: &[File]) -> Result<()> {
+    let before = written(disks);
+    let mut all = before.clone();
+    all.extend(files.iter().map(|file| PathBuf::from(&file.path)));
+    if all == before {
+        return Ok(());
+    }
+    let list = disks.overlay().join(WRITTEN);
+    let mut content = Vec::new();
+    for path in &all {
+        content.extend(path.as_os_str().as_bytes());
+        content.push(0);
+    }
+    let fresh = list.with_extension("new");
+    std::fs::write(&fresh, content)?;
+    Ok(std::fs::rename(&fresh, &list)?)
+}
+
+fn written(disks: &Disks) -> BTreeSet<PathBuf> {
+    let list = sys::read_bounded(disks.overlay().join(WRITTEN), LIMIT).unwrap_or_default();
+    list.split(|&byte| byte == 0)
+        .filter(|path| !path.is_empty())
+        .map(|path| PathBuf::from(OsStr::from_bytes(path)))
+        .collect()
 }
 
 fn write_file(file: &File) -> Result<()> {
@@ -178,6 +230,11 @@ fn certificate_name(index: usize) -> String {
     format!("banger-{}.crt", index + 1)
 }
 
+fn is_certificate_name(name: &str) -> bool {
+    let number = name.strip_prefix("banger-").and_then(|rest| rest.strip_suffix(".crt"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 /// The bundle with those certificates that it does not hold anyway, as it does once the image's
 /// own tools have put it together anew.
 fn with_certificates(bundle: &[u8], certificates: &[String]) -> Vec<u8> {
@@ -212,6 +269,11 @@ fn set_timezone(config: &mut GuestConfig) -> Result<()> {
 fn is_zone(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-".contains(&byte);
     name.len() <= 64 && name.split('/').all(|part| !part.is_empty() && part.bytes().all(letter))
+}
+
+/// A file's content without what is banger's.
+pub fn without_block(content: &[u8]) -> Vec<u8> {
+    with_block(content, "")
 }
 
 /// A file's content with `block` as the one between the marker lines, at its end; an empty one is
@@ -255,6 +317,7 @@ mod tests {
         assert_eq!(block(with, ""), "own\n");
         assert_eq!(block("", ""), "");
         assert_eq!(block("", "ours\n"), "# BEGIN banger\nours\n# END banger\n");
+        assert_eq!(without_block(with.as_bytes()), b"own\n");
         // What was added below stays, and more than one block becomes one.
         assert_eq!(block(&format!("{with}{with}below"), ""), "own\nown\nbelow");
         assert_eq!(block("a\n# BEGIN banger\nb\n", ""), "a\nb\n");
@@ -283,6 +346,14 @@ mod tests {
         assert_eq!(git_value("a\n[core]"), "\"a[core]\"");
         assert!(names_user(b"[core]\n  [User]\n"));
         assert!(!names_user(b"[core]\nuser = [user]\n[users]\n"));
+    }
+
+    #[test]
+    fn names_of_certificates() {
+        assert!(is_certificate_name(&certificate_name(0)) && is_certificate_name("banger-12.crt"));
+        for other in ["banger-.crt", "banger-a.crt", "banger-1.pem", "mine-1.crt"] {
+            assert!(!is_certificate_name(other), "{other}");
+        }
     }
 
     #[test]

@@ -148,6 +148,13 @@ pub trait Agent {
     /// [`Self::thaw`], or by itself after 10 s.
     fn quiesce(&self) -> zbus::Result<()>;
 
+    /// Has the root filesystem written to a stream as a tar (PAX), of which two blocks of zeros are
+    /// the end; without them it is not whole. What is mounted in it is not part of it, nor is what banger puts
+    /// into every root filesystem. Writers to it wait meanwhile, for at most 30 s after the host took the last bytes.
+    ///
+    /// Returns the stream's token. Errors: `NotReady` if another is being written.
+    fn archive(&self) -> zbus::Result<String>;
+
     /// Ends [`Self::quiesce`]. Without it this does nothing.
     fn thaw(&self) -> zbus::Result<()>;
 

@@ -98,7 +98,8 @@ pub trait Images {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
-    /// Imports a root filesystem archive or an OCI layout.
+    /// Imports a root filesystem archive or an OCI layout. Options: `sha256 s`, `signature s`,
+    /// `partition u`, `like s`, `root b` (a root filesystem's archive and nothing else, with its end).
     fn import(
         &self,
         path: &str,

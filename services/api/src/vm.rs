@@ -51,6 +51,8 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "ListSnapshots", Access::Read),
     (MANAGER, "RestoreVm", Access::Action(VM_MANAGE)),
     (MANAGER, "ForkVm", Access::Action(VM_MANAGE)),
+    // The service asks for that of images, too.
+    (MANAGER, "PromoteVm", Access::Action(VM_MANAGE)),
     (MANAGER, "CreateVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "DeleteVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "ListVolumes", Access::Read),
@@ -250,6 +252,20 @@ pub trait Manager {
     /// machine id and randomness.
     #[zbus(allow_interactive_auth)]
     fn fork_vm(&self, name: &str, names: &[&str]) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Makes an image of what a VM's disk holds, with the environment, command and user of the image
+    /// that it was made of. Writers to the disk of a running VM wait meanwhile; a VM that does not run is started
+    /// for it without any program of its own, and stopped again. The job's outcome is the image's
+    /// name. There are no options yet.
+    ///
+    /// Errors: `NoSuchVm`, `NameTaken`, `VmPaused`, `VmNotRunning` if it goes down meanwhile.
+    #[zbus(allow_interactive_auth)]
+    fn promote_vm(
+        &self,
+        name: &str,
+        image: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Makes a volume: a disk that exists by itself, with an empty filesystem of `bytes`.
     #[zbus(allow_interactive_auth)]

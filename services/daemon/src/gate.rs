@@ -100,6 +100,26 @@ impl Gate {
         Ok(Call { caller, _hold: hold })
     }
 
+    /// For a method that does what two actions are about: asks for one more than the table says, of a
+    /// caller that was let in.
+    ///
+    /// # Errors
+    /// As [`Gate::enter`].
+    pub async fn ask_also(
+        &self,
+        call: &Call,
+        action: &'static str,
+        header: &Header<'_>,
+        connection: &Connection,
+        details: &[(&str, &str)],
+    ) -> Result<()> {
+        if is_trusted(call.caller.uid) || !connection.is_bus() {
+            // A member of the group, which is all that counts over a socket.
+            return Ok(());
+        }
+        ask_polkit(header, connection, action, details).await
+    }
+
     fn access(&self, interface: &str, member: &str) -> Option<Access> {
         self.access
             .iter()

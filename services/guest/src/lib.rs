@@ -190,6 +190,13 @@ impl Agent {
         in_time(async { self.proxy.thaw().await.map_err(from_guest) }).await
     }
 
+    /// Has the guest write its root filesystem, as a tar, to the stream returned. See
+    /// [`AgentProxy::archive`].
+    pub async fn archive(&self) -> Result<OwnedFd> {
+        let token = in_time(async { self.proxy.archive().await.map_err(from_guest) }).await?;
+        self.stream(&token).await
+    }
+
     /// Makes a guest that woke up from a snapshot what the configuration says. Returns what could
     /// not be done.
     pub async fn reconfigure(&self, config: &GuestConfig) -> Result<Vec<String>> {

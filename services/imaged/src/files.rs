@@ -253,6 +253,7 @@ pub(crate) fn private_copy(
     files: &Files,
     limit: u64,
     cancel: &Cancel,
+    read: &Arc<AtomicU64>,
 ) -> Result<(File, PathBuf)> {
     let (copy, path) = files.temporary()?;
     let copied = match file.metadata() {
@@ -262,7 +263,7 @@ pub(crate) fn private_copy(
         Ok(metadata) if metadata.is_file() => {
             copy_range(&file, 0, metadata.len(), &copy).map_err(Error::io("cannot copy the file"))
         }
-        _ => pour(file, &copy, limit, cancel),
+        _ => pour(file, &copy, limit, cancel, read),
     };
     match copied {
         Ok(()) => Ok((copy, path)),
@@ -274,7 +275,14 @@ pub(crate) fn private_copy(
 }
 
 /// A file that can be read twice: the one given, or a copy in staging that has no name.
-pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> Result<File> {
+/// `read` counts the bytes copied.
+pub(crate) fn spool(
+    file: File,
+    files: &Files,
+    limit: u64,
+    cancel: &Cancel,
+    read: &Arc<AtomicU64>,
+) -> Result<File> {
     let unreadable =
         |error: io::Error| Error::Unreadable { what: "the file".into(), reason: error.to_string() };
     let metadata = file.metadata().map_err(unreadable)?;
@@ -288,13 +296,13 @@ pub(crate) fn spool(file: File, files: &Files, limit: u64, cancel: &Cancel) -> R
         return Ok(file);
     }
     let copy = files.nameless()?;
-    pour(file, &copy, limit, cancel)?;
+    pour(file, &copy, limit, cancel, read)?;
     Ok(copy)
 }
 
 /// Copies a stream.
-fn pour(from: File, mut to: &File, limit: u64, cancel: &Cancel) -> Result<()> {
-    let mut source = Source::new(from, cancel.clone(), Arc::default()).take(limit + 1);
+fn pour(from: File, mut to: &File, limit: u64, cancel: &Cancel, read: &Arc<AtomicU64>) -> Result<()> {
+    let mut source = Source::new(from, cancel.clone(), read.clone()).take(limit + 1);
     let count = io::copy(&mut source, &mut to).map_err(Error::io("cannot store what comes in"))?;
     if count > limit {
         return Err(Error::TooLarge(format!("it has more than {limit} bytes")));

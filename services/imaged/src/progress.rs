@@ -107,7 +107,11 @@ pub async fn watched<T>(
     total: u64,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let tell = || progress.bytes(counter.load(Ordering::Relaxed).min(total), total);
+    let tell = || {
+        let completed = counter.load(Ordering::Relaxed);
+        // A total of 0 is one that nobody knows.
+        progress.bytes(if total == 0 { completed } else { completed.min(total) }, total);
+    };
     periodically(tell, work).await
 }
 

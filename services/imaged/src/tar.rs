@@ -77,6 +77,8 @@ pub struct TarReader<R> {
     global: Vec<(Vec<u8>, Vec<u8>)>,
     /// For error messages.
     current: String,
+    /// A block of zeros came, which is the end that an archive gives itself.
+    ended: bool,
 }
 
 /// What PAX and GNU extension headers said about the next entry.
@@ -99,11 +101,16 @@ struct Sparse {
 
 impl<R: Read> TarReader<R> {
     pub fn new(inner: R) -> Self {
-        Self { inner, body: Body::default(), global: Vec::new(), current: String::new() }
+        Self { inner, body: Body::default(), global: Vec::new(), current: String::new(), ended: false }
     }
 
     pub fn into_inner(self) -> R {
         self.inner
+    }
+
+    /// Whether the archive came to the end that it gives itself, and did not just stop.
+    pub fn is_ended(&self) -> bool {
+        self.ended
     }
 
     /// The next entry, or `None` at the end of the archive. What was not read of the last entry's
@@ -120,6 +127,7 @@ impl<R: Read> TarReader<R> {
                 };
             }
             if block.iter().all(|byte| *byte == 0) {
+                self.ended = true;
                 return Ok(None);
             }
             self.check(&block)?;

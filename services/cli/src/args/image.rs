@@ -100,6 +100,17 @@ pub enum Image {
         /// Where to; - for standard output
         path: PathBuf,
     },
+    /// Make an image of what a VM's disk holds
+    ///
+    /// What is mounted in the VM (its work disk, volumes, /tmp if it is a tmpfs) is not part of it, nor is
+    /// what banger puts into every VM: name, machine id, synced files, authorized keys. Writers in a running VM
+    /// wait until its disk has been read. A VM that does not run is started for it, without anything of its own,
+    /// and stopped again. Environment, command and user are those of the VM's image.
+    Promote {
+        vm: String,
+        /// Name of the new image
+        name: String,
+    },
     /// List images
     Ls(Images),
     /// List the images that have short names

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use banger_api::image::ImageProxy;
 use banger_api::options::OptionsBuilder;
-use banger_api::{Error, ErrorKind, IMAGED, Result};
+use banger_api::{Error, ErrorKind, IMAGED, Result, Service, VMD};
 use serde::Serialize;
 use zbus::{OwnedFd, OwnedObjectPath};
 
@@ -25,6 +25,7 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         Image::Pull(arguments) => pull(context, arguments).await?,
         Image::Import(arguments) => import(context, arguments).await?,
         Image::Export { format, image, path } => export(context, &image, format, &path).await?,
+        Image::Promote { vm, name } => promote(context, &vm, &name).await?,
         Image::Ls(wanted) => list(context, wanted).await?,
         Image::Presets => presets(context).await?,
         Image::Tag { image, name, force } => {
@@ -201,9 +202,24 @@ pub async fn start_pull(context: &Context, arguments: &Pull) -> Result<(u32, Own
     Ok(context.bus.images().await?.pull(&arguments.reference, options).await?)
 }
 
-/// Follows a job whose outcome is the name of an image or a kernel, and prints that.
+async fn promote(context: &Context, vm: &str, name: &str) -> Result<()> {
+    let promoting = context.bus.vms().await?.promote_vm(vm, name, OptionsBuilder::new().build()).await?;
+    finish_at(context, VMD, promoting, &format!("promote {vm}")).await
+}
+
+/// Follows a job of imaged's, as [`finish_at`].
 pub async fn finish(context: &Context, job: (u32, OwnedObjectPath), title: &str) -> Result<()> {
-    let ended = job::follow(context, IMAGED, job, title).await?;
+    finish_at(context, IMAGED, job, title).await
+}
+
+/// Follows a job whose outcome is the name of an image or a kernel, and prints that.
+async fn finish_at(
+    context: &Context,
+    service: Service,
+    job: (u32, OwnedObjectPath),
+    title: &str,
+) -> Result<()> {
+    let ended = job::follow(context, service, job, title).await?;
     if context.output.json {
         return context.output.value(&serde_json::json!({"name": ended.outcome}));
     }

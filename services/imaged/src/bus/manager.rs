@@ -106,7 +106,8 @@ impl Manager {
     ///
     /// Options: `sha256 s` (what the file must be, hexadecimal), `signature s` (content of the file's
     /// `.minisig`), `partition u` (of a disk, the one with the root filesystem), `like s` (an image whose
-    /// environment, command and user the new one gets, if the file says nothing of them).
+    /// environment, command and user the new one gets, if the file says nothing of them), `root b` (it is
+    /// a tar of a root filesystem, whatever is in it, and must have the block of zeros that a tar ends with).
     #[zbus(out_args("job_id", "job"))]
     async fn import(
         &self,
@@ -520,7 +521,12 @@ fn pull_options(mut given: Options) -> Result<PullOptions> {
 fn import_options(options: Given) -> Result<ImportOptions> {
     let mut given = Options::from(options);
     let claims = Claims { sha256: given.take("sha256")?, signature: given.take("signature")? };
-    let options = ImportOptions { claims, partition: given.take("partition")?, like: given.take("like")? };
+    let options = ImportOptions {
+        claims,
+        partition: given.take("partition")?,
+        like: given.take("like")?,
+        root: given.take("root")?.unwrap_or_default(),
+    };
     given.finish()?;
     Ok(options)
 }

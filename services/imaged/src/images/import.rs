@@ -33,6 +33,8 @@ pub struct ImportOptions {
     pub partition: Option<u32>,
     /// An image whose environment, command, user and so on the new one gets, if it says nothing of them.
     pub like: Option<String>,
+    /// It is an archive of a root filesystem, whatever is in it, and whole only with its end.
+    pub root: bool,
 }
 
 impl Service {
@@ -53,7 +55,12 @@ impl Service {
         };
         progress.stage("read");
         let making = Making::new(self, progress);
-        let (file, path) = self.hold(file, &options.claims, &making.cancel).await?;
+        let read = Arc::new(AtomicU64::new(0));
+        let held = self.hold(file, &options.claims, &making.cancel, &read);
+        let (file, path) = watched(progress, &read, 0, held).await?;
+        if options.root {
+            return self.import_root_archive(file, process, claim, &making, progress).await;
+        }
         let file = match disk::content(&file).map_err(Error::io("cannot read the file"))? {
             Content::Qcow2 => self.unpack_qcow2(&path.0, progress).await?,
             _ => file,
@@ -68,16 +75,23 @@ impl Service {
     /// A file that can be read as often as needed and is what was claimed, and its path if it is a copy of
     /// ours. What is no regular file (a pipe) is copied, for it has to be read twice; and what is looked at
     /// before it is used, for it must not change in between.
-    async fn hold(&self, file: File, claims: &Claims, cancel: &Cancel) -> Result<(File, Gone)> {
+    async fn hold(
+        &self,
+        file: File,
+        claims: &Claims,
+        cancel: &Cancel,
+        read: &Arc<AtomicU64>,
+    ) -> Result<(File, Gone)> {
         let (files, limit) = (self.0.files.clone(), self.0.settings.limits.blob);
         let (claims, policy, cancel) = (claims.clone(), self.0.settings.trust.clone(), cancel.clone());
+        let read = read.clone();
         blocking(move || {
             let is_checked = !claims.are_idle(&policy)
                 || disk::content(&file).is_ok_and(|content| content == Content::Qcow2);
             let (file, path) = if is_checked {
-                private_copy(file, &files, limit, &cancel)?
+                private_copy(file, &files, limit, &cancel, &read)?
             } else {
-                (spool(file, &files, limit, &cancel)?, PathBuf::new())
+                (spool(file, &files, limit, &cancel, &read)?, PathBuf::new())
             };
             let path = Gone(path);
             if is_checked {
@@ -88,6 +102,26 @@ impl Service {
         .await
     }
 
+    async fn import_root_archive(
+        &self,
+        file: File,
+        process: Process,
+        claim: Claim,
+        making: &Making<'_>,
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        let file = Arc::new(file);
+        let (indexed, size) = index_file(&file, making, progress).await?;
+        if !indexed.ended {
+            return Err(Error::InvalidLayer {
+                layer: 0,
+                entry: String::new(),
+                reason: "the archive was cut off: it has no end".into(),
+            });
+        }
+        self.import_root(Layer::File(file), indexed, size, process, claim, making, progress).await
+    }
+
     async fn import_archive(
         &self,
         file: File,
@@ -96,11 +130,8 @@ impl Service {
         making: &Making<'_>,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        let size = file.metadata().map_err(Error::io("cannot look at the file"))?.len();
         let file = Arc::new(file);
-        let read = Arc::new(AtomicU64::new(0));
-        let indexed = making.index(Layer::File(file.clone()), 0, read.clone());
-        let indexed = watched(progress, &read, size, indexed).await?;
+        let (indexed, size) = index_file(&file, making, progress).await?;
         let (files, limits) = (self.0.files.clone(), self.0.settings.limits.clone());
         let cancel = making.cancel.clone();
         if layout::is_layout(&indexed) {
@@ -270,6 +301,18 @@ impl Service {
         })
         .await
     }
+}
+
+/// What is in an archive, and its size.
+async fn index_file(
+    file: &Arc<File>,
+    making: &Making<'_>,
+    progress: &dyn Progress,
+) -> Result<(LayerIndex, u64)> {
+    let size = file.metadata().map_err(Error::io("cannot look at the file"))?.len();
+    let read = Arc::new(AtomicU64::new(0));
+    let indexed = making.index(Layer::File(file.clone()), 0, read.clone());
+    Ok((watched(progress, &read, size, indexed).await?, size))
 }
 
 /// Whether what a file says it is for is this machine; it may say nothing.

@@ -258,7 +258,7 @@ fn gather(source: KernelSource, files: &Files, cancel: &Cancel) -> Result<Gather
         }
         KernelSource::Files(given, modules) => {
             let spooled = |file| {
-                let file = spool(file, files, scan::MAX_IMAGE, cancel)?;
+                let file = spool(file, files, scan::MAX_IMAGE, cancel, &std::sync::Arc::default())?;
                 Ok(Named { file, what: "the file".into() })
             };
             (given.into_iter().map(spooled).collect::<Result<_>>()?, modules)

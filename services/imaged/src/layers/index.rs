@@ -21,6 +21,8 @@ pub struct LayerIndex {
     pub diff_id: String,
     /// The files of the top directory, in order, the first of them: what kind of archive it is.
     pub top: Vec<Vec<u8>>,
+    /// Whether it has the end that an archive gives itself; without it, it may have been cut off.
+    pub ended: bool,
 }
 
 /// What the layers of one image may still take together.
@@ -69,9 +71,10 @@ pub fn index(stream: impl Read, layer: usize, budget: &Budget, notes: File) -> R
         }
         spool.add(&header).map_err(failed())?;
     }
+    let ended = tar.is_ended();
     let diff_id = tar.into_inner().finish().map_err(|error| explain(error.into(), layer))?;
     let headers = spool.finish().map_err(failed())?;
-    Ok(LayerIndex { headers, diff_id, top })
+    Ok(LayerIndex { headers, diff_id, top, ended })
 }
 
 /// A fault of a layer's stream. The blob behind it has been verified, so whatever cannot be read in

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use banger_api::Result;
+use banger_api::access::IMAGE_MANAGE;
 use banger_api::agent::Port;
 use banger_api::vm::{LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
+use banger_api::{Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -308,6 +309,25 @@ impl Manager {
         let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
         let names = names.iter().map(|name| vm_name(name)).collect::<Result<_>>()?;
         self.supervisor.fork_job(vm_name(name)?, names).await
+    }
+
+    /// Makes an image of what a VM's disk holds, with the environment, command and user of the image
+    /// that it was made of. Writers to the disk of a running VM wait meanwhile; a VM that does not run is
+    /// started for it without any program of its own, and stopped again. The job's outcome is the
+    /// image's name. Options: none yet.
+    #[zbus(out_args("job_id", "job"))]
+    async fn promote_vm(
+        &self,
+        name: &str,
+        image: String,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.gate.ask_also(&call, IMAGE_MANAGE, &header, connection, &[("image", &image)]).await?;
+        Options::from(options).finish()?;
+        self.supervisor.promote_job(vm_name(name)?, image).await
     }
 
     /// Makes a volume: a disk that exists by itself, with an empty filesystem.

@@ -1,10 +1,12 @@
 //! The other services, through their D-Bus interfaces.
 
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
 use banger_api::image::{ImageProxy, ImagesProxy, KernelProxy};
 use banger_api::job::JobProxy;
 use banger_api::network::{AcquireOptions, NetworkProxy};
+use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, IMAGED, Result};
 use banger_daemon::Progress;
 use futures_util::StreamExt;
@@ -78,14 +80,42 @@ impl Peers {
     async fn pull_once(&self, reference: &str, progress: &Progress) -> Result<Image> {
         let images = self.images().await?;
         let (_, job) = images.pull(reference, HashMap::new()).await?;
+        let name = self.follow(job, progress, |_| ()).await?;
+        let path = images.get_image(&name).await?;
+        self.image(path).await
+    }
+
+    /// # Errors
+    /// `NameTaken`.
+    pub async fn check_image_name(&self, name: &str) -> Result<()> {
+        match self.images().await?.list_images().await?.iter().any(|(taken, ..)| taken == name) {
+            false => Ok(()),
+            true => Err(ErrorKind::NameTaken.error(format!(
+                "the image name {name:?} is taken: remove what has it, or choose another name"
+            ))),
+        }
+    }
+
+    /// Makes an image of a root filesystem's archive, like another in all else. Passes the progress on, and
+    /// the cancellation.
+    pub async fn import(&self, archive: OwnedFd, name: &str, like: &str, progress: &Progress) -> Result<()> {
+        let options = OptionsBuilder::new().set("root", Some(true)).set("like", Some(like)).build();
+        let (_, job) = self.images().await?.import_fd(archive.into(), name, options).await?;
+        self.follow(job, progress, |stage| progress.stage(stage)).await.map(drop)
+    }
+
+    /// Waits for the end of a job of imaged's. Passes the cancellation on, the progress, and to `tell` the
+    /// stages.
+    async fn follow(&self, job: OwnedObjectPath, progress: &Progress, tell: impl Fn(&str)) -> Result<String> {
         let job = JobProxy::builder(&self.bus).destination(IMAGED.bus_name).path(job).build().await?;
         let mut changes = job.receive_progress_changed().await;
+        let mut stages = job.receive_stage_changed().await;
         let ended = job.wait();
         tokio::pin!(ended);
         let mut asked = false;
-        let outcome = loop {
+        loop {
             tokio::select! {
-                outcome = &mut ended => break outcome.map_err(Error::from),
+                outcome = &mut ended => return outcome.map_err(Error::from),
                 () = progress.canceled(), if !asked => {
                     asked = true;
                     match job.cancel().await.map_err(Error::from) {
@@ -94,16 +124,18 @@ impl Peers {
                         outcome => outcome?,
                     }
                 }
+                Some(change) = stages.next() => {
+                    if let Ok(stage) = change.get().await {
+                        tell(&stage);
+                    }
+                }
                 Some(change) = changes.next() => {
                     if let Ok((completed, total, unit)) = change.get().await {
                         progress.set(completed, total, if unit == "bytes" { "bytes" } else { "steps" });
                     }
                 }
             }
-        };
-        let name = outcome?;
-        let path = images.get_image(&name).await?;
-        self.image(path).await
+        }
     }
 
     /// The name of the kernel for an image; the empty one is the image's own, or the default.

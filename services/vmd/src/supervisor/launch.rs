@@ -51,7 +51,7 @@ impl Supervisor {
     }
 
     async fn prepare_for(&self, name: &VmName, uid: u32) -> Result<LaunchPlan> {
-        let row = self.get(name)?;
+        let row = self.to_start(self.get(name)?);
         let mut timeline = self.begin_timeline(name);
         let Ready { vmm, synced } = self.preflight(&row).await?;
         report(name, &synced);
@@ -66,6 +66,10 @@ impl Supervisor {
         };
         timeline.push((NETWORK.to_owned(), held.network_usec));
         self.unmark_paused(name)?;
+        if self.is_read(name) {
+            // That is no run of its own.
+            return self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline);
+        }
         let run =
             Run { vmm: vmm.choice(), spec: row.spec.clone(), restored: self.0.disks.restore(name).is_some() };
         let row = self.0.store.mark_started(name, now_usec(), run).await?;
@@ -121,7 +125,7 @@ impl Supervisor {
         self.0.peers.release_network(name.as_str()).await?;
         failpoint!("release.network");
         match self.get(name) {
-            Ok(row) => self.0.disks.grant(name, &row.spec, None),
+            Ok(row) => self.0.disks.grant(name, &self.to_start(row).spec, None),
             // It was deleted meanwhile, and its disks with it.
             Err(_) => Ok(()),
         }
@@ -224,6 +228,7 @@ impl Supervisor {
         let asked = self.0.units.is_stop_asked(name).await?;
         let _holding = self.0.holding.of(name).await;
         let verdict = match self.get(name) {
+            Ok(_) if self.is_read(name) => Verdict { failed: false, again: false, reason: "read" },
             Ok(row) => {
                 let end = End { result, goodbye: Goodbye::parse(goodbye), asked };
                 let mut verdict = judge(end, row.spec.restart);

@@ -102,9 +102,12 @@ impl Supervisor {
         let subject = name.to_string();
         let work = |progress: Progress| async move {
             progress.stage("stop");
-            this.interrupt_start(&name);
+            this.interrupt(&name);
             let _guard = this.lock(&name).await;
-            this.stop_locked(&name, timeout).await?;
+            // One that ran only to be read is down by now.
+            if this.state_of(&name)?.is_up() {
+                this.stop_locked(&name, timeout).await?;
+            }
             Ok(name.to_string())
         };
         Ok(self.0.context.jobs.start("stop", &subject, work).await)
@@ -127,7 +130,7 @@ impl Supervisor {
             .error(format!("{name} does not run (it is {}); start it first", state.as_str())))
     }
 
-    async fn stop_locked(&self, name: &VmName, timeout: Option<Duration>) -> Result<()> {
+    pub(super) async fn stop_locked(&self, name: &VmName, timeout: Option<Duration>) -> Result<()> {
         if self.state_of(name)? == State::Paused {
             // A guest that stands still cannot shut down.
             self.resume_locked(name).await?;
@@ -161,7 +164,7 @@ impl Supervisor {
         let subject = name.to_string();
         let work = |progress: Progress| async move {
             progress.stage("stop");
-            this.interrupt_start(&name);
+            this.interrupt(&name);
             let _guard = this.lock(&name).await;
             if this.state_of(&name)?.is_up() {
                 this.stop_locked(&name, timeout).await?;
@@ -178,7 +181,7 @@ impl Supervisor {
             return Err(ErrorKind::InvalidArgs.error(format!("there is no signal {signal}: use 1 to 64")));
         }
         self.check_up(name)?;
-        self.interrupt_start(name);
+        self.interrupt(name);
         self.0.units.signal(name, signal).await
     }
 
@@ -242,8 +245,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A VM that is being started need not come up before it is stopped.
-    fn interrupt_start(&self, name: &VmName) {
+    /// A VM that is being started need not come up before it is stopped, and one that runs only to be
+    /// read need not be read to the end.
+    fn interrupt(&self, name: &VmName) {
+        if let Some(reading) = lock(&self.0.readings).get(name) {
+            reading.notify_one();
+        }
         if let Some(start) = lock(&self.0.starts).get(name) {
             start.interrupt.notify_one();
         }
@@ -269,7 +276,7 @@ impl Supervisor {
     pub async fn delete(&self, name: &VmName, force: bool) -> Result<()> {
         self.get(name)?;
         if force {
-            self.interrupt_start(name);
+            self.interrupt(name);
         }
         let _guard = self.lock(name).await;
         // Somebody may have been quicker.

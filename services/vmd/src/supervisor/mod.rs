@@ -10,6 +10,7 @@
 //! - `timeline`: how the last start of a VM went on
 //! - `reap`: VMs whose time is up, and idle ones; `idle` tells which are
 //! - `snapshots`: what running VMs are, and VMs that go on from there
+//! - `promote`: images of what VMs' disks hold
 //! - `volumes`: disks that exist by themselves
 //! - `reconcile`: what an instance that was cut off may have left
 //! - `locks`: one for each VM
@@ -25,6 +26,7 @@ mod launch;
 mod lifecycle;
 mod locks;
 mod plan;
+mod promote;
 mod reap;
 mod reconcile;
 mod snapshots;
@@ -74,6 +76,10 @@ struct Inner {
     /// VMs whose CPUs stand still. As durable as they are: the marks go with a reboot.
     paused: Mutex<HashSet<VmName>>,
     marks: Marks,
+    /// VMs that run only to be read, and what is told by whoever wants such a one for something else. As
+    /// durable as they are, like the paused ones.
+    readings: Mutex<HashMap<VmName, Arc<Notify>>>,
+    reading_marks: Marks,
     /// Why runs of VMs end that vmd ends by itself.
     reasons: Mutex<HashMap<VmName, &'static str>>,
     /// The snapshots of forks under way.
@@ -95,6 +101,8 @@ impl Supervisor {
         let disks = Disks::open(context.state_dir.clone()).await?;
         let marks = Marks::new(context.runtime_dir.join("paused"));
         let paused = Mutex::new(marks.list()?);
+        let reading_marks = Marks::new(context.runtime_dir.join("reading"));
+        let readings = reading_marks.list()?.into_iter().map(|name| (name, Arc::default())).collect();
         let units = {
             let (hub, store) = (context.hub.clone(), store.clone());
             Units::follow(&context.bus, move |name, active_state| {
@@ -117,11 +125,14 @@ impl Supervisor {
             starts: Mutex::default(),
             paused,
             marks,
+            readings: Mutex::new(readings),
+            reading_marks,
             reasons: Mutex::default(),
             forks: Mutex::default(),
             making_volumes: tokio::sync::Mutex::default(),
         }));
         supervisor.recover().await?;
+        supervisor.end_readings();
         // The configuration may be another now.
         supervisor.leave_word();
         Ok(supervisor)

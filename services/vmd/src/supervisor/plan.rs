@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
-use banger_core::guest::{self, GuestConfig, PowerOff, ProcessDefaults, Rootfs};
+use banger_core::guest::{self, GuestConfig, Init, PowerOff, ProcessDefaults, Rootfs};
 use banger_core::spec::{Mount, Spec};
 use banger_vmm::{Disk, Kernel, Machine, Nic, RateLimit, Vmm};
 
@@ -119,6 +119,12 @@ pub fn guest_config(
         ca_certificates: synced.ca_certificates,
         timezone: synced.timezone,
     })
+}
+
+/// What a VM is that is started only for its disk to be read: nothing of the image's runs in it, and
+/// nothing else is there that it could change.
+pub fn for_reading(spec: &Spec) -> Spec {
+    Spec { init: Init::Agent, network: false, work: 0, volumes: Vec::new(), ..spec.clone() }
 }
 
 /// The configuration as the guest reads it.
