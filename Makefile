@@ -171,8 +171,8 @@ FAILPOINTS := $(abspath $(TARGET_DIR))/failpoints
 failpoints:
 	$(CARGO) build --locked -p banger-vmd -p banger-imaged \
 		--features banger-vmd/failpoints,banger-imaged/failpoints
-	mkdir -p $(FAILPOINTS)
-	mv -f $(TARGET_DIR)/debug/banger-vmd $(TARGET_DIR)/debug/banger-imaged $(FAILPOINTS)
+	install -D -t $(FAILPOINTS) $(TARGET_DIR)/debug/banger-vmd $(TARGET_DIR)/debug/banger-imaged
+	rm -f $(TARGET_DIR)/debug/banger-vmd $(TARGET_DIR)/debug/banger-imaged
 
 # The tests are built here and run in the lab, which sees this directory.
 IN_LAB = CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh
