@@ -472,9 +472,7 @@ fn who_gives_up_disturbs_no_other() {
     assert_eq!(between.abandoned(), 0);
     between.release();
     wait(&third).ok();
-    let second = second.join().expect("joins");
-    assert!(second.stderr.contains(r#""parts":[{"#), "{second}");
-    second.ok();
+    second.join().expect("joins").ok();
     assert_eq!(between.blobs().len(), 2, "layer and configuration, each once");
     banger(&["image", "rm", &reference]).ok();
 }
