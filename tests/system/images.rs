@@ -123,6 +123,10 @@ fn images_have_several_names() {
     let replace = ["ssa{sv}", &other.reference, "t-tagged", "1", "replace", "b", "true"];
     Way::Socket.call(IMAGED, "TagImage", &replace).ok();
     assert_eq!(id("t-tagged"), id(&other.reference));
+    // A name that a pull gave goes on following its reference.
+    banger(&["image", "tag", &one.reference, &one.reference]).ok();
+    let moved = oci::push("t-tag-1", &oci::tar(&[("a", b"3")]));
+    banger(&["pull", &moved.reference]).ok();
     // The image goes with its last name.
     banger(&["image", "rm", &other.reference]).ok();
     banger(&["image", "show", "t-tagged"]).ok();

@@ -199,19 +199,6 @@ pub fn mark_image_used(t: &Transaction<'_>, id: &str, now_usec: u64) -> Result<(
         .map(drop)
 }
 
-/// Each blob of an image, and whether another image has it as well.
-pub fn shared_blobs(t: &Transaction<'_>, id: &str) -> Result<Vec<(String, bool)>> {
-    let mut statement = t
-        .prepare_cached(
-            "SELECT digest, EXISTS (SELECT 1 FROM image_blobs AS other
-                 WHERE other.digest = mine.digest AND other.image <> mine.image)
-             FROM image_blobs AS mine WHERE image = ?",
-        )
-        .map_err(db)?;
-    let rows = statement.query_map([id], |row| Ok((row.get(0)?, row.get(1)?))).map_err(db)?;
-    rows.collect::<rusqlite::Result<_>>().map_err(db)
-}
-
 /// The empty name is none of its own.
 pub fn set_image_kernel(t: &Transaction<'_>, id: &str, kernel: &str) -> Result<()> {
     let kernel = Some(kernel).filter(|kernel| !kernel.is_empty());

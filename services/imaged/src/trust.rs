@@ -44,10 +44,16 @@ impl Claims {
         let keys = if signature.is_some() { keys(&policy.key_dirs)? } else { Vec::new() };
         let mut streams = Vec::new();
         for (name, key) in &keys {
-            if let Some(signature) = &signature
-                && let Ok(stream) = key.verify_stream(signature)
-            {
-                streams.push((name, stream));
+            match signature.as_ref().map(|signature| key.verify_stream(signature)) {
+                Some(Ok(stream)) => streams.push((name, stream)),
+                // It would have to be held in memory whole.
+                Some(Err(minisign_verify::Error::UnsupportedLegacyMode)) => {
+                    return Err(Error::Untrusted(
+                        "the signature is of minisign's old form, made without -H: sign the file again"
+                            .into(),
+                    ));
+                }
+                _ => {}
             }
         }
         if signature.is_some() && streams.is_empty() {
@@ -169,6 +175,8 @@ ZCICNtgmu73wYvF8NQ7wY7ycjzHMyMU2PakuSewAR3zGoNkigy6ktkNrxlpnbKvTU14OrSEDnAxQdJSW
         assert!(refusal(check(b"hello", signed(SIGNATURE), &[KEY], false)).contains("damaged"));
         assert!(refusal(check(CONTENT, signed("nonsense"), &[KEY], false)).contains("none of minisign"));
         assert!(refusal(check(CONTENT, signed(SIGNATURE), &[KEY, "nonsense"], false)).contains("no key"));
+        let old = SIGNATURE.replace("RUQg", "RWQg");
+        assert!(refusal(check(CONTENT, signed(&old), &[KEY], false)).contains("without -H"));
         let forged = SIGNATURE.replace("file:f", "file:g");
         assert!(check(CONTENT, signed(&forged), &[KEY], false).is_err());
     }

@@ -248,7 +248,9 @@ impl Manager {
         let dry_run = given.take("dry_run")?.unwrap_or_default();
         given.finish()?;
         let removed = self.service.prune_images(&prune, dry_run).await?.into_iter();
-        Ok(removed.map(|cost| (cost.image.id.clone(), cost.image.name().to_owned(), cost.bytes)).collect())
+        Ok(removed
+            .map(|pruned| (pruned.image.id.clone(), pruned.image.name().to_owned(), pruned.bytes))
+            .collect())
     }
 
     /// What images and kernels take of the disk: `image` or `kernel`, name, id (of images), bytes that

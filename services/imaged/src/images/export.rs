@@ -71,21 +71,32 @@ impl Service {
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         let image = self.image(wanted).await?;
-        progress.stage("write");
-        let exporter = Exporter {
+        let cancel = Cancel::default();
+        let _cancel = cancel.on_drop();
+        let exporter = |read: &Arc<AtomicU64>| Exporter {
             files: self.0.files.clone(),
             blobs: self.0.blobs.clone(),
             limits: self.0.settings.limits.clone(),
-            cancel: Cancel::default(),
-            written: Arc::default(),
+            cancel: cancel.clone(),
+            read: read.clone(),
         };
-        let _cancel = exporter.cancel.on_drop();
-        let (row, written, size) = (image.clone(), exporter.written.clone(), image.size);
-        let work = blocking(move || match format {
-            Format::Oci => exporter.layout(&row, &to),
-            Format::Bundle => exporter.bundle(&row, &to),
-        });
-        watched(progress, &written, size, work).await?;
+        let (row, read) = (image.clone(), Arc::default());
+        let exporting = exporter(&read);
+        if format == Format::Bundle {
+            progress.stage("write");
+            let work = blocking(move || exporting.bundle(&row, &to));
+            watched(progress, &read, image.size, work).await?;
+            return Ok(image);
+        }
+        progress.stage("read");
+        let work = blocking(move || exporting.blobs(&row));
+        let blobs = watched(progress, &read, image.size, work).await?;
+        progress.stage("write");
+        let (row, read) = (image.clone(), Arc::default());
+        let exporting = exporter(&read);
+        let size = blobs.iter().map(|blob| blob.size).sum();
+        let work = blocking(move || exporting.layout(&row, blobs, &to));
+        watched(progress, &read, size, work).await?;
         Ok(image)
     }
 }
@@ -97,7 +108,7 @@ struct Exporter {
     limits: Limits,
     cancel: Cancel,
     /// Bytes that were read.
-    written: Arc<AtomicU64>,
+    read: Arc<AtomicU64>,
 }
 
 impl Exporter {
@@ -106,8 +117,8 @@ impl Exporter {
         File::open(path).map_err(Error::io("cannot read the root filesystem"))
     }
 
-    fn read(&self, file: File) -> Source {
-        Source::new(file, self.cancel.clone(), self.written.clone())
+    fn source(&self, file: File) -> Source {
+        Source::new(file, self.cancel.clone(), self.read.clone())
     }
 
     fn bundle(&self, image: &ImageRow, to: &File) -> Result<()> {
@@ -123,17 +134,21 @@ impl Exporter {
         let write = || -> io::Result<()> {
             let mut tar = TarWriter::new(zstd::Encoder::new(to, 3)?);
             tar.file(bundle::MANIFEST, manifest.len() as u64, manifest.as_slice())?;
-            tar.file(&name, image.size, self.read(rootfs))?;
+            tar.file(&name, image.size, self.source(rootfs))?;
             tar.finish()?.finish().map(drop)
         };
         write().map_err(unwritten)
     }
 
-    fn layout(&self, image: &ImageRow, to: &File) -> Result<()> {
-        let blobs = match self.pulled(image)? {
-            Some(blobs) => blobs,
-            None => self.made(image)?,
-        };
+    /// What an image is made of as OCI, the manifest first.
+    fn blobs(&self, image: &ImageRow) -> Result<Vec<Blob>> {
+        match self.pulled(image)? {
+            Some(blobs) => Ok(blobs),
+            None => self.made(image),
+        }
+    }
+
+    fn layout(&self, image: &ImageRow, blobs: Vec<Blob>, to: &File) -> Result<()> {
         let manifest = &blobs[0];
         let index = json!({
             "schemaVersion": 2,
@@ -151,7 +166,7 @@ impl Exporter {
             tar.file("oci-layout", mark.len() as u64, mark.as_slice())?;
             tar.file("index.json", index.len() as u64, index.as_bytes())?;
             for blob in blobs {
-                tar.file(&format!("blobs/sha256/{}", blob.hex), blob.size, self.read(blob.file))?;
+                tar.file(&format!("blobs/sha256/{}", blob.hex), blob.size, self.source(blob.file))?;
             }
             tar.finish().map(drop)
         };
@@ -235,13 +250,12 @@ impl Exporter {
                 break;
             }
             plain.update(&buffer[..got]);
-            self.written.fetch_add(got as u64, Ordering::Relaxed);
+            self.read.fetch_add(got as u64, Ordering::Relaxed);
             packed.write_all(&buffer[..got]).map_err(unwritten)?;
         }
         reader.finish()?;
         let Hashing { mut file, hash, count } = packed.finish().map_err(unwritten)?;
         file.seek(SeekFrom::Start(0)).map_err(unwritten)?;
-        self.written.store(0, Ordering::Relaxed);
         let blob = Blob { hex: digest::hex(&hash.finalize()), size: count, file };
         Ok((blob, digest::hex(&plain.finalize())))
     }

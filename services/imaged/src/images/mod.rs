@@ -27,7 +27,7 @@ use crate::store::{self, ImageRow};
 
 pub use export::Format;
 pub use import::ImportOptions;
-pub use prune::{Cost, Filter, Prune};
+pub use prune::{Cost, Filter, Prune, Pruned};
 pub(crate) use pull::Images;
 pub use pull::PullOptions;
 pub use usage::Usage;

@@ -1,5 +1,7 @@
 //! Finding images, and which of them to remove: pure.
 
+use std::collections::HashMap;
+
 use banger_core::glob;
 
 use crate::store::ImageRow;
@@ -51,33 +53,79 @@ pub struct Prune {
     pub max_size: Option<u64>,
 }
 
-/// An image and the bytes that its removal sets free.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an image takes of the disk.
+#[derive(Debug, Clone)]
 pub struct Cost {
+    pub image: ImageRow,
+    /// Bytes of its own directory.
+    pub own: u64,
+    /// Its blobs, which other images may have as well, and their bytes.
+    pub blobs: Vec<(String, u64)>,
+}
+
+impl Cost {
+    pub fn all(&self) -> u64 {
+        self.own + self.blobs.iter().map(|(_, bytes)| bytes).sum::<u64>()
+    }
+}
+
+/// An image that goes, and the bytes that are free then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
     pub image: ImageRow,
     pub bytes: u64,
 }
 
+/// How many images have each blob.
+pub(super) struct Sharing(HashMap<String, usize>);
+
+impl Sharing {
+    pub fn of(costs: &[Cost]) -> Self {
+        let mut counts = HashMap::new();
+        for (digest, _) in costs.iter().flat_map(|cost| &cost.blobs) {
+            *counts.entry(digest.clone()).or_default() += 1;
+        }
+        Self(counts)
+    }
+
+    pub fn is_shared(&self, digest: &str) -> bool {
+        self.0.get(digest).is_some_and(|count| *count > 1)
+    }
+
+    /// Takes an image away: the bytes that only it still had.
+    fn leave(&mut self, cost: &Cost) -> u64 {
+        let mut bytes = cost.own;
+        for (digest, size) in &cost.blobs {
+            if let Some(count) = self.0.get_mut(digest) {
+                *count -= 1;
+                bytes += if *count == 0 { *size } else { 0 };
+            }
+        }
+        bytes
+    }
+}
+
 impl Prune {
-    /// Which of the images go.
-    pub fn plan(&self, mut images: Vec<Cost>, now_usec: u64) -> Vec<Cost> {
-        let mut total: u64 = images.iter().map(|cost| cost.bytes).sum();
+    /// Which of the images go, in which order.
+    pub fn plan(&self, mut images: Vec<Cost>, now_usec: u64) -> Vec<Pruned> {
+        let mut all = Sharing::of(&images);
+        let mut total: u64 = images.iter().map(|cost| all.leave(cost)).sum();
+        let mut left = Sharing::of(&images);
         images.sort_by_key(|cost| cost.image.used_usec);
         let filter = Filter { labels: self.labels.clone(), unused: true, pattern: None };
-        images
-            .into_iter()
-            .filter(|cost| !filter.names(&cost.image).is_empty())
-            .filter(|cost| {
-                let old =
-                    self.unused_for.is_some_and(|span| cost.image.used_usec.saturating_add(span) <= now_usec);
-                let over = self.max_size.is_some_and(|limit| total > limit);
-                let goes = old || over || (self.unused_for.is_none() && self.max_size.is_none());
-                if goes {
-                    total -= cost.bytes;
-                }
-                goes
-            })
-            .collect()
+        let mut pruned = Vec::new();
+        for cost in images {
+            let old =
+                self.unused_for.is_some_and(|span| cost.image.used_usec.saturating_add(span) <= now_usec);
+            let over = self.max_size.is_some_and(|limit| total > limit);
+            let any = self.unused_for.is_none() && self.max_size.is_none();
+            if (old || over || any) && !filter.names(&cost.image).is_empty() {
+                let bytes = left.leave(&cost);
+                total -= bytes;
+                pruned.push(Pruned { image: cost.image, bytes });
+            }
+        }
+        pruned
     }
 }
 
@@ -110,12 +158,12 @@ mod tests {
             image("c", 20, &[], &[]),
             image("d", 40, &[], &[("team", "blue")]),
         ]
-        .map(|image| Cost { image, bytes: 100 })
+        .map(|image| Cost { image, own: 100, blobs: Vec::new() })
         .into()
     }
 
     fn pruned(prune: Prune) -> String {
-        prune.plan(images(), 50).iter().map(|cost| cost.image.name().to_owned()).collect()
+        prune.plan(images(), 50).iter().map(|pruned| pruned.image.name().to_owned()).collect()
     }
 
     #[test]
@@ -128,6 +176,29 @@ mod tests {
         assert_eq!(pruned(Prune { max_size: Some(400), ..Prune::default() }), "");
         assert_eq!(pruned(Prune { labels: vec!["team".into()], ..Prune::default() }), "ad");
         assert_eq!(pruned(Prune { labels: vec!["team=red".into()], ..Prune::default() }), "a");
+    }
+
+    #[test]
+    fn shared_blobs_count_once_and_go_with_the_last() {
+        // 400 bytes of directories; blobs of 50 (a, c), 30 (a, b) and 7 (d).
+        let mut images = images();
+        for (place, blobs) in [vec![("x", 50), ("y", 30)], vec![("y", 30)], vec![("x", 50)], vec![("z", 7)]]
+            .into_iter()
+            .enumerate()
+        {
+            images[place].blobs =
+                blobs.into_iter().map(|(digest, bytes)| (digest.to_owned(), bytes)).collect();
+        }
+        let pruned = |max_size| -> Vec<(String, u64)> {
+            let plan = Prune { max_size: Some(max_size), ..Prune::default() }.plan(images.clone(), 50);
+            plan.iter().map(|pruned| (pruned.image.name().to_owned(), pruned.bytes)).collect()
+        };
+        let [c, a, d] = [("c", 100), ("a", 150), ("d", 107)].map(|(name, bytes)| (name.to_owned(), bytes));
+        assert_eq!(pruned(487), []);
+        assert_eq!(pruned(486), std::slice::from_ref(&c));
+        assert_eq!(pruned(387), std::slice::from_ref(&c));
+        assert_eq!(pruned(386), [c.clone(), a.clone()]);
+        assert_eq!(pruned(0), [c, a, d]);
     }
 
     #[test]

@@ -76,7 +76,11 @@ impl Service {
             .store
             .transact(move |t| {
                 let (image, _) = find(t, &presets, &wanted)?;
-                let before = store::name(t, &name)?.filter(|row| row.image != image.id);
+                let before = store::name(t, &name)?;
+                // A name that a pull gave goes on following its reference.
+                if before.as_ref().is_some_and(|row| row.image == image.id) {
+                    return Ok((image, None));
+                }
                 if before.is_some() && !replace {
                     return Err(Error::NameTaken(name).into());
                 }

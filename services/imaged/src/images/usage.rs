@@ -6,9 +6,9 @@ use std::path::Path;
 
 use banger_api::ErrorKind;
 
-use super::{Cost, Prune};
+use super::prune::Sharing;
+use super::{Cost, Prune, Pruned};
 use crate::error::Result;
-use crate::files::Files;
 use crate::service::{Service, now_usec};
 use crate::store::{self, ImageRow, KernelRow};
 
@@ -24,12 +24,30 @@ pub struct Usage<Row> {
 
 impl Service {
     pub async fn image_usage(&self) -> Result<Vec<Usage<ImageRow>>> {
-        let files = self.0.files.clone();
-        let usage = self.0.store.transact(move |t| {
-            let images = store::images(t)?.into_iter();
-            images.map(|image| image_usage(t, &files, image)).collect::<banger_api::Result<Vec<_>>>()
+        let costs = self.image_costs().await?;
+        let sharing = Sharing::of(&costs);
+        let usage = costs.into_iter().map(|cost| {
+            let shared = cost.blobs.iter().filter(|(digest, _)| sharing.is_shared(digest));
+            let shared: u64 = shared.map(|(_, bytes)| bytes).sum();
+            Usage { own: cost.all() - shared, shared, row: cost.image }
         });
-        Ok(usage.await?)
+        Ok(usage.collect())
+    }
+
+    async fn image_costs(&self) -> Result<Vec<Cost>> {
+        let files = self.0.files.clone();
+        let costs = self.0.store.transact(move |t| {
+            let sized = |digest: String| {
+                let bytes = allocated(&files.blob(&digest));
+                (digest, bytes)
+            };
+            let cost = |image: ImageRow| -> banger_api::Result<Cost> {
+                let blobs = store::image_blobs(t, &image.id)?.into_iter().map(sized).collect();
+                Ok(Cost { own: allocated(&files.image(&image.id)), blobs, image })
+            };
+            store::images(t)?.into_iter().map(cost).collect::<banger_api::Result<Vec<_>>>()
+        });
+        Ok(costs.await?)
     }
 
     pub async fn kernel_usage(&self) -> Result<Vec<Usage<KernelRow>>> {
@@ -39,17 +57,15 @@ impl Service {
     }
 
     /// Removes images that no VM uses, or only says which. One that is taken into use meanwhile stays.
-    pub async fn prune_images(&self, prune: &Prune, dry_run: bool) -> Result<Vec<Cost>> {
-        let costs = self.image_usage().await?.into_iter();
-        let costs = costs.map(|usage| Cost { image: usage.row, bytes: usage.own }).collect();
-        let mut plan = prune.plan(costs, now_usec());
+    pub async fn prune_images(&self, prune: &Prune, dry_run: bool) -> Result<Vec<Pruned>> {
+        let plan = prune.plan(self.image_costs().await?, now_usec());
         if dry_run {
             return Ok(plan);
         }
         let mut removed = Vec::new();
-        for cost in plan.drain(..) {
-            match self.remove_image(&cost.image.id).await {
-                Ok(()) => removed.push(cost),
+        for pruned in plan {
+            match self.remove_image(&pruned.image.id).await {
+                Ok(()) => removed.push(pruned),
                 // Somebody was faster.
                 Err(error) if matches!(error.kind(), ErrorKind::ImageInUse | ErrorKind::NoSuchImage) => {}
                 Err(error) => return Err(error),
@@ -57,19 +73,6 @@ impl Service {
         }
         Ok(removed)
     }
-}
-
-fn image_usage(
-    t: &rusqlite::Transaction<'_>,
-    files: &Files,
-    row: ImageRow,
-) -> banger_api::Result<Usage<ImageRow>> {
-    let (mut own, mut shared) = (allocated(&files.image(&row.id)), 0);
-    for (digest, is_shared) in store::shared_blobs(t, &row.id)? {
-        let bytes = allocated(&files.blob(&digest));
-        if is_shared { shared += bytes } else { own += bytes }
-    }
-    Ok(Usage { row, own, shared })
 }
 
 /// Bytes on disk of a file, or of a directory and what is in it; a link to a file that was counted counts

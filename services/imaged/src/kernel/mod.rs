@@ -41,6 +41,9 @@ const AGENT_DIGEST: &str = "initramfs.agent";
 /// The needed modules, each file's name beginning with its place in the order of loading.
 const MODULES: &str = "modules";
 
+/// A file a kernel comes in, such as a package with all its modules.
+const MAX_GIVEN: u64 = 2 << 30;
+
 /// Where a kernel comes from.
 #[derive(Debug)]
 pub enum KernelSource {
@@ -258,7 +261,7 @@ fn gather(source: KernelSource, files: &Files, cancel: &Cancel) -> Result<Gather
         }
         KernelSource::Files(given, modules) => {
             let spooled = |file| {
-                let file = spool(file, files, scan::MAX_IMAGE, cancel, &std::sync::Arc::default())?;
+                let file = spool(file, files, MAX_GIVEN, cancel, &std::sync::Arc::default())?;
                 Ok(Named { file, what: "the file".into() })
             };
             (given.into_iter().map(spooled).collect::<Result<_>>()?, modules)

@@ -13,7 +13,7 @@ use crate::layers::stream::decompress;
 use crate::tar::{Kind, TarError, TarReader};
 
 /// A kernel image: unpacked ones have been seen up to 120 MB.
-pub const MAX_IMAGE: u64 = 512 << 20;
+pub(super) const MAX_IMAGE: u64 = 512 << 20;
 const MAX_MODULE: u64 = 32 << 20;
 /// All modules of a guest; distributions' take 5.
 const MAX_MODULES: u64 = 64 << 20;

@@ -78,7 +78,7 @@ pub fn host(files: &Files) -> Result<Gathered> {
             });
         match outcome {
             Ok(mut gathered) => {
-                gathered.config = fs::read(format!("/boot/config-{version}")).ok();
+                gathered.config = fs::read(format!("/boot/config-{version}")).ok().or(gathered.config);
                 return Ok(gathered);
             }
             Err(error) => reasons.push(error.to_string()),
@@ -116,11 +116,12 @@ pub fn from_files(given: Vec<Named>, tree: Option<&Path>, files: &Files) -> Resu
         (None, Some(file)) => read_image(file, &what)?,
         (None, None) => return Err(unsupported(&what, "no vmlinuz or vmlinux is in it")),
     };
-    if !scan.versions.is_empty() && !scan.versions.contains(&version) {
+    // Modules are told apart by their names alone: of two versions, some would be the wrong ones.
+    if scan.versions.iter().any(|found| *found != version) {
         let versions: Vec<_> = scan.versions.into_iter().collect();
         return Err(unsupported(
             &what,
-            format!("the kernel is {version}, but the modules are of {}", versions.join(", ")),
+            format!("the kernel is {version}, but the modules are of {}", versions.join(" and ")),
         ));
     }
     Ok(Gathered { image, version, banner, config: scan.config, modules })
