@@ -59,7 +59,7 @@ CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb check check-unit check-units check-system failpoints bench demo clean
+.PHONY: all build install uninstall deb check check-unit check-units check-system failpoints bench fuzz demo clean
 
 all: build
 
@@ -185,8 +185,17 @@ check-system: failpoints
 
 bench:
 	tests/lab/up
+	tests/lab/add podman
 	tests/lab/sh $(CURDIR)/tests/bench/boot
+	tests/lab/sh $(CURDIR)/tests/bench/pull
 	$(IN_LAB) $(CARGO) test --locked -p banger-tests --test figures
+
+# What strangers give us, with libFuzzer: for cargo-fuzz and a nightly Rust.
+TARGET  ?= layers
+SECONDS ?= 60
+fuzz:
+	cd tests/fuzz && $(CARGO) +nightly run --quiet --bin seeds
+	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $(TARGET) -- -max_total_time=$(SECONDS) -rss_limit_mb=1024
 
 demo:
 	tests/demo

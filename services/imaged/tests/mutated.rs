@@ -1,20 +1,14 @@
 //! Inputs of strangers with bytes changed at random: nothing panics, hangs or asks for memory, and
 //! what is accepted can be written.
 
-use std::fs::File;
-use std::io::Cursor;
+mod inputs;
 
 use banger_imaged::kernel::bzimage;
-use banger_imaged::kernel::cpio::{Cpio, CpioReader};
-use banger_imaged::layers::merge::Merge;
-use banger_imaged::layers::stream::decompress;
-use banger_imaged::layers::{Budget, index};
+use banger_imaged::kernel::cpio::CpioReader;
 use banger_imaged::limits::Limits;
 use banger_imaged::registry::manifest::{Config, Document};
-use banger_imaged::rootfs;
+use inputs::{CONFIG, MANIFEST, archive, build, summed};
 use proptest::prelude::*;
-
-const BLOCK: usize = 512;
 
 /// Some bytes become others: where (as a part of the whole), what, and how many are cut from the end.
 #[derive(Debug, Clone)]
@@ -42,92 +36,6 @@ impl Mutation {
         bytes
     }
 }
-
-/// Makes the checksums of all headers right, or no change would come further than that.
-fn summed(mut archive: Vec<u8>) -> Vec<u8> {
-    for block in archive.chunks_exact_mut(BLOCK).filter(|block| &block[257..262] == b"ustar") {
-        block[148..156].copy_from_slice(b"        ");
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    }
-    archive
-}
-
-fn entry(archive: &mut Vec<u8>, kind: u8, path: &str, link: &str, content: &[u8]) {
-    let mut block = [0u8; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, path.as_bytes());
-    put(100, b"0000644\0");
-    put(108, b"0000001\0");
-    put(116, b"0000002\0");
-    put(124, format!("{:011o}\0", content.len()).as_bytes());
-    put(136, b"00000001000\0");
-    put(156, &[kind]);
-    put(157, link.as_bytes());
-    put(257, b"ustar\x0000");
-    archive.extend(block);
-    archive.extend(content);
-    archive.resize(archive.len().next_multiple_of(BLOCK), 0);
-}
-
-/// A bit of everything that the reader knows.
-fn archive() -> Vec<u8> {
-    let mut archive = Vec::new();
-    entry(&mut archive, b'5', "d/", "", b"");
-    entry(&mut archive, b'0', "d/file", "", &[7; 700]);
-    entry(&mut archive, b'x', "pax", "", b"12 path=d/x\n13 uid=70000\n29 SCHILY.xattr.user.a=value\n");
-    entry(&mut archive, b'0', "cut", "", b"content");
-    entry(&mut archive, b'x', "pax", "", b"28 GNU.sparse.realsize=4096\n26 GNU.sparse.map=0,4,9,3\n");
-    entry(&mut archive, b'0', "holes", "", b"sparse!");
-    entry(
-        &mut archive,
-        b'x',
-        "pax",
-        "",
-        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n29 GNU.sparse.realsize=10000\n",
-    );
-    let mut map = b"1\n100\n5\n".to_vec();
-    map.resize(BLOCK, 0);
-    map.extend(b"12345");
-    entry(&mut archive, b'0', "more-holes", "", &map);
-    entry(&mut archive, b'L', "././@LongLink", "", b"d/long\0");
-    entry(&mut archive, b'2', "cut", "d/file", b"");
-    entry(&mut archive, b'1', "hard", "d/file", b"");
-    entry(&mut archive, b'3', "device", "", b"");
-    entry(&mut archive, b'0', "d/.wh..wh..opq", "", b"");
-    entry(&mut archive, b'0', ".wh.hard", "", b"");
-    archive.extend([0; 2 * BLOCK]);
-    summed(archive)
-}
-
-/// From layers to a root filesystem, as a pull does it.
-fn build(layers: &[Vec<u8>]) -> Result<u64, String> {
-    let limits = Limits { unpacked: 1 << 20, memory: 1 << 20, ..Limits::default() };
-    let budget = Budget::new(limits.clone());
-    let mut merge = Merge::new(&limits);
-    let open = |layer: usize| decompress(Cursor::new(layers[layer].clone())).map_err(|e| e.to_string());
-    let file = || tempfile::tempfile().expect("tempfile");
-    for layer in 0..layers.len() {
-        let index = index::index(open(layer)?, layer, &budget, file()).map_err(|e| e.to_string())?;
-        for header in index.headers {
-            merge.entry(&header.expect("reads back")).map_err(|invalid| invalid.reason)?;
-        }
-        merge.end_layer();
-    }
-    // What has been read and merged can be written.
-    let written: (File, u64) =
-        rootfs::write(file(), &merge.finish(), layers.len(), |layer| Ok(open(layer).expect("as before")))
-            .expect("writes");
-    Ok(written.1)
-}
-
-const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
-"config":{"mediaType":"application/vnd.oci.image.config.v1+json","size":7,
-"digest":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"},
-"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","size":9,
-"digest":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"}]}"#;
-const CONFIG: &str = r#"{"architecture":"amd64","os":"linux","config":{"Env":["A=b"],"Cmd":["sh"],"Labels":{"a":"b"}},
-"rootfs":{"type":"layers","diff_ids":["sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"]}}"#;
 
 #[test]
 fn unchanged_inputs_are_accepted() {
@@ -160,26 +68,14 @@ proptest! {
 
     #[test]
     fn initramfs(mutation in mutation()) {
-        let mut cpio = Cpio::default();
-        cpio.directory("dev");
-        cpio.file("init", true, &[1; 300]);
-        let bytes = mutation.apply(&cpio.finish());
+        let bytes = mutation.apply(&inputs::initramfs());
         let mut reader = CpioReader::new(bytes.as_slice());
         while let Ok(Some(_)) = reader.next_entry() {}
     }
 
     #[test]
     fn kernels(mutation in mutation(), protocol in any::<u16>()) {
-        // The header of a bzImage, with a gzip stream where it says.
-        let mut image = vec![0u8; 8192];
-        image[0x1f1] = 1;
-        image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-        image[0x202..0x206].copy_from_slice(b"HdrS");
-        image[0x206..0x208].copy_from_slice(&protocol.to_le_bytes());
-        image[0x248..0x24c].copy_from_slice(&64u32.to_le_bytes());
-        image[0x24c..0x250].copy_from_slice(&4096u32.to_le_bytes());
-        image[1024 + 64..1024 + 67].copy_from_slice(&[0x1f, 0x8b, 8]);
-        let image = mutation.apply(&image);
+        let image = mutation.apply(&inputs::bzimage(protocol));
         let _ = bzimage::banner(&image);
         let _ = bzimage::unpack(&image, &mut std::io::sink());
     }
