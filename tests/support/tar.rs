@@ -91,6 +91,11 @@ impl Tar {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
+
+    /// Without the end that an archive has.
+    pub fn cut(self) -> Vec<u8> {
+        self.0
+    }
 }
 
 fn number(number: u64, width: usize) -> Vec<u8> {

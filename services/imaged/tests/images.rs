@@ -1,7 +1,7 @@
 //! The service without its bus: import, names, leases, removal, restart; and archives made to do harm.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
 
@@ -12,75 +12,11 @@ use banger_imaged::registry::Host;
 use banger_imaged::service::{Service, Settings};
 use tempfile::TempDir;
 
-/// A tar archive, entry by entry.
-#[derive(Default)]
-struct Tar(Vec<u8>);
+#[path = "../../../tests/support/tar.rs"]
+#[allow(dead_code)]
+mod tar;
 
-impl Tar {
-    fn header(&mut self, kind: u8, path: &str, link: &str, size: u64) {
-        let mut block = [0u8; 512];
-        let put = |block: &mut [u8; 512], at: usize, bytes: &[u8]| {
-            block[at..at + bytes.len()].copy_from_slice(bytes);
-        };
-        put(&mut block, 0, &path.as_bytes()[..path.len().min(100)]);
-        put(&mut block, 100, b"0000755\0");
-        put(&mut block, 108, b"0000001\0");
-        put(&mut block, 116, b"0000002\0");
-        put(&mut block, 124, format!("{size:011o}\0").as_bytes());
-        put(&mut block, 136, b"00000001000\0");
-        block[156] = kind;
-        put(&mut block, 157, link.as_bytes());
-        put(&mut block, 257, b"ustar\x0000");
-        put(&mut block, 329, b"0000001\0");
-        put(&mut block, 337, b"0000003\0");
-        put(&mut block, 148, b"        ");
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        put(&mut block, 148, format!("{sum:06o}\0 ").as_bytes());
-        self.0.extend(block);
-    }
-
-    fn data(&mut self, data: &[u8]) {
-        self.0.extend(data);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-    }
-
-    fn entry(mut self, kind: u8, path: &str, link: &str) -> Self {
-        self.header(kind, path, link, 0);
-        self
-    }
-
-    fn dir(self, path: &str) -> Self {
-        self.entry(b'5', path, "")
-    }
-
-    fn file(mut self, path: &str, data: &[u8]) -> Self {
-        self.header(b'0', path, "", data.len() as u64);
-        self.data(data);
-        self
-    }
-
-    fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
-        let mut data = Vec::new();
-        for (key, value) in records {
-            let rest = key.len() + value.len() + 3;
-            let mut length = rest + 1;
-            while length != rest + length.to_string().len() {
-                length = rest + length.to_string().len();
-            }
-            data.extend(format!("{length} {key}=").as_bytes());
-            data.extend(*value);
-            data.push(b'\n');
-        }
-        self.header(b'x', "pax", "", data.len() as u64);
-        self.data(&data);
-        self
-    }
-
-    fn open(mut self) -> File {
-        self.0.extend([0; 1024]);
-        file_of(&self.0)
-    }
-}
+use tar::{Entry, Tar};
 
 fn file_of(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().expect("tempfile");
@@ -139,10 +75,12 @@ async fn imports_what_a_root_filesystem_can_hold() {
             ("path", &[b"usr/".as_slice(), &[0xff], &[b'n'; 200]].concat()),
         ])
         .file("usr/short", &vec![b'x'; 300_000])
-        .entry(b'1', "link", "usr/../no")
-        .open();
-    let error =
-        service.import_file(tar, "bad", ImportOptions::default(), &()).await.expect_err("a link through ..");
+        .link(b'1', "link", "usr/../no")
+        .finish();
+    let error = service
+        .import_file(file_of(&tar), "bad", ImportOptions::default(), &())
+        .await
+        .expect_err("a link through ..");
     assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
     assert_clean(dir.path());
 
@@ -152,18 +90,22 @@ async fn imports_what_a_root_filesystem_can_hold() {
             .dir("usr")
             .pax(&[("SCHILY.xattr.user.note", b"a=b\nc"), ("uid", b"3000000000"), ("mtime", b"-1.5")])
             .file("usr/file", &[vec![b'x'; 300_000], vec![0; 200_000], vec![b'y'; 70_000]].concat())
-            .entry(b'1', "hard", "usr/file")
-            .entry(b'2', "sym", "/usr/file")
-            .entry(b'3', "null", "")
-            .entry(b'6', "fifo", "")
+            .link(b'1', "hard", "usr/file")
+            .link(b'2', "sym", "/usr/file")
+            .entry(b"null", &Entry { device: (1, 3), ..Entry::new(b'3') }, b"")
+            .link(b'6', "fifo", "")
             .file("empty", b"")
     };
-    let image =
-        service.import_file(build().open(), "one", ImportOptions::default(), &()).await.expect("imports");
+    let image = service
+        .import_file(file_of(&build().finish()), "one", ImportOptions::default(), &())
+        .await
+        .expect("imports");
     assert_eq!((image.name(), image.fstype.as_str()), ("one", "squashfs"));
     // The same content again is the same image under another name.
-    let again =
-        service.import_file(build().open(), "two", ImportOptions::default(), &()).await.expect("imports");
+    let again = service
+        .import_file(file_of(&build().finish()), "two", ImportOptions::default(), &())
+        .await
+        .expect("imports");
     assert_eq!((again.id.clone(), again.names), (image.id.clone(), vec!["one".to_owned(), "two".to_owned()]));
     assert_eq!(names(&dir.path().join("staging")), [""; 0]);
 
@@ -174,11 +116,11 @@ async fn imports_what_a_root_filesystem_can_hold() {
     };
     let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
     for line in [
-        "prwxr-xr-x 1/2                        0 1970-01-01 00:08 squashfs-root/fifo",
-        "-rwxr-xr-x 3000000000/2          570000 1970-01-01 00:00 squashfs-root/hard",
-        "crwxr-xr-x 1/2                    1,  3 1970-01-01 00:08 squashfs-root/null",
-        "lrwxrwxrwx 1/2                        9 1970-01-01 00:08 squashfs-root/sym -> /usr/file",
-        "-rwxr-xr-x 3000000000/2          570000 1970-01-01 00:00 squashfs-root/usr/file",
+        "prw-r--r-- 0/0                        0 1970-01-01 00:00 squashfs-root/fifo",
+        "-rw-r--r-- 3000000000/0          570000 1970-01-01 00:00 squashfs-root/hard",
+        "crw-r--r-- 0/0                    1,  3 1970-01-01 00:00 squashfs-root/null",
+        "lrwxrwxrwx 0/0                        9 1970-01-01 00:00 squashfs-root/sym -> /usr/file",
+        "-rw-r--r-- 3000000000/0          570000 1970-01-01 00:00 squashfs-root/usr/file",
     ] {
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
@@ -195,16 +137,15 @@ async fn imports_what_a_root_filesystem_can_hold() {
 async fn archives_made_to_do_harm_leave_nothing() {
     let (service, dir) = service().await;
     let cut = {
-        let mut whole = Vec::new();
-        Tar::default().file("a", &[1; 5000]).open().read_to_end(&mut whole).expect("reads");
+        let mut whole = Tar::default().file("a", &[1; 5000]).finish();
         whole.truncate(2000);
         whole
     };
     let bomb = {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         let mut tar = Tar::default();
-        tar.header(b'0', "zeros", "", 64 << 20);
-        gzip.write_all(&tar.0).expect("packs");
+        tar.header(b"zeros", &Entry::new(b'0'), 64 << 20);
+        gzip.write_all(&tar.cut()).expect("packs");
         for _ in 0..64 {
             gzip.write_all(&vec![0; 1 << 20]).expect("packs");
         }
@@ -218,19 +159,19 @@ async fn archives_made_to_do_harm_leave_nothing() {
     };
     let long_pax = {
         let mut tar = Tar::default();
-        tar.header(b'x', "pax", "", 1 << 33);
-        tar.0
+        tar.header(b"pax", &Entry::new(b'x'), 1 << 33);
+        tar.cut()
     };
     let sparse_bomb = |size: &[u8]| {
-        Tar::default().pax(&[("GNU.sparse.realsize", size), ("GNU.sparse.map", b"0,0")]).file("s", b"").0
+        Tar::default().pax(&[("GNU.sparse.realsize", size), ("GNU.sparse.map", b"0,0")]).file("s", b"").cut()
     };
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("escape", Tar::default().file("../../etc/passwd", b"x").0),
-        ("escape inside", Tar::default().file("a/../../x", b"x").0),
-        ("whiteout of ..", Tar::default().file(".wh...", b"").0),
-        ("circle of hard links", Tar::default().entry(b'1', "a", "b").entry(b'1', "b", "a").0),
-        ("circle of symlinks", Tar::default().entry(b'2', "a", "a").file("a/b", b"").0),
-        ("unknown type", Tar::default().entry(b'Q', "a", "").0),
+        ("escape", Tar::default().file("../../etc/passwd", b"x").cut()),
+        ("escape inside", Tar::default().file("a/../../x", b"x").cut()),
+        ("whiteout of ..", Tar::default().file(".wh...", b"").cut()),
+        ("circle of hard links", Tar::default().link(b'1', "a", "b").link(b'1', "b", "a").cut()),
+        ("circle of symlinks", Tar::default().link(b'2', "a", "a").file("a/b", b"").cut()),
+        ("unknown type", Tar::default().link(b'Q', "a", "").cut()),
         ("no tar", b"this is certainly no tar archive at all".repeat(30)),
         ("truncated", cut),
         ("bomb", bomb),
@@ -238,8 +179,8 @@ async fn archives_made_to_do_harm_leave_nothing() {
         ("long header", long_pax),
         ("sparse bomb", sparse_bomb(b"9000000000000000000")),
         ("sparse bomb, wrapping", sparse_bomb(b"18446744073709551615")),
-        ("bad pax", Tar::default().pax(&[("size", b"-5")]).file("x", b"").0),
-        ("zero in a name", Tar::default().pax(&[("path", b"a\0b")]).file("x", b"").0),
+        ("bad pax", Tar::default().pax(&[("size", b"-5")]).file("x", b"").cut()),
+        ("zero in a name", Tar::default().pax(&[("path", b"a\0b")]).file("x", b"").cut()),
     ];
     for (what, bytes) in cases {
         let error = service
@@ -259,7 +200,12 @@ async fn one_name_has_one_winner() {
         let service = service.clone();
         async move {
             service
-                .import_file(Tar::default().file("n", &[n]).open(), "name", ImportOptions::default(), &())
+                .import_file(
+                    file_of(&Tar::default().file("n", &[n]).finish()),
+                    "name",
+                    ImportOptions::default(),
+                    &(),
+                )
                 .await
         }
     });
@@ -277,8 +223,7 @@ async fn one_name_has_one_winner() {
 async fn pipes_are_read_as_well() {
     let (service, _dir) = service().await;
     let (reader, mut writer) = std::io::pipe().expect("pipe");
-    let mut bytes = Vec::new();
-    Tar::default().file("a", &vec![3; 100_000]).open().read_to_end(&mut bytes).expect("reads");
+    let bytes = Tar::default().file("a", &vec![3; 100_000]).finish();
     let feed = std::thread::spawn(move || writer.write_all(&bytes));
     let file = File::from(std::os::fd::OwnedFd::from(reader));
     service.import_file(file, "piped", ImportOptions::default(), &()).await.expect("imports");
@@ -296,7 +241,7 @@ async fn leases_keep_what_is_used() {
     use banger_imaged::kernel::{KernelOptions, KernelSource};
     let (service, dir) = service().await;
     let image = service
-        .import_file(Tar::default().file("a", b"a").open(), "img", ImportOptions::default(), &())
+        .import_file(file_of(&Tar::default().file("a", b"a").finish()), "img", ImportOptions::default(), &())
         .await
         .expect("imports");
     let missing = service.acquire_lease("web", "img", "").await.expect_err("no kernel");
@@ -347,7 +292,7 @@ async fn names_are_checked() {
     let (service, _dir) = service().await;
     for bad in ["", "../x", "a b", "-x", &"x".repeat(300), &"a".repeat(64)] {
         let error = service
-            .import_file(Tar::default().open(), bad, ImportOptions::default(), &())
+            .import_file(file_of(&Tar::default().finish()), bad, ImportOptions::default(), &())
             .await
             .expect_err(bad);
         assert_eq!(error.kind(), ErrorKind::InvalidArgs, "{bad}");

@@ -10,6 +10,12 @@ use banger_imaged::layers::{Budget, index};
 use banger_imaged::limits::Limits;
 use banger_imaged::rootfs;
 
+#[path = "../../../../tests/support/tar.rs"]
+#[allow(dead_code)]
+mod tar;
+
+use tar::Tar;
+
 const BLOCK: usize = 512;
 
 /// Makes the checksums of all headers right, or no change would come further than that.
@@ -22,51 +28,29 @@ pub fn summed(mut archive: Vec<u8>) -> Vec<u8> {
     archive
 }
 
-fn entry(archive: &mut Vec<u8>, kind: u8, path: &str, link: &str, content: &[u8]) {
-    let mut block = [0u8; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, path.as_bytes());
-    put(100, b"0000644\0");
-    put(108, b"0000001\0");
-    put(116, b"0000002\0");
-    put(124, format!("{:011o}\0", content.len()).as_bytes());
-    put(136, b"00000001000\0");
-    put(156, &[kind]);
-    put(157, link.as_bytes());
-    put(257, b"ustar\x0000");
-    archive.extend(block);
-    archive.extend(content);
-    archive.resize(archive.len().next_multiple_of(BLOCK), 0);
-}
-
 /// A bit of everything that the reader knows.
 pub fn archive() -> Vec<u8> {
-    let mut archive = Vec::new();
-    entry(&mut archive, b'5', "d/", "", b"");
-    entry(&mut archive, b'0', "d/file", "", &[7; 700]);
-    entry(&mut archive, b'x', "pax", "", b"12 path=d/x\n13 uid=70000\n29 SCHILY.xattr.user.a=value\n");
-    entry(&mut archive, b'0', "cut", "", b"content");
-    entry(&mut archive, b'x', "pax", "", b"28 GNU.sparse.realsize=4096\n26 GNU.sparse.map=0,4,9,3\n");
-    entry(&mut archive, b'0', "holes", "", b"sparse!");
-    entry(
-        &mut archive,
-        b'x',
-        "pax",
-        "",
-        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n29 GNU.sparse.realsize=10000\n",
-    );
+    let sparse: [(&str, &[u8]); 3] =
+        [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"10000")];
     let mut map = b"1\n100\n5\n".to_vec();
     map.resize(BLOCK, 0);
     map.extend(b"12345");
-    entry(&mut archive, b'0', "more-holes", "", &map);
-    entry(&mut archive, b'L', "././@LongLink", "", b"d/long\0");
-    entry(&mut archive, b'2', "cut", "d/file", b"");
-    entry(&mut archive, b'1', "hard", "d/file", b"");
-    entry(&mut archive, b'3', "device", "", b"");
-    entry(&mut archive, b'0', "d/.wh..wh..opq", "", b"");
-    entry(&mut archive, b'0', ".wh.hard", "", b"");
-    archive.extend([0; 2 * BLOCK]);
-    summed(archive)
+    Tar::default()
+        .dir("d/")
+        .file("d/file", &[7; 700])
+        .pax(&[("path", b"d/x"), ("uid", b"70000"), ("SCHILY.xattr.user.a", b"value")])
+        .file("cut", b"content")
+        .pax(&[("GNU.sparse.realsize", b"4096"), ("GNU.sparse.map", b"0,4,9,3")])
+        .file("holes", b"sparse!")
+        .pax(&sparse)
+        .file("more-holes", &map)
+        .gnu_long(b'L', b"d/long")
+        .link(b'2', "cut", "d/file")
+        .link(b'1', "hard", "d/file")
+        .link(b'3', "device", "")
+        .file("d/.wh..wh..opq", b"")
+        .file(".wh.hard", b"")
+        .finish()
 }
 
 /// From layers to a root filesystem, as a pull does it.
