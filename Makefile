@@ -9,7 +9,7 @@
 #   make check-unit   the part of it that needs no root
 #   make check-system the part of it that runs in the lab; ARGS= goes to nextest
 #   make bench        how long a VM takes to be ready, beside the same VMM by hand, and how long the
-#                     services take to answer with 1000 VMs (root)
+#                     services take to answer with 1000 VMs, and netd to say where a VM is (root)
 #   make demo         boots the lab and runs a microVM in it (root)
 #   make clean        remove what was built; the lab has `tests/lab/down --all`
 #
@@ -21,6 +21,7 @@ BINDIR      ?= $(PREFIX)/bin
 LIBEXECDIR  ?= $(PREFIX)/libexec/banger
 LIBDIR      ?= $(PREFIX)/lib/banger
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
+GENERATORDIR ?= $(PREFIX)/lib/systemd/system-generators
 NETWORKDIR  ?= $(PREFIX)/lib/systemd/network
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
@@ -90,6 +91,8 @@ install:
 	$(INSTALL) -m 755 "$(TARGET_DIR)/$(OUT)/banger" "$(DESTDIR)$(BINDIR)"
 	$(INSTALL) -m 755 $(SERVICES:%="$(TARGET_DIR)/$(OUT)/%") "$(AGENT)" "$(DESTDIR)$(LIBEXECDIR)"
 	$(call files,$(UNITDIR),$(foreach t,service socket slice timer target path,$(wildcard units/*.$t)))
+	$(INSTALL) -d "$(DESTDIR)$(GENERATORDIR)"
+	ln -sf "$(LIBEXECDIR)/banger-netd" "$(DESTDIR)$(GENERATORDIR)/banger-netd-generator"
 	$(call files,$(NETWORKDIR),$(wildcard units/network/*))
 	$(call files,$(SYSUSERSDIR),$(wildcard units/sysusers.d/*.conf))
 	$(call files,$(TMPFILESDIR),$(wildcard units/tmpfiles.d/*.conf))

@@ -4,18 +4,21 @@
 //! of VMs, which are created and never started, if not 1000.
 
 use std::collections::HashMap;
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use banger_api::job::JobProxy;
 use banger_api::vm::ManagerProxy;
 use banger_api::{SERVICES, Service, VMD};
-use banger_tests::{BUSYBOX, Way, banger, run};
+use banger_tests::{BUSYBOX, Vm, Way, banger, json, run};
 use tokio::task::JoinSet;
 use zbus::Connection;
 
 /// Calls of each kind.
 const CALLS: usize = 50;
-/// Creates and deletions at once.
+/// Queries of each client for a name.
+const QUERIES: usize = 10_000;
+/// Creates and deletions, and clients that ask for names, at once.
 const AT_ONCE: usize = 4;
 
 fn main() {
@@ -31,6 +34,7 @@ fn main() {
         answers(&bus, &names).await;
         each(&bus, &names, delete).await;
     });
+    names();
     activation();
 }
 
@@ -100,6 +104,47 @@ fn resident(service: Service) -> String {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).expect("reads");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
     line.trim().to_owned()
+}
+
+/// How long netd takes to say where a VM is, to one program of the host and to several at once.
+fn names() {
+    let vm = Vm::running("bench-names", BUSYBOX);
+    let gateway = json(&["net", "status"])["gateway"].as_str().expect("an address").to_owned();
+    for clients in [1, AT_ONCE] {
+        let begun = Instant::now();
+        let asking: Vec<_> = (0..clients)
+            .map(|_| {
+                let (name, gateway) = (vm.name().to_owned(), gateway.clone());
+                std::thread::spawn(move || ask(&name, &gateway))
+            })
+            .collect();
+        let times: Vec<Duration> =
+            asking.into_iter().flat_map(|times| times.join().expect("no panic")).collect();
+        let rate = times.len() as f64 / begun.elapsed().as_secs_f64();
+        report(&format!("name, {clients} at once, {rate:.0}/s"), times);
+    }
+}
+
+fn ask(name: &str, gateway: &str) -> Vec<Duration> {
+    let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in [name, "banger", "internal"] {
+        query.push(label.len().try_into().expect("short"));
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("binds");
+    socket.connect((gateway, 53)).expect("connects");
+    let mut answer = [0; 512];
+    let mut once = || {
+        let begun = Instant::now();
+        socket.send(&query).expect("sends");
+        let length = socket.recv(&mut answer).expect("receives");
+        assert_eq!((answer[3] & 15, answer[7]), (0, 1), "{:?}", &answer[..length]);
+        begun.elapsed()
+    };
+    // The first one may have to start netd.
+    once();
+    (0..QUERIES).map(|_| once()).collect()
 }
 
 /// The first call to a service that is not there, as a process of its own, beside one to a service

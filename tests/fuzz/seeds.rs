@@ -6,12 +6,19 @@ mod inputs;
 
 use std::path::Path;
 
+/// For web.banger.internal, with EDNS, and for 10.209.0.2.
+const QUERIES: [&[u8]; 2] = [
+    b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x03web\x06banger\x08internal\0\0\x01\0\x01\0\0\x29\x04\xd0\0\0\x80\0\0\0",
+    b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x012\x010\x03209\x0210\x07in-addr\x04arpa\0\0\x0c\0\x01",
+];
+
 fn main() -> std::io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    let seeds: [(&str, Vec<Vec<u8>>); 4] = [
+    let seeds: [(&str, Vec<Vec<u8>>); 5] = [
         ("layers", vec![inputs::archive()]),
         ("documents", vec![inputs::MANIFEST.into(), inputs::CONFIG.into()]),
         ("initramfs", vec![inputs::initramfs()]),
+        ("names", QUERIES.iter().map(|query| query.to_vec()).collect()),
         ("kernels", vec![inputs::bzimage(0x020d), inputs::bzimage(0x0208)]),
     ];
     for (target, inputs) in seeds {

@@ -23,6 +23,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "GetLease", Access::Read),
     (MANAGER, "ListLeases", Access::Read),
     (MANAGER, "GetCounters", Access::Read),
+    (MANAGER, "Refresh", Access::Internal),
     (MANAGER, "TearDown", Access::Root),
 ];
 
@@ -50,6 +51,9 @@ pub struct Lease {
     pub gateway: String,
     /// Name servers that the guest can reach, possibly none.
     pub dns: Vec<String>,
+    /// Where the guest may look for names without a dot: the domain of the VMs' names, if these
+    /// servers know it. Empty for none.
+    pub domain: String,
     pub mtu: u32,
 }
 
@@ -134,6 +138,9 @@ pub trait Network {
     /// Errors: `NoSuchLease`.
     fn get_counters(&self, holder: &str) -> zbus::Result<Counters>;
 
+    /// Makes bridge, TAPs, firewall table and the routing of names as they are to be.
+    fn refresh(&self) -> zbus::Result<()>;
+
     /// Removes the bridge, the firewall table and all TAPs, and sets forwarding back to what it
     /// was. Refused while there are leases. The next `Acquire` makes everything again.
     fn tear_down(&self) -> zbus::Result<()>;
@@ -156,6 +163,16 @@ pub trait Network {
     /// Name servers that new leases get.
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> zbus::Result<Vec<String>>;
+    /// VMs are found by DNS as `NAME.domain` while they have a lease.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn domain(&self) -> zbus::Result<String>;
+    /// Whether the host's systemd-resolved asks netd for the names of VMs: `routed`, `absent` (it does not
+    /// run), `failed`, or `unset` (no bridge yet, or nobody to ask).
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn resolved_state(&self) -> zbus::Result<String>;
+    /// What keeps the host or guests from finding VMs by name, and what to do about it.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn dns_problems(&self) -> zbus::Result<Vec<String>>;
 }
 
 #[proxy(interface = "org.banger.Network1.Lease", default_service = "org.banger.Network1")]

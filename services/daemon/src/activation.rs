@@ -2,7 +2,7 @@
 //! this one left in the file descriptor store.
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use libsystemd::activation::{IsType, receive_descriptors_with_names};
@@ -19,6 +19,8 @@ pub(crate) struct Passed {
     pub sockets: Vec<UnixListener>,
     /// Records of jobs, by their name in the store.
     pub records: Vec<(String, File)>,
+    /// Sockets of the service's own, by their names.
+    pub others: Vec<(String, OwnedFd)>,
 }
 
 /// Takes what systemd passed. This edits the environment, so call it before any thread exists.
@@ -31,6 +33,9 @@ pub(crate) fn receive() -> Passed {
         } else if name.starts_with(record::PREFIX) && descriptor.is_special() {
             // SAFETY: as above; a memfd is a regular file, which libsystemd counts as special.
             passed.records.push((name, unsafe { File::from_raw_fd(descriptor.into_raw_fd()) }));
+        } else if descriptor.is_inet() {
+            // SAFETY: as above.
+            passed.others.push((name, unsafe { OwnedFd::from_raw_fd(descriptor.into_raw_fd()) }));
         }
     }
     passed

@@ -37,8 +37,9 @@ impl Idle {
         }))
     }
 
-    /// For a method call under way.
-    pub(crate) fn call(&self) -> Hold {
+    /// For a call under way, of a method or of whatever else the service offers: it is answered before
+    /// the service leaves.
+    pub fn call(&self) -> Hold {
         self.hold_as(true)
     }
 

@@ -28,8 +28,10 @@ mod subscribers;
 mod tests;
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::{Access, Result, Service};
@@ -93,6 +95,8 @@ pub struct Context {
     /// The last instance since boot left because it was idle. If not, it may have been cut off in
     /// the middle of something: look for what it left behind.
     pub clean: bool,
+    /// Internet sockets that systemd opened, by `FileDescriptorName=`.
+    pub sockets: Arc<[(String, OwnedFd)]>,
 }
 
 /// Left in the runtime directory by an instance that had nothing under way.
@@ -164,6 +168,7 @@ where
         idle: idle.clone(),
         runtime_dir: runtime_dir(service),
         state_dir: directory("STATE_DIRECTORY", "/var/lib/banger", service.id),
+        sockets: passed.others.into(),
     };
     hub.add(service.path, zbus::fdo::ObjectManager).await;
     hub.add(service.path, Subscribers::new(gate.clone(), idle.clone())).await;

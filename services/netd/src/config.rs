@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, de};
 
+use crate::dns::zone::Name;
+
 /// The admin's file, named in messages that ask for a change.
 pub const FILE: &str = "/etc/banger/netd.conf";
 
@@ -19,14 +21,18 @@ pub struct Config {
     pub range: Ipv4Net,
     /// Whether leases that do not say otherwise let their guest leave the host.
     pub nat: bool,
-    /// Name servers of the guests; `None` takes the host's.
+    /// Name servers of the guests; `None` has them ask us.
     pub dns: Option<Vec<Ipv4Addr>>,
+    /// VMs are found as `NAME.domain`.
+    #[serde(deserialize_with = "domain")]
+    pub domain: Name,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let range = Ipv4Net::new_assert(Ipv4Addr::new(10, 209, 0, 0), 16);
-        Self { bridge: "banger0".into(), range, nat: true, dns: None }
+        let domain = parse_domain("banger.internal").expect("a domain");
+        Self { bridge: "banger0".into(), range, nat: true, dns: None, domain }
     }
 }
 
@@ -38,6 +44,34 @@ fn bridge<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
     let name = String::deserialize(deserializer)?;
     check_bridge(&name).map_err(de::Error::custom)?;
     Ok(name)
+}
+
+fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    parse_domain(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+/// Leaves room for names below it, and for all that is said about one to pass over UDP without EDNS.
+const MAX_DOMAIN: usize = 100;
+
+fn parse_domain(text: &str) -> Result<Name, String> {
+    let is_label = |label: &str| {
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (1..=63).contains(&label.len())
+            && label.chars().all(valid)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() > MAX_DOMAIN || !text.split('.').all(is_label) {
+        return Err(format!(
+            "domain {text:?} is no domain such as banger.internal: labels of a-z, 0-9 and '-', joined by '.', \
+             at most {MAX_DOMAIN} characters"
+        ));
+    }
+    let top = text.rsplit('.').next().unwrap_or(text);
+    if ["local", "localhost", "arpa"].contains(&top) {
+        return Err(format!("domain {text:?} cannot be used: {top} has a meaning of its own"));
+    }
+    text.parse().map_err(|error| format!("domain {text:?}: {error}"))
 }
 
 fn parse_range(text: &str) -> Result<Ipv4Net, String> {
@@ -79,13 +113,21 @@ mod tests {
         );
         assert!(refusal("bridge = \"a name that is too long\"").contains("1 to 15"));
         assert!(refusal("range = \"10.0.0.0/31\"").contains("from 8 to 30"));
+        for domain in ["", "a..b", "Vm", "a_b", "-a", "a-", "x.", &"a.".repeat(51)] {
+            assert!(refusal(&format!("domain = {domain:?}\n")).contains("is no domain"), "{domain}");
+        }
+        assert!(refusal("domain = \"vm.local\"").contains("a meaning of its own"));
         assert!(refusal("rnge = \"10.0.0.0/8\"").contains("unknown field"));
     }
 
     #[test]
     fn what_is_left_out_has_a_default() {
-        let config: Config = toml::from_str("dns = []\nrange = \"192.168.77.0/24\"").expect("parses");
+        let config: Config =
+            toml::from_str("dns = []\nrange = \"192.168.77.0/24\"\ndomain = \"vm\"").expect("parses");
         let range = "192.168.77.0/24".parse().expect("network");
-        assert_eq!(config, Config { range, dns: Some(vec![]), ..Config::default() });
+        assert_eq!(
+            config,
+            Config { range, dns: Some(vec![]), domain: "vm".parse().expect("a name"), ..Config::default() }
+        );
     }
 }

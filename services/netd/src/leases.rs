@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use banger_api::network::{AcquireOptions, Counters, LEASE, Lease, LeaseRow, MANAGER, lease_path};
@@ -14,6 +14,8 @@ use zbus::OwnedObjectPath;
 
 use crate::bus::lease::LeaseObject;
 use crate::config::{self, Config};
+use crate::dns::Names;
+use crate::dns::zone::Zone;
 use crate::effects::netlink::{Link, Netlink};
 use crate::effects::{nft, sysctl, tap};
 use crate::firewall::{self, Firewall};
@@ -36,6 +38,12 @@ struct Inner {
     store: Store,
     hub: Hub,
     netlink: Netlink,
+    /// The names of who holds a lease.
+    names: Names,
+    /// Index of the bridge, told whenever it was looked at.
+    bridge: watch::Sender<Option<u32>>,
+    /// Whether guests can ask us for names.
+    serves_names: bool,
     /// Held while rows and kernel are changed together: local system calls and the disk, never the
     /// network.
     kernel: Mutex<Kernel>,
@@ -50,12 +58,21 @@ struct Kernel {
 }
 
 impl Leases {
-    pub fn new(config: Config, store: Store, hub: Hub) -> Result<Self> {
+    pub fn new(
+        config: Arc<Config>,
+        store: Store,
+        hub: Hub,
+        names: Names,
+        serves_names: bool,
+    ) -> Result<Self> {
         Ok(Self(Arc::new(Inner {
-            config: Arc::new(config),
+            config,
             store,
             hub,
             netlink: Netlink::open()?,
+            names,
+            bridge: watch::Sender::new(None),
+            serves_names,
             kernel: Mutex::default(),
             objects: StdMutex::default(),
         })))
@@ -65,10 +82,26 @@ impl Leases {
         &self.0.config
     }
 
-    /// Name servers for guests.
+    /// Index of the bridge, if there is one, whenever it was looked at.
+    pub fn bridge(&self) -> watch::Receiver<Option<u32>> {
+        self.0.bridge.subscribe()
+    }
+
+    /// Name servers for guests: those of the configuration, else us, else those of the host.
     pub fn dns(&self) -> Vec<String> {
-        let servers = self.config().dns.clone().unwrap_or_else(resolvers::of_host);
+        let config = self.config();
+        let servers = match &config.dns {
+            Some(servers) => servers.clone(),
+            None if self.0.serves_names => vec![plan::gateway(config.range)],
+            None => resolvers::for_guests(),
+        };
         servers.iter().map(Ipv4Addr::to_string).collect()
+    }
+
+    /// The domain of the VMs' names, for guests that find them there.
+    fn search_domain(&self) -> String {
+        let asks_us = self.config().dns.is_none() && self.0.serves_names;
+        if asks_us { self.config().domain.to_string() } else { String::new() }
     }
 
     /// Takes a lease, or the same once more.
@@ -107,6 +140,7 @@ impl Leases {
             prefix: self.config().range.prefix_len(),
             gateway: plan::gateway(self.config().range).to_string(),
             dns: self.dns(),
+            domain: self.search_domain(),
             mtu: bridge.mtu,
         })
     }
@@ -217,10 +251,11 @@ impl Leases {
             .collect())
     }
 
-    /// Makes the kernel agree with what is written down: at start, when anything may have happened
-    /// to either. What cannot be made true is logged; the next `Acquire` says it to its caller.
+    /// Makes the kernel agree with what is written down: at start, or when asked to, when anything may have
+    /// happened to either. What cannot be made true is logged; the next `Acquire` says it to its caller.
     pub async fn reconcile(&self) -> Result<()> {
         let mut kernel = self.0.kernel.lock().await;
+        kernel.routes_checked = None;
         let rows = self.0.store.transact(store::all).await?;
         for row in &rows {
             self.publish(row.clone()).await;
@@ -240,6 +275,9 @@ impl Leases {
             );
         }
         if usable.is_empty() {
+            // It stays after the last lease, and so does what others were told of it.
+            let bridge = self.0.netlink.link(&self.config().bridge).await?;
+            self.0.bridge.send_replace(bridge.map(|link| link.index));
             return Ok(());
         }
         let restored = async {
@@ -253,6 +291,16 @@ impl Leases {
             tracing::error!("cannot restore the network: {error}");
         }
         Ok(())
+    }
+
+    /// [`Leases::reconcile`] for a caller.
+    pub async fn refresh(&self, call: Call) -> Result<()> {
+        let leases = self.clone();
+        detached(async move {
+            let _call = call;
+            leases.reconcile().await
+        })
+        .await
     }
 
     /// Removes TAPs of ours that no lease owns.
@@ -302,6 +350,7 @@ impl Leases {
             )));
         }
         kernel.routes_checked = None;
+        self.0.bridge.send_replace(None);
         self.remove_orphans(&[]).await?;
         if let Some(bridge) = self.0.netlink.link(&self.config().bridge).await?
             && bridge.alias.as_deref() == Some(BRIDGE_ALIAS)
@@ -368,6 +417,7 @@ impl Leases {
         }
         self.ensure_forwarding(&routes, &bridge).await?;
         kernel.routes_checked = Some(Instant::now());
+        self.0.bridge.send_replace(Some(bridge.index));
         Ok(bridge)
     }
 
@@ -437,8 +487,13 @@ impl Leases {
         self.0.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows a lease on the bus, or what changed of it.
+    fn names(&self) -> RwLockWriteGuard<'_, Zone> {
+        self.0.names.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a lease on the bus and by its name, or what changed of it.
     async fn publish(&self, row: Row) {
+        self.names().put(&row.holder, row.address, row.nat);
         let path = lease_path(&row.holder);
         let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
         if let Some(before) = known {
@@ -461,6 +516,7 @@ impl Leases {
     }
 
     async fn unpublish(&self, holder: &str) {
+        self.names().remove(holder);
         let path = lease_path(holder);
         self.objects().remove(holder);
         self.0.hub.emit(NETD.path, MANAGER, "LeaseRemoved", (holder.to_owned(), path.clone()));
@@ -514,7 +570,9 @@ mod tests {
 
     fn open(dir: &std::path::Path) -> Leases {
         let store = Store::open(&dir.join("netd.db"), store::MIGRATIONS).expect("opens");
-        Leases::new(Config::default(), store, Hub::new()).expect(NEEDS)
+        let config = Arc::new(Config::default());
+        let names = crate::names(&config);
+        Leases::new(config, store, Hub::new(), names, true).expect(NEEDS)
     }
 
     fn row(holder: &str, last: u8) -> Row {

@@ -1,14 +1,16 @@
 //! banger-netd: the guests' network on the host.
 //!
-//! One bridge, one TAP per lease, one nftables table. What is wanted is in the database (leases)
-//! and the configuration; what is there is asked of the kernel, and made alike:
+//! One bridge, one TAP per lease, one nftables table, one name server. What is wanted is in the database
+//! (leases) and the configuration; what is there is asked of the kernel, and made alike:
 //!
 //! ```text
 //!   bus/manager ──► leases ──► store        rows: who holds which address
-//!                     │
-//!                     └──────► effects      bridge, TAPs, nftables, sysctls
-//!                                ▲
-//!                plan, firewall ─┘          pure: names, addresses, rules
+//!                    │ │ │
+//!                    │ │ └───► effects      bridge, TAPs, nftables, sysctls
+//!                    │ │         ▲
+//!                    │ │  plan, firewall    pure: names, addresses, rules
+//!                    │ └─────► dns          the guests' names, on port 53 of the gateway
+//!                    └───────► routing      the host's way to them: systemd-resolved
 //! ```
 //!
 //! Nothing is touched before the first lease. A lease is written down before its TAP is made, and
@@ -17,31 +19,60 @@
 
 mod bus;
 mod config;
+mod dns;
 mod effects;
 mod firewall;
+mod generator;
 mod leases;
 mod plan;
 mod resolvers;
+mod routing;
 mod store;
 
 use std::process::ExitCode;
+use std::sync::{Arc, RwLock};
 
 use banger_daemon::{Spec, Store};
 
+use crate::config::Config;
+use crate::dns::zone::{Name, Zone};
 use crate::leases::Leases;
+use crate::routing::Routing;
 
 fn main() -> ExitCode {
+    if let Some(directory) = generator::called() {
+        return generator::run(&directory);
+    }
     let spec = Spec {
         service: banger_api::NETD,
         about: "Bridge, TAP devices and NAT for banger's VMs",
         access: banger_api::network::ACCESS,
     };
     banger_daemon::run(spec, |context| async move {
-        let config = banger_daemon::config::load("netd")?;
+        let config: Arc<Config> = Arc::new(banger_daemon::config::load("netd")?);
         let store = Store::open(&context.state_dir.join("netd.db"), store::MIGRATIONS)?;
-        let leases = Leases::new(config, store, context.hub.clone())?;
+        let gateway = plan::gateway(config.range);
+        let names = names(&config);
+        let sockets = dns::server::Sockets::take(&context.sockets, gateway);
+        let leases = Leases::new(config, store, context.hub.clone(), names.clone(), sockets.is_ok())?;
+        let domains = names.read().map(|names| names.tops().iter().map(Name::to_string).collect());
+        let plan = routing::Plan {
+            gateway,
+            domains: domains.unwrap_or_default(),
+            no_server: sockets.as_ref().err().cloned(),
+        };
+        let routing = Routing::start(&context, plan, leases.bridge());
         leases.reconcile().await?;
-        context.hub.add(context.service.path, bus::manager::Manager::new(leases, context.gate.clone())).await;
+        if let Ok(sockets) = sockets {
+            dns::server::serve(sockets, names, gateway, context.idle.clone())?;
+        }
+        let manager = bus::manager::Manager::new(leases, routing, context.gate.clone());
+        context.hub.add(context.service.path, manager).await;
         Ok(())
     })
+}
+
+fn names(config: &Config) -> dns::Names {
+    let zone = Zone::new(config.domain.clone(), config.range, plan::gateway(config.range));
+    Arc::new(RwLock::new(zone))
 }

@@ -10,16 +10,18 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use crate::leases::Leases;
+use crate::routing::Routing;
 
 #[derive(Clone)]
 pub struct Manager {
     leases: Leases,
+    routing: Routing,
     gate: Gate,
 }
 
 impl Manager {
-    pub fn new(leases: Leases, gate: Gate) -> Self {
-        Self { leases, gate }
+    pub fn new(leases: Leases, routing: Routing, gate: Gate) -> Self {
+        Self { leases, routing, gate }
     }
 }
 
@@ -103,6 +105,18 @@ impl Manager {
         self.leases.counters(holder).await
     }
 
+    /// Looks at the host again and makes bridge, TAPs, firewall table and the routing of names as they are
+    /// to be, as far as there are leases. netd does so itself when it starts; this is for when
+    /// something else was started that they depend on, such as systemd-resolved.
+    async fn refresh(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let call = self.gate.enter(&header, connection, &[]).await?;
+        self.leases.refresh(call).await
+    }
+
     /// Removes the bridge, the firewall table and all TAPs, and sets forwarding back to what it
     /// was. Refused while there are leases. The next `Acquire` makes everything again.
     async fn tear_down(
@@ -151,5 +165,25 @@ impl Manager {
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> Vec<String> {
         self.leases.dns()
+    }
+
+    /// VMs are found by DNS as NAME.Domain while they have a lease.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn domain(&self) -> String {
+        self.leases.config().domain.to_string()
+    }
+
+    /// Whether systemd-resolved asks for the names of VMs here, so that the host finds them: routed;
+    /// absent (it does not run); failed (it did not take them); unset (there is no bridge yet, or nobody
+    /// to ask).
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn resolved_state(&self) -> String {
+        self.routing.state().await
+    }
+
+    /// What keeps the host or guests from finding VMs by name, and what to do about it; empty if nothing does.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn dns_problems(&self) -> Vec<String> {
+        self.routing.problems().await
     }
 }

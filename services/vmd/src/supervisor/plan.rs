@@ -79,7 +79,7 @@ pub fn guest_config(
                 prefix: lease.prefix,
                 gateway: parse(&lease.gateway)?,
                 dns: lease.dns.iter().map(|server| parse(server)).collect::<Result<_>>()?,
-                domain: String::new(),
+                domain: lease.domain.clone(),
                 mac: lease.mac.clone(),
             })
         })

@@ -1,0 +1,251 @@
+//! What names there are: those of the guests, and the addresses of the range the other way round.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+
+use domain::base::ToName;
+use domain::base::name::NameBuilder;
+use ipnet::Ipv4Net;
+
+/// A domain name. These sort as DNSSEC has it (RFC 4034, section 6.1), without regard to case and
+/// each right before the names below it.
+pub type Name = domain::base::Name<Vec<u8>>;
+
+/// All names that we speak for, and who may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone {
+    range: Ipv4Net,
+    /// The tops of the zones, that of the guests' names first.
+    tops: Vec<Name>,
+    records: BTreeMap<Name, Records>,
+    guests: HashMap<IpAddr, Guest>,
+}
+
+/// What is known by one name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    pub addresses: Vec<IpAddr>,
+    pub pointer: Option<Name>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Guest {
+    holder: String,
+    may_leave: bool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// A program of the host, which has a resolver of its own for everything else.
+    Host,
+    /// A guest, and whether it may reach what is outside.
+    Guest { address: IpAddr, may_leave: bool },
+}
+
+/// What there is to say about a name of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The top of its zone.
+    pub top: &'a Name,
+    /// `None`: there is no such name. One may be there only for those below it, and be without
+    /// any record.
+    pub records: Option<&'a Records>,
+}
+
+const NOTHING: &Records = &Records { addresses: Vec::new(), pointer: None };
+
+impl Zone {
+    /// The domain itself is the host, by the gateway's address.
+    pub fn new(domain: Name, range: Ipv4Net, gateway: Ipv4Addr) -> Self {
+        let mut zone =
+            Self { range, tops: vec![domain.clone()], records: BTreeMap::new(), guests: HashMap::new() };
+        zone.tops.extend(reverse_zones(range));
+        zone.insert(domain, vec![gateway.into()]);
+        zone
+    }
+
+    /// The domain of the guests' names.
+    pub fn domain(&self) -> &Name {
+        &self.tops[0]
+    }
+
+    /// Everything that is ours.
+    pub fn tops(&self) -> &[Name] {
+        &self.tops
+    }
+
+    /// A guest is there, or has changed. A holder that is no DNS label may ask, but has no name; one whose
+    /// address is of another range, from before the configuration changed, has neither.
+    pub fn put(&mut self, holder: &str, address: Ipv4Addr, may_leave: bool) {
+        self.remove(holder);
+        if !self.range.contains(&address) {
+            return;
+        }
+        let address = IpAddr::from(address);
+        self.guests.insert(address, Guest { holder: holder.to_owned(), may_leave });
+        if let Some(name) = self.name_of(holder) {
+            self.insert(name, vec![address]);
+        }
+    }
+
+    /// A guest is gone.
+    pub fn remove(&mut self, holder: &str) {
+        self.guests.retain(|_, guest| guest.holder != holder);
+        let Some(name) = self.name_of(holder) else { return };
+        let Some(records) = self.records.remove(&name) else { return };
+        for address in records.addresses {
+            self.records.remove(&reverse(address));
+        }
+    }
+
+    fn insert(&mut self, name: Name, addresses: Vec<IpAddr>) {
+        for address in &addresses {
+            let pointer = Some(name.clone());
+            self.records.insert(reverse(*address), Records { pointer, ..Records::default() });
+        }
+        self.records.insert(name, Records { addresses, pointer: None });
+    }
+
+    fn name_of(&self, holder: &str) -> Option<Name> {
+        let valid = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        let is_label = !holder.is_empty() && holder.bytes().all(valid);
+        is_label.then(|| prefixed(holder.as_bytes(), self.domain())).flatten()
+    }
+
+    /// Whom to answer: guests, and the host, which has the gateway's address or a loopback one when it asks us.
+    pub fn client(&self, address: IpAddr) -> Option<Client> {
+        if let Some(guest) = self.guests.get(&address) {
+            return Some(Client::Guest { address, may_leave: guest.may_leave });
+        }
+        let gateway = self.records.get(self.domain())?.addresses.contains(&address);
+        (gateway || address.is_loopback()).then_some(Client::Host)
+    }
+
+    /// `None`: the name is none of ours.
+    pub fn find(&self, name: &Name) -> Option<Entry<'_>> {
+        let top = self.tops.iter().find(|top| name.ends_with(top))?;
+        let records = self.records.get(name).or_else(|| {
+            let below = self.records.range::<Name, _>(name..).next();
+            let below = below.is_some_and(|(next, _)| next.ends_with(name));
+            (below || name == top).then_some(NOTHING)
+        });
+        Some(Entry { top, records })
+    }
+}
+
+/// A name right below another. `None` if that is too long.
+pub fn prefixed(label: &[u8], name: &Name) -> Option<Name> {
+    let mut builder = NameBuilder::new_vec();
+    builder.append_label(label).ok()?;
+    builder.append_origin(name).ok()
+}
+
+/// The name under which an address's own name is asked for.
+fn reverse(address: IpAddr) -> Name {
+    Name::reverse_from_addr(address).expect("shorter than any name may be")
+}
+
+/// The zones that a range is in the reverse tree, none of which holds an address outside it: a range that does
+/// not end between two octets is several.
+fn reverse_zones(range: Ipv4Net) -> Vec<Name> {
+    let octets = range.prefix_len().div_ceil(8);
+    let networks = range.subnets(octets * 8).expect("not shorter than the range's own, and at most 32");
+    networks
+        .map(|network| {
+            let host = reverse(network.addr().into());
+            // Of the four labels of an address, those of the network are the last.
+            let skipped = host.iter().take(4 - usize::from(octets)).map(|label| label.compose_len());
+            let skipped: u16 = skipped.sum();
+            host.range_from(usize::from(skipped)).to_name()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    fn zone(range: &str) -> Zone {
+        let range: Ipv4Net = range.parse().expect("a network");
+        Zone::new(name("banger.internal"), range, Ipv4Addr::from(u32::from(range.network()) + 1))
+    }
+
+    fn texts(names: &[Name]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ranges_are_zones_of_whole_octets() {
+        let of = |range: &str| texts(&zone(range).tops()[1..]);
+        assert_eq!(of("10.0.0.0/8"), ["10.in-addr.arpa"]);
+        assert_eq!(of("10.209.0.0/16"), ["209.10.in-addr.arpa"]);
+        assert_eq!(of("10.209.4.0/23"), ["4.209.10.in-addr.arpa", "5.209.10.in-addr.arpa"]);
+        let smallest: Vec<_> = (4..8).map(|last| format!("{last}.0.209.10.in-addr.arpa")).collect();
+        assert_eq!(of("10.209.0.4/30"), smallest);
+        assert_eq!(of("10.0.0.0/9").len(), 128);
+    }
+
+    #[test]
+    fn names_come_and_go_both_ways() {
+        let mut zone = zone("10.209.0.0/16");
+        let address = Ipv4Addr::new(10, 209, 1, 16);
+        zone.put("web", address, true);
+        let found = |zone: &Zone, text: &str| {
+            zone.find(&name(text)).expect("ours").records.map(|records| {
+                let pointer = records.pointer.as_ref().map(ToString::to_string);
+                (records.addresses.clone(), pointer)
+            })
+        };
+        assert_eq!(found(&zone, "WEB.Banger.internal"), Some((vec![address.into()], None)));
+        let pointer = Some((vec![], Some("web.banger.internal".into())));
+        assert_eq!(found(&zone, "16.1.209.10.in-addr.arpa"), pointer);
+        // A name between others has no records, but is there.
+        assert_eq!(found(&zone, "1.209.10.in-addr.arpa"), Some((vec![], None)));
+        assert_eq!(found(&zone, "2.209.10.in-addr.arpa"), None);
+        assert_eq!(found(&zone, "209.10.in-addr.arpa"), Some((vec![], None)));
+        assert_eq!(found(&zone, "x.web.banger.internal"), None);
+        assert_eq!(zone.find(&name("banger.example")), None);
+        assert_eq!(zone.find(&name("xbanger.internal")), None);
+        assert_eq!(zone.find(&name("210.10.in-addr.arpa")), None);
+
+        let moved = Ipv4Addr::new(10, 209, 1, 17);
+        zone.put("web", moved, false);
+        assert_eq!(found(&zone, "16.1.209.10.in-addr.arpa"), None);
+        let client = Some(Client::Guest { address: moved.into(), may_leave: false });
+        assert_eq!((zone.client(moved.into()), zone.client(address.into())), (client, None));
+        zone.remove("web");
+        assert_eq!(zone, self::zone("10.209.0.0/16"));
+    }
+
+    #[test]
+    fn the_domain_itself_is_the_host() {
+        let zone = zone("10.209.0.0/16");
+        let gateway = Ipv4Addr::new(10, 209, 0, 1);
+        let entry = zone.find(&name("banger.internal")).expect("ours");
+        assert_eq!(entry.records.expect("there").addresses, [IpAddr::from(gateway)]);
+        let back = zone.find(&name("1.0.209.10.in-addr.arpa")).expect("ours").records.expect("there");
+        assert_eq!(back.pointer, Some(name("banger.internal")));
+        assert_eq!(zone.client(gateway.into()), Some(Client::Host));
+        assert_eq!(zone.client(Ipv4Addr::LOCALHOST.into()), Some(Client::Host));
+        assert_eq!(zone.client(Ipv4Addr::new(10, 209, 0, 2).into()), None);
+    }
+
+    #[test]
+    fn what_is_no_label_has_no_name() {
+        let mut zone = zone("10.209.0.0/16");
+        let empty = zone.records.clone();
+        for holder in ["Web", "a.b", "a_b", "", &"x".repeat(64)] {
+            zone.put(holder, Ipv4Addr::new(10, 209, 0, 2), true);
+            assert_eq!(zone.records, empty, "{holder:?}");
+            assert!(zone.client(Ipv4Addr::new(10, 209, 0, 2).into()).is_some());
+            zone.remove(holder);
+        }
+        zone.put("web", Ipv4Addr::new(192, 0, 2, 1), true);
+        assert_eq!((&zone.records, zone.guests.len()), (&empty, 0));
+    }
+}
