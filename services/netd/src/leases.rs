@@ -493,7 +493,7 @@ impl Leases {
 
     /// Shows a lease on the bus and by its name, or what changed of it.
     async fn publish(&self, row: Row) {
-        self.names().put(&row.holder, row.address, row.nat);
+        self.names().put(&row.holder, &[row.address.into()], row.nat);
         let path = lease_path(&row.holder);
         let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
         if let Some(before) = known {

@@ -33,6 +33,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, RwLock};
 
 use banger_daemon::{Spec, Store};
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::Config;
 use crate::dns::zone::{Name, Zone};
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
 }
 
 fn names(config: &Config) -> dns::Names {
-    let zone = Zone::new(config.domain.clone(), config.range, plan::gateway(config.range));
-    Arc::new(RwLock::new(zone))
+    let gateway = Ipv4Net::new(plan::gateway(config.range), config.range.prefix_len());
+    let gateways: Vec<IpNet> = gateway.into_iter().map(IpNet::V4).collect();
+    Arc::new(RwLock::new(Zone::new(config.domain.clone(), &gateways)))
 }

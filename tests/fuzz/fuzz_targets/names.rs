@@ -8,7 +8,6 @@ mod dns {
     pub mod zone;
 }
 
-use std::net::Ipv4Addr;
 use std::sync::LazyLock;
 
 use dns::answer::{Decision, answer, failure, fit};
@@ -16,15 +15,14 @@ use dns::zone::{Client, Zone};
 use domain::base::Message;
 
 static ZONE: LazyLock<Zone> = LazyLock::new(|| {
-    let range = "10.209.0.0/16".parse().expect("a network");
-    let domain = "banger.internal".parse().expect("a name");
-    let mut zone = Zone::new(domain, range, Ipv4Addr::new(10, 209, 0, 1));
-    zone.put("web", Ipv4Addr::new(10, 209, 0, 2), true);
+    let gateways = ["10.209.0.1/16", "fd00::1/64"].map(|text| text.parse().expect("a network"));
+    let mut zone = Zone::new("banger.internal".parse().expect("a name"), &gateways);
+    zone.put("web", &[[10, 209, 0, 2].into(), "fd00::2".parse().expect("an address")], true);
     zone
 });
 
 libfuzzer_sys::fuzz_target!(|query: &[u8]| {
-    let guest = ZONE.client(Ipv4Addr::new(10, 209, 0, 2).into()).expect("a guest");
+    let guest = ZONE.client([10, 209, 0, 2].into()).expect("a guest");
     for client in [guest, Client::Host] {
         if let Decision::Answer(answer) = answer(query, client, &ZONE) {
             assert_eq!(answer[..2], query[..2]);

@@ -211,9 +211,10 @@ mod tests {
 
     fn zone() -> Zone {
         let domain = "banger.internal".parse().expect("a name");
-        let range = "10.209.0.0/16".parse().expect("a network");
-        let mut zone = Zone::new(domain, range, Ipv4Addr::new(10, 209, 0, 1));
-        zone.put("web", Ipv4Addr::new(10, 209, 0, 2), true);
+        let gateways = ["10.209.0.1/16", "fd00::1/64"].map(|text| text.parse().expect("a network"));
+        let mut zone = Zone::new(domain, &gateways);
+        zone.put("web", &[[10, 209, 0, 2].into()], true);
+        zone.put("six", &[[10, 209, 0, 6].into(), "fd00::6".parse().expect("an address")], true);
         zone
     }
 
@@ -269,6 +270,9 @@ mod tests {
         let ask = |name, rtype| said(&query(name, rtype), GUEST);
         assert_eq!(ask("web.banger.internal", Rtype::A), "NOERROR; aa; web.banger.internal A 10.209.0.2");
         assert_eq!(ask("WEB.banger.INTERNAL", Rtype::ANY), "NOERROR; aa; WEB.banger.INTERNAL A 10.209.0.2");
+        assert_eq!(ask("six.banger.internal", Rtype::AAAA), "NOERROR; aa; six.banger.internal AAAA fd00::6");
+        let both = "NOERROR; aa; six.banger.internal A 10.209.0.6; six.banger.internal AAAA fd00::6";
+        assert_eq!(ask("six.banger.internal", Rtype::ANY), both);
         let pointer = "NOERROR; aa; 2.0.209.10.in-addr.arpa PTR web.banger.internal.";
         assert_eq!(ask("2.0.209.10.in-addr.arpa", Rtype::PTR), pointer);
         for rtype in [Rtype::AAAA, Rtype::TXT, Rtype::HTTPS, Rtype::from_int(65280)] {
@@ -359,10 +363,10 @@ mod tests {
     #[test]
     fn every_answer_of_ours_fits_without_edns() {
         let domain = vec!["a".repeat(32); 3].join(".");
-        let range = "10.0.0.0/8".parse().expect("a network");
-        let mut zone = Zone::new(domain.parse().expect("a name"), range, Ipv4Addr::new(10, 0, 0, 1));
+        let gateways = ["10.0.0.1/8".parse().expect("a network")];
+        let mut zone = Zone::new(domain.parse().expect("a name"), &gateways);
         let longest = "x".repeat(63);
-        zone.put(&longest, Ipv4Addr::new(10, 255, 255, 254), true);
+        zone.put(&longest, &[[10, 255, 255, 254].into()], true);
         let unknown = format!("{}.{}", vec!["y".repeat(30); 4].join("."), domain.to_ascii_uppercase());
         for name in [&unknown, &format!("{longest}.{domain}"), "254.255.255.10.in-addr.arpa"] {
             for rtype in [Rtype::ANY, Rtype::TXT] {

@@ -1,11 +1,11 @@
 //! What names there are: those of the guests, and the addresses of the range the other way round.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use domain::base::ToName;
 use domain::base::name::NameBuilder;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// A domain name. These sort as DNSSEC has it (RFC 4034, section 6.1), without regard to case and
 /// each right before the names below it.
@@ -14,7 +14,7 @@ pub type Name = domain::base::Name<Vec<u8>>;
 /// All names that we speak for, and who may ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
-    range: Ipv4Net,
+    networks: Vec<IpNet>,
     /// The tops of the zones, that of the guests' names first.
     tops: Vec<Name>,
     records: BTreeMap<Name, Records>,
@@ -56,12 +56,17 @@ pub struct Entry<'a> {
 const NOTHING: &Records = &Records { addresses: Vec::new(), pointer: None };
 
 impl Zone {
-    /// The domain itself is the host, by the gateway's address.
-    pub fn new(domain: Name, range: Ipv4Net, gateway: Ipv4Addr) -> Self {
-        let mut zone =
-            Self { range, tops: vec![domain.clone()], records: BTreeMap::new(), guests: HashMap::new() };
-        zone.tops.extend(reverse_zones(range));
-        zone.insert(domain, vec![gateway.into()]);
+    /// The domain itself is the host, by the gateway's addresses, which come with the networks that they are of.
+    pub fn new(domain: Name, gateways: &[IpNet]) -> Self {
+        let mut tops = vec![domain.clone()];
+        tops.extend(gateways.iter().flat_map(|gateway| reverse_zones(gateway.trunc())));
+        let mut zone = Self {
+            networks: gateways.iter().map(IpNet::trunc).collect(),
+            tops,
+            records: BTreeMap::new(),
+            guests: HashMap::new(),
+        };
+        zone.insert(domain, gateways.iter().map(IpNet::addr).collect());
         zone
     }
 
@@ -75,17 +80,17 @@ impl Zone {
         &self.tops
     }
 
-    /// A guest is there, or has changed. A holder that is no DNS label may ask, but has no name; one whose
-    /// address is of another range, from before the configuration changed, has neither.
-    pub fn put(&mut self, holder: &str, address: Ipv4Addr, may_leave: bool) {
+    /// A guest is there, or has changed. A holder that is no DNS label may ask, but has no name; addresses of
+    /// another range, from before the configuration changed, do not count.
+    pub fn put(&mut self, holder: &str, addresses: &[IpAddr], may_leave: bool) {
         self.remove(holder);
-        if !self.range.contains(&address) {
-            return;
+        let ours = |address: &&IpAddr| self.networks.iter().any(|network| network.contains(*address));
+        let addresses: Vec<IpAddr> = addresses.iter().filter(ours).copied().collect();
+        for address in &addresses {
+            self.guests.insert(*address, Guest { holder: holder.to_owned(), may_leave });
         }
-        let address = IpAddr::from(address);
-        self.guests.insert(address, Guest { holder: holder.to_owned(), may_leave });
-        if let Some(name) = self.name_of(holder) {
-            self.insert(name, vec![address]);
+        if let Some(name) = self.name_of(holder).filter(|_| !addresses.is_empty()) {
+            self.insert(name, addresses);
         }
     }
 
@@ -143,19 +148,22 @@ pub fn prefixed(label: &[u8], name: &Name) -> Option<Name> {
 
 /// The name under which an address's own name is asked for.
 fn reverse(address: IpAddr) -> Name {
-    Name::reverse_from_addr(address).expect("shorter than any name may be")
+    let mut name = Name::reverse_from_addr(address).expect("shorter than any name may be");
+    name.make_canonical();
+    name
 }
 
-/// The zones that a range is in the reverse tree, none of which holds an address outside it: a range that does
-/// not end between two octets is several.
-fn reverse_zones(range: Ipv4Net) -> Vec<Name> {
-    let octets = range.prefix_len().div_ceil(8);
-    let networks = range.subnets(octets * 8).expect("not shorter than the range's own, and at most 32");
-    networks
-        .map(|network| {
-            let host = reverse(network.addr().into());
-            // Of the four labels of an address, those of the network are the last.
-            let skipped = host.iter().take(4 - usize::from(octets)).map(|label| label.compose_len());
+/// The zones that a network is in the reverse tree, none of which holds an address outside it: one that does
+/// not end between two labels, which are octets or half ones, is several.
+fn reverse_zones(network: IpNet) -> Vec<Name> {
+    let (bits, all) = if network.addr().is_ipv4() { (8, 4) } else { (4, 32) };
+    let labels = network.prefix_len().div_ceil(bits);
+    let parts = network.subnets(labels * bits).expect("not shorter than its own, and at most all bits");
+    parts
+        .map(|part| {
+            let host = reverse(part.addr());
+            // Of the labels of an address, those of the network are the last.
+            let skipped = host.iter().take(all - usize::from(labels)).map(|label| label.compose_len());
             let skipped: u16 = skipped.sum();
             host.range_from(usize::from(skipped)).to_name()
         })
@@ -170,9 +178,13 @@ mod tests {
         text.parse().expect("a name")
     }
 
-    fn zone(range: &str) -> Zone {
-        let range: Ipv4Net = range.parse().expect("a network");
-        Zone::new(name("banger.internal"), range, Ipv4Addr::from(u32::from(range.network()) + 1))
+    fn zone(gateways: &[&str]) -> Zone {
+        let gateways: Vec<IpNet> = gateways.iter().map(|text| text.parse().expect("a network")).collect();
+        Zone::new(name("banger.internal"), &gateways)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
     }
 
     fn texts(names: &[Name]) -> Vec<String> {
@@ -180,28 +192,29 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_zones_of_whole_octets() {
-        let of = |range: &str| texts(&zone(range).tops()[1..]);
-        assert_eq!(of("10.0.0.0/8"), ["10.in-addr.arpa"]);
-        assert_eq!(of("10.209.0.0/16"), ["209.10.in-addr.arpa"]);
-        assert_eq!(of("10.209.4.0/23"), ["4.209.10.in-addr.arpa", "5.209.10.in-addr.arpa"]);
+    fn networks_are_zones_of_whole_labels() {
+        let of = |gateway: &str| texts(&zone(&[gateway]).tops()[1..]);
+        assert_eq!(of("10.0.0.1/8"), ["10.in-addr.arpa"]);
+        assert_eq!(of("10.209.0.1/16"), ["209.10.in-addr.arpa"]);
+        assert_eq!(of("10.209.4.1/23"), ["4.209.10.in-addr.arpa", "5.209.10.in-addr.arpa"]);
         let smallest: Vec<_> = (4..8).map(|last| format!("{last}.0.209.10.in-addr.arpa")).collect();
-        assert_eq!(of("10.209.0.4/30"), smallest);
-        assert_eq!(of("10.0.0.0/9").len(), 128);
+        assert_eq!(of("10.209.0.5/30"), smallest);
+        assert_eq!(of("10.0.0.1/9").len(), 128);
+        assert_eq!(of("fd12:3456:789a::1/64"), ["0.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa"]);
     }
 
     #[test]
     fn names_come_and_go_both_ways() {
-        let mut zone = zone("10.209.0.0/16");
-        let address = Ipv4Addr::new(10, 209, 1, 16);
-        zone.put("web", address, true);
+        let mut zone = zone(&["10.209.0.1/16"]);
+        let address = ip("10.209.1.16");
+        zone.put("web", &[address], true);
         let found = |zone: &Zone, text: &str| {
             zone.find(&name(text)).expect("ours").records.map(|records| {
                 let pointer = records.pointer.as_ref().map(ToString::to_string);
                 (records.addresses.clone(), pointer)
             })
         };
-        assert_eq!(found(&zone, "WEB.Banger.internal"), Some((vec![address.into()], None)));
+        assert_eq!(found(&zone, "WEB.Banger.internal"), Some((vec![address], None)));
         let pointer = Some((vec![], Some("web.banger.internal".into())));
         assert_eq!(found(&zone, "16.1.209.10.in-addr.arpa"), pointer);
         // A name between others has no records, but is there.
@@ -213,39 +226,51 @@ mod tests {
         assert_eq!(zone.find(&name("xbanger.internal")), None);
         assert_eq!(zone.find(&name("210.10.in-addr.arpa")), None);
 
-        let moved = Ipv4Addr::new(10, 209, 1, 17);
-        zone.put("web", moved, false);
+        let moved = ip("10.209.1.17");
+        zone.put("web", &[moved], false);
         assert_eq!(found(&zone, "16.1.209.10.in-addr.arpa"), None);
-        let client = Some(Client::Guest { address: moved.into(), may_leave: false });
-        assert_eq!((zone.client(moved.into()), zone.client(address.into())), (client, None));
+        let client = Some(Client::Guest { address: moved, may_leave: false });
+        assert_eq!((zone.client(moved), zone.client(address)), (client, None));
         zone.remove("web");
-        assert_eq!(zone, self::zone("10.209.0.0/16"));
+        assert_eq!(zone, self::zone(&["10.209.0.1/16"]));
+    }
+
+    #[test]
+    fn a_guest_may_have_addresses_of_both_kinds() {
+        let mut zone = zone(&["10.209.0.1/16", "fd00::1/64"]);
+        zone.put("web", &[ip("10.209.0.2"), ip("fd00::2"), ip("2001:db8::2")], true);
+        let web = zone.find(&name("web.banger.internal")).expect("ours").records.expect("there");
+        assert_eq!(web.addresses, [ip("10.209.0.2"), ip("fd00::2")]);
+        let back = zone.find(&reverse(ip("fd00::2"))).expect("ours").records.expect("there");
+        assert_eq!(back.pointer, Some(name("web.banger.internal")));
+        assert!(zone.client(ip("fd00::2")).is_some() && zone.client(ip("2001:db8::2")).is_none());
+        assert_eq!(zone.client(ip("fd00::1")), Some(Client::Host));
     }
 
     #[test]
     fn the_domain_itself_is_the_host() {
-        let zone = zone("10.209.0.0/16");
-        let gateway = Ipv4Addr::new(10, 209, 0, 1);
+        let zone = zone(&["10.209.0.1/16"]);
+        let gateway = ip("10.209.0.1");
         let entry = zone.find(&name("banger.internal")).expect("ours");
-        assert_eq!(entry.records.expect("there").addresses, [IpAddr::from(gateway)]);
+        assert_eq!(entry.records.expect("there").addresses, [gateway]);
         let back = zone.find(&name("1.0.209.10.in-addr.arpa")).expect("ours").records.expect("there");
         assert_eq!(back.pointer, Some(name("banger.internal")));
-        assert_eq!(zone.client(gateway.into()), Some(Client::Host));
-        assert_eq!(zone.client(Ipv4Addr::LOCALHOST.into()), Some(Client::Host));
-        assert_eq!(zone.client(Ipv4Addr::new(10, 209, 0, 2).into()), None);
+        assert_eq!(zone.client(gateway), Some(Client::Host));
+        assert_eq!(zone.client(ip("127.0.0.1")), Some(Client::Host));
+        assert_eq!(zone.client(ip("10.209.0.2")), None);
     }
 
     #[test]
     fn what_is_no_label_has_no_name() {
-        let mut zone = zone("10.209.0.0/16");
+        let mut zone = zone(&["10.209.0.1/16"]);
         let empty = zone.records.clone();
         for holder in ["Web", "a.b", "a_b", "", &"x".repeat(64)] {
-            zone.put(holder, Ipv4Addr::new(10, 209, 0, 2), true);
+            zone.put(holder, &[ip("10.209.0.2")], true);
             assert_eq!(zone.records, empty, "{holder:?}");
-            assert!(zone.client(Ipv4Addr::new(10, 209, 0, 2).into()).is_some());
+            assert!(zone.client(ip("10.209.0.2")).is_some());
             zone.remove(holder);
         }
-        zone.put("web", Ipv4Addr::new(192, 0, 2, 1), true);
+        zone.put("web", &[ip("192.0.2.1")], true);
         assert_eq!((&zone.records, zone.guests.len()), (&empty, 0));
     }
 }
