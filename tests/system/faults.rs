@@ -31,12 +31,13 @@ const CREATE: &[(&str, Fate)] = &[
 ];
 const DELETE: &[(&str, Fate)] = &[
     ("delete.doomed", Gone),
+    ("delete.forwards", Gone),
     ("delete.network", Gone),
     ("delete.disks", Gone),
     ("delete.image", Gone),
     ("delete.row", Gone),
 ];
-const SET: &[&str] = &["set.written", "set.limits", "set.live"];
+const SET: &[&str] = &["set.written", "set.limits", "forward.closed", "set.live"];
 const RESET: &[&str] = &["disk.drafted", "disk.published", "reset.done"];
 const CREATE_VOLUME: &[(&str, Fate)] =
     &[("disk.drafted", Gone), ("disk.published", Gone), ("volume.made", Gone), ("volume.added", Whole)];
@@ -48,11 +49,19 @@ const START: &[&str] = &[
     "start.granted",
     "start.limits",
     "start.network",
+    "start.forwards",
     "start.marked",
     "start.ready",
 ];
-const STOP: &[&str] =
-    &["stop.begun", "release.begun", "release.marked", "release.network", "release.done", "stop.down"];
+const STOP: &[&str] = &[
+    "stop.begun",
+    "release.begun",
+    "release.marked",
+    "release.forwards",
+    "release.network",
+    "release.done",
+    "stop.down",
+];
 const PAUSE: &[&str] = &["pause.marked", "pause.paused"];
 const RESUME: &[&str] = &["resume.resumed"];
 const GROW: &[&str] = &["set.grown"];
@@ -201,7 +210,8 @@ fn changes_are_made_or_not() {
     let (mortal, vm) = (mortal(), Vm::named("t-fault-set"));
     banger(&create(&vm)).ok();
     for (cpus, point) in (2..).zip(SET) {
-        mortal.dies(point, &["set", vm.name(), "--cpus", &cpus.to_string()]).failed(&["banger"]);
+        let (cpu, forward) = (cpus.to_string(), format!("{}:80,on-demand", 18000 + cpus));
+        mortal.dies(point, &["set", vm.name(), "--cpus", &cpu, "-p", &forward]).failed(&["banger"]);
         assert_eq!(json(&["vm", "show", vm.name()])["spec"]["cpus"], cpus, "after {point}");
         nothing_is_orphaned(point);
     }

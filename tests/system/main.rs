@@ -7,6 +7,7 @@ mod contract;
 mod create;
 mod errors;
 mod faults;
+mod forwards;
 mod guests;
 mod image_faults;
 mod images;

@@ -20,7 +20,10 @@ fn no_vm_notices_the_death_of_a_service() {
         let unit = format!("banger-{}.service", service.id);
         // There may be nobody to kill: idle services leave.
         run("systemctl", &["start", &unit]).ok();
+        let killed = run("systemctl", &["show", "-P", "MainPID", &unit]).ok();
         run("systemctl", &["kill", "-s", "KILL", &unit]).ok();
+        // Before it is dead, a call may still be for it.
+        eventually("it is dead", || !std::path::Path::new("/proc").join(killed.trim()).exists());
         let listed = banger(&["ps"]).ok();
         assert!(listed.contains("t-kill") && listed.contains("running"), "{}: {listed}", service.id);
         assert_eq!(vm.sh("echo alive").ok(), "alive\n", "{}", service.id);

@@ -114,6 +114,9 @@ kinds! {
 
     /// All addresses of the range are taken.
     NoFreeAddress = "org.banger.Error.NoFreeAddress";
+    /// Something listens there already.
+    PortInUse = "org.banger.Error.PortInUse";
+    NoSuchForward = "org.banger.Error.NoSuchForward";
     /// The address belongs to another lease.
     AddressInUse = "org.banger.Error.AddressInUse";
     /// The address range overlaps a route of the host.

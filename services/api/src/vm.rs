@@ -53,6 +53,9 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "ForkVm", Access::Action(VM_MANAGE)),
     // The service asks for that of images, too.
     (MANAGER, "PromoteVm", Access::Action(VM_MANAGE)),
+    (MANAGER, "AddForward", Access::Action(VM_MANAGE)),
+    (MANAGER, "RemoveForward", Access::Action(VM_MANAGE)),
+    (MANAGER, "ListForwards", Access::Read),
     (MANAGER, "CreateVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "DeleteVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "ListVolumes", Access::Read),
@@ -63,6 +66,7 @@ pub const ACCESS: &[Entry] = &[
     // Only for the unit of the VM itself, which the service finds out from systemd.
     (MANAGER, "PrepareVm", Access::Own),
     (MANAGER, "ReleaseVm", Access::Own),
+    (MANAGER, "PrepareForward", Access::Own),
     (VM, "Start", Access::Action(VM_MANAGE)),
     (VM, "Stop", Access::Action(VM_MANAGE)),
     (VM, "Restart", Access::Action(VM_MANAGE)),
@@ -87,6 +91,10 @@ pub type SnapshotRow = (String, u64, u64, String);
 /// One volume as `ListVolumes` returns it: name, size in bytes, time of creation (microseconds
 /// since 1970), the VMs that have it.
 pub type VolumeRow = (String, u64, u64, Vec<String>);
+
+/// One forward as `ListForwards` returns it: VM, protocol (`tcp`, `udp`), where it listens
+/// (`127.0.0.1:8080`), port of the guest, whether it starts the VM, whether it listens now.
+pub type ForwardRow = (String, String, String, u16, bool, bool);
 
 /// The figures of a running VM; the reply of `GetVmStats`. What is not known is left out: the host
 /// may not account for it, and the guest may not answer. Counters count since the VM's start.
@@ -214,7 +222,8 @@ pub trait Manager {
     /// Options: `cpus u`, `memory t`, `disk t`, `work t` (bytes; disks only grow), `volumes
     /// a(ssb)` (volume, path in the guest, read-only), `kernel_arguments s`, `vmm s` (`auto`,
     /// `qemu`, `firecracker`), `init s` (`auto`, `agent`, `image`), `network b`, `nat b`,
-    /// `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
+    /// `forwards a(ssqb)` (instead of those there are: protocol, where it listens, port of the guest, whether it
+    /// starts the VM), `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
     /// `remove_labels as`, `authorized_keys as` (public keys for SSH, instead of those there are),
     /// `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
     /// (seconds, 0: for ever), `expiry s` (`stop`, `delete`), `memory_max t` (bytes),
@@ -267,6 +276,26 @@ pub trait Manager {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
+    /// Leads a port of the host to one of a VM's guest. It listens while the VM runs or, with the option
+    /// `on_demand b`, as long as there is the VM, and starts it then.
+    ///
+    /// Errors: `NoSuchVm`, `InvalidArgs`, `PortInUse`.
+    #[zbus(allow_interactive_auth)]
+    fn add_forward(
+        &self,
+        name: &str,
+        protocol: &str,
+        listen: &str,
+        port: u16,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<()>;
+
+    /// Errors: `NoSuchForward`, `InvalidArgs`.
+    #[zbus(allow_interactive_auth)]
+    fn remove_forward(&self, protocol: &str, listen: &str) -> zbus::Result<()>;
+
+    fn list_forwards(&self) -> zbus::Result<Vec<ForwardRow>>;
+
     /// Makes a volume: a disk that exists by itself, with an empty filesystem of `bytes`.
     #[zbus(allow_interactive_auth)]
     fn create_volume(&self, name: &str, bytes: u64) -> zbus::Result<()>;
@@ -306,6 +335,9 @@ pub trait Manager {
 
     /// For the VM's unit: gets everything ready and returns what to execute.
     fn prepare_vm(&self, name: &str) -> zbus::Result<LaunchPlan>;
+
+    /// For a forward's unit: sees to it that the VM runs, and returns its address and port.
+    fn prepare_forward(&self, protocol: &str, listen: &str) -> zbus::Result<(String, u16)>;
 
     /// For the VM's unit: gives back what only a running VM needs.
     /// `result` is `$SERVICE_RESULT` of systemd.exec(5), `goodbye` the guest's last word

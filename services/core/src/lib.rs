@@ -8,6 +8,7 @@ pub mod acl;
 pub mod address;
 pub mod credentials;
 pub mod ending;
+pub mod forward;
 pub mod glob;
 pub mod guest;
 pub mod kernel;

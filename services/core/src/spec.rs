@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::forward::{Forward, Listen};
 use crate::guest::Init;
 use crate::units::{GIB, MIB, TIB};
 
@@ -25,6 +26,8 @@ pub struct Spec {
     pub network: bool,
     /// Whether the guest reaches addresses beyond the host.
     pub nat: bool,
+    /// Ports of the host that lead to the guest.
+    pub forwards: Vec<Forward>,
     pub init: Init,
     /// Words added to the kernel command line.
     pub kernel_arguments: String,
@@ -105,6 +108,7 @@ impl Default for Spec {
             vmm: VmmChoice::Auto,
             network: true,
             nat: true,
+            forwards: Vec::new(),
             init: Init::Auto,
             kernel_arguments: String::new(),
             environment: BTreeMap::new(),
@@ -168,6 +172,12 @@ pub enum InvalidSpec {
     MountTwice(String),
     #[error("{0} volumes: use at most {MAX_VOLUMES}")]
     Volumes(usize),
+    #[error("two forwards listen at {0}: give each a port of its own")]
+    ForwardTwice(Listen),
+    #[error("{0} forwards: use at most {MAX_FORWARDS}")]
+    Forwards(usize),
+    #[error("a VM without network has no ports to forward")]
+    ForwardNowhere,
     #[error("kernel arguments must be printable ASCII of at most {MAX_KERNEL_ARGUMENTS} characters")]
     KernelArguments,
     #[error("{0:?} is not a name for an environment variable: use letters, digits and _")]
@@ -197,6 +207,7 @@ pub enum InvalidSpec {
 const MAX_CPUS: u32 = 64;
 const MAX_KERNEL_ARGUMENTS: usize = 1024;
 const MAX_VOLUMES: usize = 16;
+const MAX_FORWARDS: usize = 64;
 /// QEMU takes no higher rate (`THROTTLE_VALUE_MAX` in include/qemu/throttle.h of its source).
 const MAX_RATE: u64 = 1_000_000_000_000_000;
 /// The most that environment, labels or keys may take.
@@ -217,6 +228,7 @@ impl Spec {
             check_disk(self.work)?;
         }
         check_mounts(&self.volumes)?;
+        self.check_forwards()?;
         let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
         if self.kernel_arguments.len() > MAX_KERNEL_ARGUMENTS || !self.kernel_arguments.bytes().all(printable)
         {
@@ -227,6 +239,32 @@ impl Spec {
         check_labels(&self.labels)?;
         self.limits.check()?;
         self.rates.check()
+    }
+
+    /// Protocol, where it listens, port of the guest, whether it starts the VM.
+    #[must_use]
+    pub fn shown_forwards(&self) -> Vec<(&'static str, String, u16, bool)> {
+        let show = |Forward { listen, port, on_demand }: &Forward| {
+            (listen.protocol.as_str(), listen.address.to_string(), *port, *on_demand)
+        };
+        self.forwards.iter().map(show).collect()
+    }
+
+    fn check_forwards(&self) -> Result<(), InvalidSpec> {
+        if self.forwards.len() > MAX_FORWARDS {
+            return Err(InvalidSpec::Forwards(self.forwards.len()));
+        }
+        if !self.network && !self.forwards.is_empty() {
+            return Err(InvalidSpec::ForwardNowhere);
+        }
+        let mut seen = Vec::new();
+        for Forward { listen, .. } in &self.forwards {
+            if seen.contains(listen) {
+                return Err(InvalidSpec::ForwardTwice(*listen));
+            }
+            seen.push(*listen);
+        }
+        Ok(())
     }
 }
 
@@ -349,6 +387,7 @@ pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
         "vmm": vmm;
         "network": network;
         "nat": nat;
+        "forwards": forwards;
         "init": init;
         "kernel_arguments": kernel_arguments;
         "environment": environment;
@@ -499,6 +538,7 @@ mod tests {
         ("vmm", |spec| spec.vmm = VmmChoice::Qemu),
         ("network", |spec| spec.network = false),
         ("nat", |spec| spec.nat = false),
+        ("forwards", |spec| spec.forwards = vec!["80:80".parse().expect("a forward")]),
         ("init", |spec| spec.init = Init::Agent),
         ("kernel_arguments", |spec| spec.kernel_arguments = "quiet".into()),
         ("environment", |spec| spec.environment = BTreeMap::from([("A".into(), "b".into())])),
@@ -526,6 +566,7 @@ mod tests {
         ) {
             let (old, mut new) = (Spec::default(), Spec::default());
             wanted.iter().for_each(|(_, change)| change(&mut new));
+            prop_assume!(new.network || new.forwards.is_empty());
             let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
             prop_assert_eq!(differences(&old, &new), names.clone());
             prop_assert_eq!(differences(&new, &old), names);

@@ -10,10 +10,13 @@
 //!   the VMM's end;
 //! - `release` tells vmd that the VM is down.
 //!
-//! All of it runs as the VM's own user without any privilege. Nobody needs vmd, or any other
+//! And what the units `banger-forward-*@ADDRESS.service` execute: `forward`.
+//!
+//! All of it runs as the VM's own user, or the forward's, without any privilege. Nobody needs vmd, or any other
 //! service of banger, while the VM runs.
 
 mod attend;
+mod forward;
 mod journal;
 mod restore;
 mod run;
@@ -48,6 +51,8 @@ enum Command {
     },
     /// Tell vmd that the VM is down
     Release { name: String },
+    /// Carry what comes to a port of the host to a guest
+    Forward { protocol: String, listen: String },
 }
 
 fn main() -> ExitCode {
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
             stop::stop(name, &runtime_dir, Duration::from_secs(power_button_after))
         }),
         Command::Release { name } => named(&name, release),
+        Command::Forward { protocol, listen } => forward::forward(&protocol, &listen),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use banger_api::{ErrorKind, Options, Result};
+use banger_core::forward::{Forward, Listen};
 use banger_core::name::VmName;
 use banger_core::spec::{InvalidSpec, Mount, Spec};
 use zbus::OwnedVariant;
@@ -68,6 +69,7 @@ pub struct Change {
     vmm: Option<String>,
     network: Option<bool>,
     nat: Option<bool>,
+    forwards: Option<Vec<(String, String, u16, bool)>>,
     init: Option<String>,
     kernel_arguments: Option<String>,
     environment: HashMap<String, String>,
@@ -102,6 +104,7 @@ impl Change {
             vmm: options.take("vmm")?,
             network: options.take("network")?,
             nat: options.take("nat")?,
+            forwards: options.take("forwards")?,
             init: options.take("init")?,
             kernel_arguments: options.take("kernel_arguments")?,
             environment: options.take("environment")?.unwrap_or_default(),
@@ -137,6 +140,9 @@ impl Change {
         set(&mut spec.work, self.work);
         set(&mut spec.network, self.network);
         set(&mut spec.nat, self.nat);
+        let forwards =
+            self.forwards.map(|forwards| forwards.into_iter().map(forward).collect()).transpose()?;
+        set(&mut spec.forwards, forwards);
         set(&mut spec.kernel_arguments, self.kernel_arguments);
         set(&mut spec.authorized_keys, self.authorized_keys);
         set(&mut spec.autostart, self.autostart);
@@ -159,6 +165,38 @@ impl Change {
         set(&mut spec.rates.network_packets, self.network_packets.map(none_if_zero));
         spec.check().map_err(invalid)
     }
+}
+
+fn forward((protocol, listen, port, on_demand): (String, String, u16, bool)) -> Result<Forward> {
+    let listen = listen_of(&protocol, &listen)?;
+    if port == 0 {
+        return Err(ErrorKind::InvalidArgs.error("0 is no port of a guest"));
+    }
+    Ok(Forward { listen, port, on_demand })
+}
+
+/// Where a forward listens.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn listen_of(protocol: &str, listen: &str) -> Result<Listen> {
+    Listen::new(protocol, listen).map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))
+}
+
+/// A forward, and its options: whether it starts the VM.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn new_forward(
+    protocol: String,
+    listen: String,
+    port: u16,
+    options: HashMap<String, OwnedVariant>,
+) -> Result<Forward> {
+    let mut options = Options::from(options);
+    let on_demand = options.take("on_demand")?.unwrap_or(false);
+    options.finish()?;
+    forward((protocol, listen, port, on_demand))
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
+use banger_core::forward::Forward;
 use banger_core::name::VmName;
 use banger_core::spec::{Spec, VmmChoice};
 use banger_daemon::store::db;
@@ -222,7 +223,8 @@ impl VmStore {
     ) -> Result<VmRow> {
         self.change(name, |transaction, row| {
             change(&mut row.spec)?;
-            volumes::check_attached(transaction, &row.name, &row.spec)
+            volumes::check_attached(transaction, &row.name, &row.spec)?;
+            check_ports(transaction, &row.name, &row.spec)
         })
         .await
     }
@@ -276,6 +278,7 @@ fn reserve(transaction: &Transaction<'_>, draft: Draft) -> Result<VmRow> {
     }
     let name = outcome?;
     volumes::check_attached(transaction, &name, &draft.spec)?;
+    check_ports(transaction, &name, &draft.spec)?;
     let address = address::next_free(draft.range, &addresses(transaction)?).ok_or_else(|| {
         ErrorKind::NoFreeAddress.error(format!(
             "all {} addresses of {} are taken: delete VMs, or configure a larger range in /etc/banger/netd.conf",
@@ -307,6 +310,25 @@ fn check_free(transaction: &Transaction<'_>, name: &VmName) -> Result<()> {
         .optional()
         .map_err(db)?;
     found.map_or(Ok(()), |()| Err(taken(name)))
+}
+
+/// Checks the forwards of a VM that is about to be written: no other VM has the port.
+fn check_ports(transaction: &Transaction<'_>, vm: &VmName, spec: &Spec) -> Result<()> {
+    if spec.forwards.is_empty() {
+        return Ok(());
+    }
+    for other in list(transaction)?.iter().filter(|other| other.name != *vm) {
+        for Forward { listen, .. } in &other.spec.forwards {
+            if spec.forwards.iter().any(|forward| forward.listen == *listen) {
+                return Err(ErrorKind::PortInUse.error(format!(
+                    "{listen} is forwarded to {} already: choose another port, or take it away with \
+                     `banger net forward rm`",
+                    other.name
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn taken(name: &VmName) -> Error {

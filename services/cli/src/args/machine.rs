@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use banger_core::forward::Forward;
 use banger_core::units::{parse_seconds, parse_size};
 use clap::{Args, ValueEnum};
 
@@ -89,6 +90,14 @@ pub struct Spec {
     /// Reach the host and other VMs only
     #[arg(long, help_heading = "Network")]
     pub no_nat: bool,
+    /// Lead a port of the host to one of the guest while it runs; without ADDRESS for the host alone
+    #[arg(
+        short = 'p',
+        long = "publish",
+        value_name = "[ADDRESS:]PORT:GUEST-PORT[/udp][,on-demand]",
+        help_heading = "Network"
+    )]
+    pub forwards: Vec<Forward>,
     /// Environment variable for everything that runs in the VM; without VALUE that of the caller
     #[arg(long = "setenv", value_name = "NAME[=VALUE]", help_heading = "Machine")]
     pub environment: Vec<String>,
@@ -187,6 +196,9 @@ pub struct Set {
     /// Remove a label
     #[arg(long, value_name = "NAME", help_heading = "Life")]
     pub remove_label: Vec<String>,
+    /// Take all forwards away
+    #[arg(long, conflicts_with = "forwards", help_heading = "Network")]
+    pub no_publish: bool,
     /// Take all volumes away
     #[arg(long, conflicts_with = "volumes", help_heading = "Machine")]
     pub no_volumes: bool,

@@ -8,12 +8,14 @@ mod vm;
 
 use std::path::PathBuf;
 
+use banger_core::forward::{Forward, Listen};
 use clap::{Args, Parser, Subcommand};
 
 pub use guest::{Exec, Process, Run, Session, Settings, Shell};
 pub use image::{Format, Image, Images, Import, Kernel, Prune, Pull};
 pub use machine::{Create, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
+use parse::parse_listen;
 pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};
 
 /// microVMs on this host
@@ -158,6 +160,29 @@ pub enum Net {
     Status,
     /// List who has which address
     Leases,
+    /// Lead ports of the host to guests
+    #[command(subcommand)]
+    Forward(ForwardCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ForwardCommand {
+    /// Lead a port of the host to one of a VM
+    #[command(after_help = "\
+It listens while the VM runs. With on-demand it listens as long as there is the VM, which the first connection
+starts. Without ADDRESS it is for this host alone; 0.0.0.0 is for everybody.")]
+    Add {
+        vm: String,
+        #[arg(required = true, value_name = "[ADDRESS:]PORT:GUEST-PORT[/udp][,on-demand]")]
+        forwards: Vec<Forward>,
+    },
+    /// List what leads where
+    Ls,
+    /// Take forwards away
+    Rm {
+        #[arg(required = true, value_name = "[ADDRESS:]PORT[/udp]", value_parser = parse_listen)]
+        listens: Vec<Listen>,
+    },
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Values of options.
 
+use banger_core::forward::Listen;
 use banger_core::units::parse_size;
 
 /// A volume in a guest: its name, the path there, whether it is read-only.
@@ -16,6 +17,16 @@ pub fn parse_volume(text: &str) -> Result<Attachment, String> {
         return Err(wrong());
     }
     Ok((volume.to_owned(), path.to_owned(), read_only))
+}
+
+/// `[ADDRESS:]PORT[/udp]`.
+pub fn parse_listen(text: &str) -> Result<Listen, String> {
+    let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let listen = match address.parse::<u16>() {
+        Ok(_) => Listen::new(protocol, &format!("127.0.0.1:{address}")),
+        Err(_) => Listen::new(protocol, address),
+    };
+    listen.map_err(|error| error.to_string())
 }
 
 pub fn parse_pair(text: &str) -> Result<(String, String), String> {

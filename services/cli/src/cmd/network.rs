@@ -1,16 +1,20 @@
 //! `banger net`.
 
 use banger_api::Result;
+use banger_api::options::OptionsBuilder;
+use banger_api::vm::ForwardRow;
+use banger_core::forward::{Forward, Listen};
 use serde::Serialize;
 
 use crate::Context;
-use crate::args::Net;
+use crate::args::{ForwardCommand, Net};
 use crate::output::yes;
 
 pub async fn dispatch(context: &Context, command: Net) -> Result<()> {
     match command {
         Net::Status => status(context).await,
         Net::Leases => leases(context).await,
+        Net::Forward(command) => forward(context, command).await,
     }
 }
 
@@ -48,4 +52,68 @@ async fn leases(context: &Context) -> Result<()> {
     context.output.rows(&rows, &["VM", "ADDRESS", "TAP", "MAC", "NAT"], |row| {
         vec![row.holder.clone(), row.address.clone(), row.tap.clone(), row.mac.clone(), yes(row.nat)]
     })
+}
+
+async fn forward(context: &Context, command: ForwardCommand) -> Result<()> {
+    let vms = context.bus.vms().await?;
+    match command {
+        ForwardCommand::Add { vm, forwards } => {
+            for forward in &forwards {
+                let (protocol, listen, port, on_demand) = arguments(forward);
+                let options = OptionsBuilder::new().set("on_demand", on_demand.then_some(true)).build();
+                vms.add_forward(&vm, protocol, &listen, port, options).await?;
+            }
+            Ok(())
+        }
+        ForwardCommand::Rm { listens } => {
+            for Listen { protocol, address } in listens {
+                vms.remove_forward(protocol.as_str(), &address.to_string()).await?;
+            }
+            Ok(())
+        }
+        ForwardCommand::Ls => forwards(context).await,
+    }
+}
+
+#[derive(Serialize)]
+struct ForwardLine {
+    vm: String,
+    protocol: String,
+    listen: String,
+    port: u16,
+    on_demand: bool,
+    listening: bool,
+}
+
+async fn forwards(context: &Context) -> Result<()> {
+    let line = |(vm, protocol, listen, port, on_demand, listening): ForwardRow| ForwardLine {
+        vm,
+        protocol,
+        listen,
+        port,
+        on_demand,
+        listening,
+    };
+    let lines: Vec<ForwardLine> =
+        context.bus.vms().await?.list_forwards().await?.into_iter().map(line).collect();
+    context.output.rows(&lines, &["LISTEN", "VM", "PORT", "ON DEMAND", "LISTENING"], |line| {
+        vec![
+            format!("{}/{}", line.listen, line.protocol),
+            line.vm.clone(),
+            line.port.to_string(),
+            yes(line.on_demand),
+            yes(line.listening),
+        ]
+    })
+}
+
+/// A forward as methods take it.
+pub fn arguments(forward: &Forward) -> (&'static str, String, u16, bool) {
+    let Listen { protocol, address } = forward.listen;
+    (protocol.as_str(), address.to_string(), forward.port, forward.on_demand)
+}
+
+/// A forward in a column.
+pub fn arrow((_, protocol, listen, port, ..): &ForwardRow) -> String {
+    format!("{listen}->{port}/{protocol}")
 }

@@ -44,22 +44,30 @@ struct Row {
     state: String,
     image: String,
     address: String,
+    ports: Vec<String>,
 }
 
 /// `ps`, and `vm ls`.
 pub async fn list(context: &Context, all: bool) -> Result<()> {
-    let rows: Vec<Row> = context
-        .bus
-        .vms()
-        .await?
-        .list_vms()
-        .await?
+    let vms = context.bus.vms().await?;
+    let (listed, forwards) = tokio::try_join!(vms.list_vms(), vms.list_forwards())?;
+    let rows: Vec<Row> = listed
         .into_iter()
-        .map(|(name, state, image, address, _)| Row { name, state, image, address })
+        .map(|(name, state, image, address, _)| {
+            let ports =
+                forwards.iter().filter(|forward| forward.0 == name).map(super::network::arrow).collect();
+            Row { name, state, image, address, ports }
+        })
         .filter(|row| all || matches!(row.state.as_str(), "starting" | "running" | "paused" | "stopping"))
         .collect();
-    context.output.rows(&rows, &["NAME", "STATE", "IMAGE", "ADDRESS"], |row| {
-        vec![row.name.clone(), row.state.clone(), row.image.clone(), or_dash(&row.address)]
+    context.output.rows(&rows, &["NAME", "STATE", "IMAGE", "ADDRESS", "PORTS"], |row| {
+        vec![
+            row.name.clone(),
+            row.state.clone(),
+            row.image.clone(),
+            or_dash(&row.address),
+            or_dash(&row.ports.join(", ")),
+        ]
     })
 }
 
@@ -133,6 +141,7 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
     let environment: HashMap<String, String> =
         super::session::variables(&spec.environment)?.into_iter().collect();
     let keys = ssh_keys(&spec.ssh_keys)?;
+    let forwards: Vec<_> = spec.forwards.iter().map(super::network::arguments).collect();
     let labels: HashMap<String, String> = spec.labels.iter().cloned().collect();
     Ok(builder
         .set("cpus", spec.cpus)
@@ -145,6 +154,7 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         .set("init", init)
         .set("network", spec.network.or(spec.no_network.then_some(false)))
         .set("nat", spec.nat.or(spec.no_nat.then_some(false)))
+        .set("forwards", Some(forwards).filter(|forwards| !forwards.is_empty()))
         .set("environment", Some(environment).filter(|map| !map.is_empty()))
         .set("authorized_keys", Some(keys).filter(|keys| !keys.is_empty()))
         .set("labels", Some(labels).filter(|map| !map.is_empty()))
@@ -182,6 +192,9 @@ pub async fn set(context: &Context, arguments: Set) -> Result<()> {
         .set("remove_labels", list(&arguments.remove_label));
     if arguments.no_volumes {
         builder = builder.set("volumes", Some(Vec::<Attachment>::new()));
+    }
+    if arguments.no_publish {
+        builder = builder.set("forwards", Some(Vec::<(String, String, u16, bool)>::new()));
     }
     if arguments.no_ssh_keys {
         builder = builder.set("authorized_keys", Some(Vec::<String>::new()));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use banger_api::access::IMAGE_MANAGE;
 use banger_api::agent::Port;
-use banger_api::vm::{LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
+use banger_api::vm::{ForwardRow, LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
 use banger_api::{Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
@@ -12,7 +12,9 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use crate::config::Config;
-use crate::request::{Change, Create, delete_options, snapshot_name, stop_options, vm_name};
+use crate::request::{
+    Change, Create, delete_options, listen_of, new_forward, snapshot_name, stop_options, vm_name,
+};
 use crate::supervisor::{Supervisor, vm_path};
 
 #[derive(Clone)]
@@ -148,8 +150,8 @@ impl Manager {
     ///
     /// Options: cpus (u), memory (t), disk (t), work (t) (bytes; disks only grow), volumes
     /// (a(ssb): volume, path in the guest, read-only), kernel_arguments (s), vmm (s: auto, qemu,
-    /// firecracker), init (s: auto, agent, image), network (b), nat (b), environment and labels
-    /// (a{ss}: added to those there are), remove_environment and remove_labels (as),
+    /// firecracker), init (s: auto, agent, image), network (b), nat (b), forwards
+    /// (a(ssqb), instead of those there are: protocol, where it listens, port of the guest, whether it starts the VM), environment and labels (a{ss}: added to those there are), remove_environment and remove_labels (as),
     /// authorized_keys (as: public keys for SSH instead of those there are), restart (s: no,
     /// on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
     /// delete), memory_max (t, bytes), cpu_quota (u, percent of one CPU), io_weight (u), tasks_max
@@ -425,6 +427,61 @@ impl Manager {
         let _call = self.gate.enter(&header, connection, &[]).await?;
         let row = self.supervisor.get(&vm_name(name)?)?;
         Ok(vm_path(&row.name))
+    }
+
+    /// Leads a port of the host (protocol tcp or udp, address and port such as 127.0.0.1:8080) to a port of a
+    /// VM's guest. It listens while the VM runs or, with the option on_demand (b), as long as there is the
+    /// VM, which the first connection starts then.
+    #[allow(clippy::too_many_arguments)]
+    async fn add_forward(
+        &self,
+        name: &str,
+        protocol: String,
+        listen: String,
+        port: u16,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
+        self.supervisor.add_forward(&vm_name(name)?, new_forward(protocol, listen, port, options)?).await
+    }
+
+    /// Takes a forward away. Connections through it break off.
+    async fn remove_forward(
+        &self,
+        protocol: &str,
+        listen: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.remove_forward(&listen_of(protocol, listen)?).await
+    }
+
+    /// All forwards: VM, protocol, where it listens, port of the guest, whether it starts the VM, whether it
+    /// listens now.
+    #[zbus(out_args("forwards"))]
+    async fn list_forwards(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<ForwardRow>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.forwards().await
+    }
+
+    /// For the forward's unit alone: sees to it that the VM runs, and returns its address and the port.
+    #[zbus(out_args("address", "port"))]
+    async fn prepare_forward(
+        &self,
+        protocol: &str,
+        listen: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(String, u16)> {
+        let call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.prepare_forward(&listen_of(protocol, listen)?, call.caller).await
     }
 
     /// For the VM's unit alone: gets everything ready and returns what to execute.

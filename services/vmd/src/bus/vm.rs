@@ -280,6 +280,13 @@ impl VmObject {
         Ok(self.row()?.spec.nat)
     }
 
+    /// Ports of the host that lead to the guest: protocol, where it listens, port of the guest, whether it
+    /// starts the VM.
+    #[zbus(property)]
+    fn forwards(&self) -> fdo::Result<Vec<(&'static str, String, u16, bool)>> {
+        Ok(self.row()?.spec.shown_forwards())
+    }
+
     #[zbus(property)]
     fn labels(&self) -> fdo::Result<HashMap<String, String>> {
         Ok(self.row()?.spec.labels.into_iter().collect())

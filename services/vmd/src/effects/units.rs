@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use banger_api::vm::VmStats;
 use banger_api::{Error, ErrorKind, Result};
+use banger_core::forward::Listen;
 use banger_core::name::VmName;
 use banger_core::spec::Limits;
 use banger_core::vm::State;
@@ -365,8 +366,63 @@ impl Units {
 
     /// Whether a process belongs to the VM's unit.
     pub async fn contains(&self, name: &VmName, pid: u32) -> Result<bool> {
+        self.runs_in(&name.unit(), pid).await
+    }
+
+    /// Whether a process belongs to a unit.
+    pub async fn runs_in(&self, unit: &str, pid: u32) -> Result<bool> {
         let path = self.0.systemd.get_unit_by_pid(pid).await?;
-        Ok(vm_of(&path).as_ref() == Some(name))
+        Ok(banger_api::path::decode(UNIT_PREFIX, &path).is_some_and(|found| found == unit))
+    }
+
+    /// Where forwards listen.
+    pub async fn listening(&self) -> Result<Vec<Listen>> {
+        let patterns = [Listen::socket_pattern()];
+        let listed = self.0.systemd.list_units_by_patterns(&["active"], &patterns).await?;
+        Ok(listed.into_iter().filter_map(|(unit, ..)| Listen::from_socket_unit(&unit)).collect())
+    }
+
+    /// Listens for a forward. Returns whether that worked.
+    pub async fn open(&self, listen: &Listen) -> Result<bool> {
+        let unit = listen.socket_unit();
+        let opened = self.job(self.0.systemd.start_unit(&unit, "replace")).await?;
+        if opened != "done" {
+            let _ = self.0.systemd.reset_failed_unit(&unit).await;
+        }
+        Ok(opened == "done")
+    }
+
+    /// Listens no longer for a forward, and breaks off what goes through it.
+    pub async fn close(&self, listen: &Listen) -> Result<()> {
+        self.end_unit(&listen.socket_unit()).await?;
+        self.hang_up(listen).await
+    }
+
+    /// Breaks off what goes through a forward.
+    pub async fn hang_up(&self, listen: &Listen) -> Result<()> {
+        self.end_unit(&listen.service_unit()).await
+    }
+
+    async fn end_unit(&self, unit: &str) -> Result<()> {
+        // What systemd has not loaded need not be loaded to be stopped.
+        if self.0.systemd.list_units_by_patterns(&[], &[unit]).await?.is_empty() {
+            return Ok(());
+        }
+        self.job(self.0.systemd.stop_unit(unit, "replace")).await.map(drop)
+    }
+
+    /// Has systemd do something and returns how that ended.
+    async fn job(&self, asked: impl Future<Output = zbus::Result<OwnedObjectPath>>) -> Result<String> {
+        // Before systemd is asked, or it could be quicker.
+        let mut removed = self.0.systemd.receive_job_removed().await?;
+        let job = asked.await.map_err(refused)?;
+        loop {
+            let signal = removed.next().await.ok_or_else(lost)?;
+            let arguments = signal.args()?;
+            if *arguments.job() == job {
+                return Ok(arguments.result().clone());
+            }
+        }
     }
 }
 

@@ -33,17 +33,22 @@ impl Supervisor {
     pub async fn set(&self, name: &VmName, change: Change) -> Result<Effects> {
         self.get(name)?;
         let _guard = self.lock(name).await;
+        self.set_locked(name, move |spec| {
+            let old = spec.clone();
+            change.apply(spec)?;
+            check_sizes(&old, spec)?;
+            check_rates(spec)
+        })
+        .await
+    }
+
+    pub(super) async fn set_locked(
+        &self,
+        name: &VmName,
+        change: impl FnOnce(&mut Spec) -> Result<()> + Send + 'static,
+    ) -> Result<Effects> {
         let old = self.get(name)?;
-        let new = self
-            .0
-            .store
-            .set_spec(name, move |spec| {
-                let old = spec.clone();
-                change.apply(spec)?;
-                check_sizes(&old, spec)?;
-                check_rates(spec)
-            })
-            .await?;
+        let new = self.0.store.set_spec(name, change).await?;
         failpoint!("set.written");
         let state = self.state(&new);
         let changed = differences(&old.spec, &new.spec);
@@ -90,6 +95,7 @@ impl Supervisor {
                 self.0.peers.set_nat(name.as_str(), row.spec.nat).await?;
                 Ok(true)
             }
+            "forwards" => self.follow_forwards(row, &old.forwards).await.map(|()| true),
             "disk" | "work" if state == State::Running && has_disk(option, old) => {
                 self.grow_live(row).await.map(|()| true)
             }
@@ -104,7 +110,9 @@ impl Supervisor {
     /// do for them, so that vmd need not be started for nothing.
     pub(super) fn leave_word(&self) {
         let rows = self.0.store.list();
-        self.note("autostart", rows.iter().any(|row| row.spec.autostart));
+        let starts =
+            |row: &VmRow| row.spec.autostart || row.spec.forwards.iter().any(|forward| forward.on_demand);
+        self.note("autostart", rows.iter().any(starts));
         // Mistakes in the configuration are told by the one who looks for idle VMs.
         let stops_idle = || Config::load().map_or(true, |config| config.reap.idle > 0);
         self.note("reap", rows.iter().any(|row| row.spec.ttl > 0) || !rows.is_empty() && stops_idle());
@@ -121,9 +129,13 @@ impl Supervisor {
         }
     }
 
-    /// Starts every VM that is to start with the host. systemd orders them by their units.
+    /// Starts every VM that is to start with the host, and listens for those that start on demand. systemd
+    /// orders them by their units.
     pub async fn autostart(&self) -> Result<()> {
         for row in self.0.store.list() {
+            if let Err(error) = self.follow_forwards(&row, &[]).await {
+                tracing::warn!(vm = row.name.as_str(), "{error}");
+            }
             if row.spec.autostart && !self.state(&row).is_up() {
                 tracing::info!(vm = row.name.as_str(), "starting with the host");
                 // One that cannot start is no reason for the others not to.
@@ -197,6 +209,7 @@ fn properties(row: &VmRow) -> Vec<(&'static str, OwnedVariant)> {
         ("Volumes", own(volumes.into())),
         ("Vmm", Str::from(spec.vmm.as_str()).into()),
         ("Nat", spec.nat.into()),
+        ("Forwards", own(spec.shown_forwards().into())),
         ("Labels", own(labels.into())),
         ("RestartPolicy", Str::from(spec.restart.as_str()).into()),
         ("Ttl", spec.ttl.into()),

@@ -37,7 +37,11 @@ impl Supervisor {
         let name = row.name.clone();
 
         let guard = self.lock(&name).await;
-        let furnished = progress.cancelable(self.furnish(&row, &progress)).await;
+        let furnished = progress.cancelable(async {
+            self.furnish(&row, &progress).await?;
+            self.follow_forwards(&self.get(&name)?, &[]).await
+        });
+        let furnished = furnished.await;
         if let Err(error) = furnished {
             self.erase(&name).await;
             return Err(error);

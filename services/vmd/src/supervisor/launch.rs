@@ -109,6 +109,8 @@ impl Supervisor {
             None
         };
         failpoint!("start.network");
+        self.listen(row).await?;
+        failpoint!("start.forwards");
         Ok(Held { boot, network, network_usec })
     }
 
@@ -122,6 +124,8 @@ impl Supervisor {
 
     /// The caller has the VM's lock of `holding`.
     pub(super) async fn give_back(&self, name: &VmName) -> Result<()> {
+        self.end_forwards(name).await?;
+        failpoint!("release.forwards");
         self.0.peers.release_network(name.as_str()).await?;
         failpoint!("release.network");
         match self.get(name) {

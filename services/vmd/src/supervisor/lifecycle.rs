@@ -84,7 +84,7 @@ impl Supervisor {
         }
     }
 
-    fn boot_failure(&self, name: &VmName, result: &str) -> Error {
+    pub(super) fn boot_failure(&self, name: &VmName, result: &str) -> Error {
         let status = self.0.units.view(name).status;
         let reason = match status.strip_prefix("failed: ") {
             Some(reason) => reason.to_owned(),
@@ -300,6 +300,8 @@ impl Supervisor {
     pub(super) async fn unpublish(&self, name: &VmName) -> Result<()> {
         self.doom(name).await?;
         failpoint!("delete.doomed");
+        self.forget_forwards(name).await?;
+        failpoint!("delete.forwards");
         self.0.peers.release_network(name.as_str()).await?;
         failpoint!("delete.network");
         self.0.disks.remove(name).await?;

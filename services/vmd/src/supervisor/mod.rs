@@ -6,6 +6,7 @@
 //! - `control`: what a running VM's VMM and agent are told
 //! - `launch`: what the VM's unit asks for when it starts and when it has ended
 //! - `plan`: from rows and leases to machines and guests' configurations; pure
+//! - `forwards`: ports of the host that lead to guests
 //! - `stats`: figures of running VMs
 //! - `timeline`: how the last start of a VM went on
 //! - `reap`: VMs whose time is up, and idle ones; `idle` tells which are
@@ -21,6 +22,7 @@
 mod change;
 mod control;
 mod create;
+mod forwards;
 mod idle;
 mod launch;
 mod lifecycle;

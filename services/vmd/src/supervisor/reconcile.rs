@@ -54,6 +54,7 @@ impl Supervisor {
         self.reconcile_units(&mut repairs).await?;
         self.reconcile_disks(&mut repairs).await?;
         self.reconcile_volumes(&mut repairs).await?;
+        self.reconcile_forwards(&mut repairs).await?;
         self.leave_word();
         self.reconcile_images(&mut repairs).await?;
         self.reconcile_networks(&mut repairs).await?;
@@ -127,6 +128,35 @@ impl Supervisor {
             if !wanted.contains(&name) {
                 self.0.disks.remove_volume(&name).await?;
                 repairs.add(&name, "removed the disk of a volume that is not there");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ports that are forwarded to nobody are free, and those that are to lead somewhere do.
+    async fn reconcile_forwards(&self, repairs: &mut Repairs) -> Result<()> {
+        for listen in self.0.units.listening().await? {
+            let Some(name) = self.forwarded_to(&listen).map(|(row, _)| row.name) else {
+                self.0.units.close(&listen).await?;
+                repairs.0.push(format!("{listen}: closed a port that is forwarded to no VM"));
+                continue;
+            };
+            let Some(_guard) = self.0.locks.try_of(&name) else { continue };
+            if let Ok(row) = self.get(&name)
+                && !row
+                    .spec
+                    .forwards
+                    .iter()
+                    .any(|forward| forward.listen == listen && self.is_wanted(&row, forward))
+            {
+                self.0.units.close(&listen).await?;
+                repairs.add(&name, "closed a port of a VM that does not run");
+            }
+        }
+        for row in self.0.store.list() {
+            let Some(_guard) = self.0.locks.try_of(&row.name) else { continue };
+            if let Err(error) = self.follow_forwards(&row, &[]).await {
+                tracing::warn!(vm = row.name.as_str(), "{error}");
             }
         }
         Ok(())

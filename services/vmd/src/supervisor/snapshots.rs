@@ -257,6 +257,8 @@ fn forked_spec(of: &VmRow) -> Spec {
         volumes: started.volumes.clone(),
         vmm: started.vmm,
         network: started.network,
+        // Those are the VM's own.
+        forwards: Vec::new(),
         ..of.spec.clone()
     }
 }
