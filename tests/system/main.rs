@@ -5,6 +5,7 @@ mod cancel;
 mod changes;
 mod contract;
 mod create;
+mod dns;
 mod errors;
 mod faults;
 mod forwards;

@@ -25,6 +25,9 @@ async fn status(context: &Context) -> Result<()> {
         "range": network.range().await?,
         "gateway": network.gateway().await?,
         "dns": network.dns().await?,
+        "domain": network.domain().await?,
+        "resolved": network.resolved_state().await?,
+        "problems": network.dns_problems().await?,
         "leases": network.list_leases().await?.len(),
     });
     context.output.description(&status.to_string())
