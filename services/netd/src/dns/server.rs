@@ -70,8 +70,9 @@ impl Sockets {
                 address.ip()
             )),
             (_, _, None) => Err(format!(
-                "banger-netd-dns.socket does not listen; see systemctl status banger-netd-dns.socket, start it, then \
-                 systemctl restart banger-netd.service (is port 53 of {gateway} in use?)"
+                "banger-netd-dns.socket does not listen (is port 53 of {gateway} in use?): see systemctl status \
+                 banger-netd-dns.socket, then systemctl stop banger-netd.service && systemctl restart \
+                 banger-netd-dns.socket"
             )),
         }
     }
