@@ -1,6 +1,7 @@
 //! What guests reach.
 
-use banger_tests::{BUSYBOX, Vm, banger, json, run};
+use banger_api::{NETD, VMD};
+use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, json, run, sh};
 
 #[test]
 fn guests_reach_the_outside_and_the_gateway() {
@@ -21,6 +22,110 @@ fn a_vm_without_network_has_none() {
     banger(&["run", "-d", "--no-network", "--name", vm.name(), BUSYBOX]).ok();
     assert!(!vm.sh("ip -o link | grep -v ' lo:' || true").ok().contains("eth0"));
     assert_eq!(json(&["vm", "show", vm.name()])["address"], "");
+}
+
+/// The guest's address, as the host has it.
+fn address(vm: &Vm) -> String {
+    json(&["vm", "show", vm.name()])["address"].as_str().expect("an address").to_owned()
+}
+
+/// Whether the guest gets an answer from there.
+fn reaches(vm: &Vm, address: &str) -> bool {
+    vm.sh(&format!("ping -c 1 -W 3 {address}")).status == 0
+}
+
+/// A property of a VM's lease as `busctl` prints it.
+fn of_lease(vm: &Vm, property: &str) -> String {
+    let lease = Way::Bus.call(NETD, "GetLease", &["s", vm.name()]).ok();
+    let path = lease.split('"').nth(1).expect("a path");
+    let get = ["ss", banger_api::network::LEASE, property];
+    Way::Bus.call_at(NETD, path, "org.freedesktop.DBus.Properties", "Get", &get).ok()
+}
+
+#[test]
+fn guests_are_strangers_unless_they_share_a_group() {
+    let (one, other) = (Vm::named("t-group-one"), Vm::named("t-group-other"));
+    banger(&["run", "-d", "--name", one.name(), "--group", "t-web", "--group", "t-db", BUSYBOX]).ok();
+    banger(&["run", "-d", "--name", other.name(), BUSYBOX]).ok();
+    let there = address(&other);
+    assert!(!reaches(&one, &there));
+    // Nor by way of the host, which both of them reach.
+    one.sh(&format!("ip route add {there} via $(ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p')"))
+        .ok();
+    assert!(!reaches(&one, &there));
+    one.sh(&format!("ip route del {there}")).ok();
+
+    // A group is joined and left while both run, and shown by all who know of it.
+    banger(&["set", other.name(), "--group", "t-db"]).ok();
+    eventually("they reach each other", || reaches(&one, &there));
+    assert!(reaches(&other, &address(&one)));
+    assert_eq!(of_lease(&one, "Groups"), "v as 2 \"t-db\" \"t-web\"\n");
+    assert_eq!(json(&["vm", "show", other.name()])["spec"]["groups"], serde_json::json!(["t-db"]));
+    let set = ["sa{sv}", other.name(), "1", "groups", "as", "1", "t-elsewhere"];
+    Way::Bus.call(VMD, "SetVm", &set).ok();
+    assert!(!reaches(&one, &there));
+    banger(&["set", other.name(), "--no-groups"]).ok();
+    assert_eq!(of_lease(&other, "Groups"), "v as 0\n");
+    banger(&["set", other.name(), "--group", "no such"]).refused(&["no such", "name for a group"]);
+}
+
+#[test]
+fn a_guest_cannot_pass_for_another() {
+    let vm = Vm::running("t-spoof", BUSYBOX);
+    let gateway = vm.sh("ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'").ok();
+    let gateway = gateway.trim();
+    assert!(reaches(&vm, gateway));
+    let mac = vm.sh("cat /sys/class/net/eth0/address").ok();
+    vm.sh("ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:09; ip link set eth0 up").ok();
+    assert!(!reaches(&vm, gateway), "with another MAC address");
+    vm.sh(&format!("ip link set eth0 down; ip link set eth0 address {}; ip link set eth0 up", mac.trim()))
+        .ok();
+    assert!(reaches(&vm, gateway), "with its own again");
+    // An address of the range that nobody has, so that nothing else stands in the way.
+    let (network, _) = gateway.rsplit_once('.').expect("an address");
+    let free = format!("{network}.250");
+    vm.sh(&format!("ip addr add {free}/16 dev eth0")).ok();
+    assert_ne!(vm.sh(&format!("ping -c 1 -W 3 -I {free} {gateway}")).status, 0, "with another address");
+    vm.sh(&format!("ping -c 1 -W 10 -I {} {gateway}", address(&vm))).ok();
+}
+
+#[test]
+fn what_the_host_offers_is_the_admins_choice() {
+    let vm = Vm::running("t-host-ports", BUSYBOX);
+    let gateway = vm.sh("ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'").ok();
+    run("systemctl", &["stop", "t-host-http.service"]);
+    let server = [
+        "--unit=t-host-http",
+        "--collect",
+        "busybox",
+        "httpd",
+        "-f",
+        "-p",
+        "0.0.0.0:18080",
+        "-h",
+        "/srv/outside",
+    ];
+    run("systemd-run", &server).ok();
+    let get = |address: &str| {
+        let request = format!("printf 'GET /hello HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {} 18080", address.trim());
+        vm.sh(&request).text().contains("hello from outside")
+    };
+    eventually("the host's server is up", || {
+        sh("busybox wget -q -O - http://127.0.0.1:18080/hello").status == 0
+    });
+    // Not by the gateway's address, and not by any other that the host has.
+    assert!(!get(&gateway) && !get("198.51.100.2"));
+
+    let conf = "/run/banger/netd.conf.d/50-test.conf";
+    std::fs::create_dir_all("/run/banger/netd.conf.d").expect("creates");
+    std::fs::write(conf, "[host]\nallow = [\"udp/1\", \"tcp/18000-18100\"]\n").expect("writes");
+    run("systemctl", &["restart", "banger-netd.service"]).ok();
+    let open = (get(&gateway), get("198.51.100.2"));
+    std::fs::remove_file(conf).expect("removes");
+    run("systemctl", &["restart", "banger-netd.service"]).ok();
+    let closed = (get(&gateway), get("198.51.100.2"));
+    run("systemctl", &["stop", "t-host-http.service"]).ok();
+    assert_eq!((open, closed), ((true, true), (false, false)));
 }
 
 #[test]

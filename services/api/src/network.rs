@@ -18,7 +18,7 @@ pub const LEASE: &str = "org.banger.Network1.Lease";
 /// Who may call what.
 pub const ACCESS: &[Entry] = &[
     (MANAGER, "Acquire", Access::Internal),
-    (MANAGER, "SetNat", Access::Internal),
+    (MANAGER, "SetPolicy", Access::Internal),
     (MANAGER, "Release", Access::Internal),
     (MANAGER, "GetLease", Access::Read),
     (MANAGER, "ListLeases", Access::Read),
@@ -79,9 +79,17 @@ pub struct AcquireOptions {
     pub address: String,
     /// The user who may open the TAP; root if not given.
     pub uid: u32,
-    /// Whether the guest may leave the host, behind the host's addresses; the configured default
-    /// if not given.
+    /// What is not given is as configured.
+    pub policy: PolicyOptions,
+}
+
+/// What a guest reaches: options of `Acquire`, and those of `SetPolicy`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyOptions {
+    /// Whether the guest may leave the host, behind the host's addresses.
     pub nat: Option<bool>,
+    /// It reaches the guests that share one of these groups with it.
+    pub groups: Option<Vec<String>>,
 }
 
 impl TryFrom<Options> for AcquireOptions {
@@ -92,20 +100,37 @@ impl TryFrom<Options> for AcquireOptions {
             crate::ErrorKind::InvalidArgs.error("option \"address\" is missing: give an address of the range")
         })?;
         let uid = options.take("uid")?.unwrap_or(0);
-        let nat = options.take("nat")?;
+        Ok(Self { address, uid, policy: PolicyOptions::try_from(options)? })
+    }
+}
+
+impl TryFrom<Options> for PolicyOptions {
+    type Error = crate::Error;
+
+    fn try_from(mut options: Options) -> Result<Self> {
+        let (nat, groups) = (options.take("nat")?, options.take("groups")?);
         options.finish()?;
-        Ok(Self { address, uid, nat })
+        Ok(Self { nat, groups })
     }
 }
 
 impl AcquireOptions {
     /// As the method takes them.
     pub fn to_dict(&self) -> HashMap<&str, Variant<'_>> {
-        OptionsBuilder::new()
-            .set("address", Some(self.address.as_str()))
-            .set("uid", Some(self.uid))
-            .set("nat", self.nat)
-            .build()
+        let builder =
+            OptionsBuilder::new().set("address", Some(self.address.as_str())).set("uid", Some(self.uid));
+        self.policy.add_to(builder).build()
+    }
+}
+
+impl PolicyOptions {
+    /// As the method takes them.
+    pub fn to_dict(&self) -> HashMap<&str, Variant<'_>> {
+        self.add_to(OptionsBuilder::new()).build()
+    }
+
+    fn add_to<'a>(&'a self, builder: OptionsBuilder<'a>) -> OptionsBuilder<'a> {
+        builder.set("nat", self.nat).set("groups", self.groups.clone())
     }
 }
 
@@ -117,12 +142,13 @@ impl AcquireOptions {
 pub trait Network {
     /// Takes a lease: makes the TAP, attaches it to the bridge, lets the guest through.
     ///
-    /// Options: `address s` (required), `uid u`, `nat b`; see [`AcquireOptions`]. Asking again
-    /// with the same address gives the same lease, with the new `uid` and `nat`.
+    /// Options: `address s` (required), `uid u`, and those of `SetPolicy`; see [`AcquireOptions`].
+    /// Asking again with the same address gives the same lease, with the new options.
     fn acquire(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Lease>;
 
-    /// Lets the guest of a lease leave the host, or keeps it from that, at once.
-    fn set_nat(&self, holder: &str, nat: bool) -> zbus::Result<()>;
+    /// Changes what the guest of a lease reaches, at once. Options: `nat b`, `groups as`; see
+    /// [`PolicyOptions`]. What is not given stays.
+    fn set_policy(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     /// Gives a lease back: its TAP goes away.
     fn release(&self, holder: &str) -> zbus::Result<()>;
@@ -195,4 +221,7 @@ pub trait NetworkLease {
     /// Whether the guest may leave the host.
     #[zbus(property)]
     fn nat(&self) -> zbus::Result<bool>;
+    /// It reaches the guests that share one of these groups with it.
+    #[zbus(property)]
+    fn groups(&self) -> zbus::Result<Vec<String>>;
 }

@@ -222,8 +222,10 @@ pub trait Manager {
     /// Options: `cpus u`, `memory t`, `disk t`, `work t` (bytes; disks only grow), `volumes
     /// a(ssb)` (volume, path in the guest, read-only), `kernel_arguments s`, `vmm s` (`auto`,
     /// `qemu`, `firecracker`), `init s` (`auto`, `agent`, `image`), `network b`, `nat b`,
-    /// `forwards a(ssqb)` (instead of those there are: protocol, where it listens, port of the guest, whether it
-    /// starts the VM), `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
+    /// `forwards a(ssqb)` (instead of those there are: protocol, where it listens, port of the guest,
+    /// whether it starts the VM), `groups as` (instead of those there are; the guest reaches those
+    /// who share one),
+    /// `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
     /// `remove_labels as`, `authorized_keys as` (public keys for SSH, instead of those there are),
     /// `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
     /// (seconds, 0: for ever), `expiry s` (`stop`, `delete`), `memory_max t` (bytes),
@@ -411,6 +413,9 @@ pub trait Vm {
     fn volumes(&self) -> zbus::Result<Vec<(String, String, bool)>>;
     #[zbus(property)]
     fn nat(&self) -> zbus::Result<bool>;
+    /// The guest reaches the guests of VMs that share one of these groups, and no other's.
+    #[zbus(property)]
+    fn groups(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn labels(&self) -> zbus::Result<HashMap<String, String>>;
     /// `no`, `on-failure` or `always`.

@@ -13,6 +13,7 @@ pub mod glob;
 pub mod guest;
 pub mod kernel;
 pub mod name;
+pub mod network;
 pub mod reference;
 pub mod snapshot;
 pub mod spec;

@@ -1,11 +1,12 @@
 //! What a VM is to be: what was asked for when it was created, and may be changed later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::forward::{Forward, Listen};
 use crate::guest::Init;
+use crate::network::{InvalidPolicy, Policy};
 use crate::units::{GIB, MIB, TIB};
 
 /// What was asked for. Rows written before a field existed read as its default.
@@ -28,6 +29,8 @@ pub struct Spec {
     pub nat: bool,
     /// Ports of the host that lead to the guest.
     pub forwards: Vec<Forward>,
+    /// The guest reaches the guests of VMs that share one of these groups, and no other's.
+    pub groups: BTreeSet<String>,
     pub init: Init,
     /// Words added to the kernel command line.
     pub kernel_arguments: String,
@@ -109,6 +112,7 @@ impl Default for Spec {
             network: true,
             nat: true,
             forwards: Vec::new(),
+            groups: BTreeSet::new(),
             init: Init::Auto,
             kernel_arguments: String::new(),
             environment: BTreeMap::new(),
@@ -194,6 +198,8 @@ pub enum InvalidSpec {
     Limit(&'static str),
     #[error("a rate of {0} a second: use at least 1 and at most {MAX_RATE}, or 0 for no limit")]
     Rate(u64),
+    #[error(transparent)]
+    Network(#[from] InvalidPolicy),
     #[error("{0:?} is not a VMM: use auto, qemu or firecracker")]
     Vmm(String),
     #[error("{0:?} is not an init: use auto, agent or image")]
@@ -238,7 +244,13 @@ impl Spec {
         check_keys(&self.authorized_keys)?;
         check_labels(&self.labels)?;
         self.limits.check()?;
-        self.rates.check()
+        self.rates.check()?;
+        Ok(self.policy().check()?)
+    }
+
+    /// What the guest reaches.
+    pub fn policy(&self) -> Policy {
+        Policy { nat: self.nat, groups: self.groups.clone() }
     }
 
     /// Protocol, where it listens, port of the guest, whether it starts the VM.
@@ -388,6 +400,7 @@ pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
         "network": network;
         "nat": nat;
         "forwards": forwards;
+        "groups": groups;
         "init": init;
         "kernel_arguments": kernel_arguments;
         "environment": environment;
@@ -539,6 +552,7 @@ mod tests {
         ("network", |spec| spec.network = false),
         ("nat", |spec| spec.nat = false),
         ("forwards", |spec| spec.forwards = vec!["80:80".parse().expect("a forward")]),
+        ("groups", |spec| spec.groups = BTreeSet::from(["web".into()])),
         ("init", |spec| spec.init = Init::Agent),
         ("kernel_arguments", |spec| spec.kernel_arguments = "quiet".into()),
         ("environment", |spec| spec.environment = BTreeMap::from([("A".into(), "b".into())])),

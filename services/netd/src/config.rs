@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use banger_core::network::Ports;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, de};
 
@@ -26,13 +27,22 @@ pub struct Config {
     /// VMs are found as `NAME.domain`.
     #[serde(deserialize_with = "domain")]
     pub domain: Name,
+    pub host: Host,
+}
+
+/// The host, as guests see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Host {
+    /// What they reach there besides what banger itself offers.
+    pub allow: Vec<Ports>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let range = Ipv4Net::new_assert(Ipv4Addr::new(10, 209, 0, 0), 16);
         let domain = parse_domain("banger.internal").expect("a domain");
-        Self { bridge: "banger0".into(), range, nat: true, dns: None, domain }
+        Self { bridge: "banger0".into(), range, nat: true, dns: None, domain, host: Host::default() }
     }
 }
 
@@ -117,6 +127,7 @@ mod tests {
             assert!(refusal(&format!("domain = {domain:?}\n")).contains("is no domain"), "{domain}");
         }
         assert!(refusal("domain = \"vm.local\"").contains("a meaning of its own"));
+        assert!(refusal("[host]\nallow = [\"tcp/0\"]").contains("tcp/0"));
         assert!(refusal("rnge = \"10.0.0.0/8\"").contains("unknown field"));
     }
 

@@ -1,97 +1,386 @@
-//! The nftables table `inet banger`, as one transaction for `nft -j -f -`.
+//! The nftables tables `bridge banger` and `inet banger`, as transactions for `nft -j -f -`.
 //!
-//! The table is made anew each time, which nftables does atomically: packets meet the old rules or
-//! the new ones, and what somebody else did to our table is gone. Other tables are never touched;
-//! one that drops forwarded packets still does, since an `accept` only ends our own chain.
+//! ```text
+//!   guest ──TAP──► bridge prerouting     is it who it says it is? (a chain for each guest)
+//!                    ├─► bridge forward  to a guest: only if both are in one group
+//!                    └─► bridge input    to the host, as itself or as the gateway
+//!                          ├─► inet input    what of the host is open to guests
+//!                          └─► inet forward  whether and where it may leave the host
+//! ```
+//!
+//! The tables' frame follows from the configuration, what is in it from the leases. Both are made
+//! anew when netd starts, which nftables does atomically: packets meet the old rules or the new
+//! ones, and what somebody else did to our tables is gone. After that a lease changes what is its
+//! own and no more. However many guests there are, a packet costs one look-up and the few rules of
+//! the guest it comes from.
+//!
+//! Frames between guests are judged in the family `bridge`, without connection tracking: whether
+//! the host has bridge-netfilter, and hands such frames to `inet forward` as well, makes no
+//! difference. Other tables are never touched; one that drops forwarded packets still does, since
+//! an `accept` only ends our own chain.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use banger_core::network::{Policy, Ports};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-const FAMILY: &str = "inet";
-const TABLE: &str = "banger";
+use crate::plan;
 
-/// What the rules depend on.
+const NAME: &str = "banger";
+
+/// All our TAPs, for `iifname` and `oifname`.
+const TAPS: &str = "bg-*";
+
+/// What the frame depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Firewall<'a> {
+pub struct Frame<'a> {
     pub bridge: &'a str,
     pub range: Ipv4Net,
-    /// Guests that may leave the host.
-    pub nat: Vec<Ipv4Addr>,
+    /// Ports of the host that are open to guests.
+    pub host: &'a [Ports],
 }
 
-/// The transaction that replaces the whole table.
-pub fn ruleset(firewall: &Firewall<'_>) -> Value {
-    let mut set = json!({"family": FAMILY, "table": TABLE, "name": "nat", "type": "ipv4_addr"});
-    let mut nat = firewall.nat.clone();
-    nat.sort_unstable();
-    if !nat.is_empty() {
-        set["elem"] = nat.iter().map(Ipv4Addr::to_string).collect();
+/// A guest, as far as rules depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest<'a> {
+    pub address: Ipv4Addr,
+    pub policy: &'a Policy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Table {
+    Bridge,
+    Inet,
+}
+
+impl Table {
+    const ALL: [Table; 2] = [Table::Bridge, Table::Inet];
+
+    fn family(self) -> &'static str {
+        match self {
+            Table::Bridge => "bridge",
+            Table::Inet => "inet",
+        }
     }
-    let bridge = firewall.bridge;
-    let from_guest = || interface("iifname", "==", bridge);
-    let to_guest = || interface("oifname", "==", bridge);
-    let not_theirs = || {
-        let network = firewall.range;
-        matches(
-            json!({"payload": {"protocol": "ip", "field": "saddr"}}),
-            "!=",
-            json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix_len()}}),
-        )
-    };
-    let may_leave = || matches(json!({"payload": {"protocol": "ip", "field": "saddr"}}), "==", json!("@nat"));
-    let answer = || matches(json!({"ct": {"key": "state"}}), "in", json!(["established", "related"]));
-    let accept = || json!({"accept": null});
-    let drop = || json!({"drop": null});
+}
 
-    let mut commands = replace_table();
-    commands.extend([
-        json!({"add": {"set": set}}),
-        chain("input", "filter", "input", 0),
-        // Guests speak to the host under their own addresses.
-        rule("input", [from_guest(), not_theirs(), drop()]),
-        chain("forward", "filter", "forward", 0),
-        rule("forward", [from_guest(), not_theirs(), drop()]),
-        rule("forward", [from_guest(), to_guest(), accept()]),
-        rule("forward", [from_guest(), may_leave(), accept()]),
-        // Say so, rather than let a guest wait for a timeout.
-        rule("forward", [from_guest(), json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}})]),
-        rule("forward", [to_guest(), answer(), accept()]),
-        rule("forward", [to_guest(), drop()]),
-        chain("postrouting", "nat", "postrouting", 100),
-        rule("postrouting", [may_leave(), interface("oifname", "!=", bridge), json!({"masquerade": null})]),
-    ]);
+/// Something in the tables, in the order in which they may refer to each other.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    /// The value is its type.
+    Set(Table, String),
+    /// The value is a list of rules.
+    Chain(Table, String),
+    /// Table, set, and what it is the element for. The value is the element.
+    Element(Table, String, String),
+}
+
+/// What the tables hold for the guests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents(BTreeMap<Key, Value>);
+
+impl Contents {
+    pub fn of<'a>(guests: impl IntoIterator<Item = Guest<'a>>) -> Self {
+        let mut contents = Self::default();
+        for guest in guests {
+            contents.add(&guest);
+        }
+        contents
+    }
+
+    fn add(&mut self, guest: &Guest<'_>) {
+        let tap = plan::tap(guest.address);
+        self.chain(Table::Bridge, &tap, from_guest(guest.address));
+        self.jump("guests", &tap, &tap);
+        if !guest.policy.groups.is_empty() {
+            self.groups(&tap, guest.policy);
+        }
+        if guest.policy.nat {
+            let address = guest.address.to_string();
+            self.element(Table::Inet, "nat", &address, json!(address));
+        }
+    }
+
+    fn groups(&mut self, tap: &str, policy: &Policy) {
+        let mut rules = Vec::new();
+        for group in &policy.groups {
+            let set = format!("group-{group}");
+            self.0.insert(Key::Set(Table::Bridge, set.clone()), json!("ifname"));
+            self.element(Table::Bridge, &set, tap, json!(tap));
+            rules.push(json!([equal(meta("oifname"), json!(format!("@{set}"))), accept()]));
+        }
+        let chain = format!("{tap}-groups");
+        self.chain(Table::Bridge, &chain, rules);
+        self.jump("grouped", tap, &chain);
+    }
+
+    fn chain(&mut self, table: Table, name: &str, rules: Vec<Value>) {
+        self.0.insert(Key::Chain(table, name.to_owned()), rules.into());
+    }
+
+    fn jump(&mut self, map: &str, tap: &str, chain: &str) {
+        self.element(Table::Bridge, map, tap, json!([tap, {"jump": {"target": chain}}]));
+    }
+
+    fn element(&mut self, table: Table, set: &str, key: &str, element: Value) {
+        self.0.insert(Key::Element(table, set.to_owned(), key.to_owned()), element);
+    }
+}
+
+/// The transaction that makes the tables anew.
+pub fn ruleset(frame: &Frame<'_>, contents: &Contents) -> Value {
+    let mut commands = Vec::new();
+    for table in Table::ALL {
+        commands.extend(renewed(table));
+    }
+    bridge_rules(frame, &mut commands);
+    inet_rules(frame, &mut commands);
+    additions(contents.0.iter(), &mut commands);
     json!({"nftables": commands})
 }
 
-/// The transaction that removes the table, whether it is there or not.
-pub fn removal() -> Value {
-    let mut commands = replace_table();
-    commands.pop();
+/// The transaction between two contents.
+pub fn change(before: &Contents, after: &Contents) -> Value {
+    let (before, after) = (&before.0, &after.0);
+    let mut commands = Vec::new();
+    let changed = |key: &Key, value: &Value| before.get(key).is_some_and(|before| before != value);
+    for (key, value) in after {
+        if let Key::Chain(table, name) = key
+            && changed(key, value)
+        {
+            commands.push(json!({"flush": {"chain": named(*table, name)}}));
+        }
+    }
+    for (key, value) in before.iter().rev().filter(|(key, _)| !after.contains_key(*key)) {
+        commands.push(match key {
+            Key::Set(table, name) => json!({"delete": {"set": named(*table, name)}}),
+            Key::Chain(table, name) => json!({"delete": {"chain": named(*table, name)}}),
+            Key::Element(table, set, _) => json!({"delete": {"element": elements(*table, set, &[value])}}),
+        });
+    }
+    additions(after.iter().filter(|(key, value)| before.get(*key) != Some(*value)), &mut commands);
     json!({"nftables": commands})
+}
+
+/// The transaction that removes the tables, whether they are there or not.
+pub fn removal() -> Value {
+    let commands = Table::ALL.into_iter().flat_map(|table| {
+        let [add, delete, _] = renewed(table);
+        [add, delete]
+    });
+    json!({"nftables": commands.collect::<Vec<_>>()})
 }
 
 /// `add` before `delete`, since deleting what is not there fails.
-fn replace_table() -> Vec<Value> {
-    let table = || json!({"table": {"family": FAMILY, "name": TABLE}});
-    vec![json!({"add": table()}), json!({"delete": table()}), json!({"add": table()})]
+fn renewed(table: Table) -> [Value; 3] {
+    let table = || json!({"table": {"family": table.family(), "name": NAME}});
+    [json!({"add": table()}), json!({"delete": table()}), json!({"add": table()})]
 }
 
-fn chain(name: &str, kind: &str, hook: &str, priority: i32) -> Value {
+/// What guests send, as it comes from their TAPs.
+fn bridge_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
+    let table = Table::Bridge;
+    let (gateway, range) = (plan::gateway(frame.range), frame.range);
+    let from_guest = || equal(meta("iifname"), json!(TAPS));
+    let from_elsewhere = || unequal(meta("iifname"), json!(TAPS));
+    commands.extend([
+        verdict_map("guests"),
+        verdict_map("grouped"),
+        chain(table, "prerouting", "filter", "prerouting", -200),
+        rule(table, "prerouting", &json!([from_elsewhere(), accept()])),
+        // What is in a VLAN would be looked at as what it is without.
+        rule(table, "prerouting", &json!([one_of(payload("ether", "type"), &["8021q", "8021ad"]), drop()])),
+        // There is one DHCP server or router for guests, if any: the host.
+        rule(table, "prerouting", &json!([one_of(payload("udp", "sport"), &[67, 547]), drop()])),
+        rule(
+            table,
+            "prerouting",
+            &json!([one_of(payload("icmpv6", "type"), &["nd-router-advert", "nd-redirect"]), drop()]),
+        ),
+        rule(table, "prerouting", &json!([{"vmap": {"key": meta("iifname"), "data": "@guests"}}])),
+        rule(table, "prerouting", &json!([drop()])),
+        // Ports that an admin added to the bridge are the admin's.
+        chain(table, "forward", "filter", "forward", -200),
+        rule(table, "forward", &json!([from_elsewhere(), accept()])),
+        rule(table, "forward", &json!([unequal(meta("oifname"), json!(TAPS)), accept()])),
+        rule(table, "forward", &json!([{"vmap": {"key": meta("iifname"), "data": "@grouped"}}])),
+        rule(table, "forward", &json!([drop()])),
+        // The gateway is no way round that.
+        chain(table, "input", "filter", "input", -200),
+        rule(
+            table,
+            "input",
+            &json!([
+                from_guest(),
+                equal(payload("ip", "daddr"), prefix(range)),
+                unequal(payload("ip", "daddr"), json!(gateway.to_string())),
+                drop()
+            ]),
+        ),
+    ]);
+}
+
+/// What a guest may send to anybody: frames that name itself as their sender.
+fn from_guest(address: Ipv4Addr) -> Vec<Value> {
+    let (mac, ip) = (plan::mac_text(address), address.to_string());
+    vec![
+        json!([unequal(payload("ether", "saddr"), json!(mac)), drop()]),
+        json!([equal(payload("ip", "saddr"), json!(ip)), accept()]),
+        json!([
+            equal(payload("arp", "saddr ether"), json!(mac)),
+            // Without an address: it asks whether somebody has it.
+            one_of(payload("arp", "saddr ip"), &[ip.as_str(), "0.0.0.0"]),
+            accept()
+        ]),
+    ]
+}
+
+/// What guests want of the host, and of what is beyond.
+fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
+    let table = Table::Inet;
+    let (bridge, gateway) = (frame.bridge, plan::gateway(frame.range).to_string());
+    let from_guest = || equal(meta("iifname"), json!(bridge));
+    let to_guest = || equal(meta("oifname"), json!(bridge));
+    let not_theirs = || unequal(payload("ip", "saddr"), prefix(frame.range));
+    let may_leave = || equal(payload("ip", "saddr"), json!("@nat"));
+    let answer = || matches(json!({"ct": {"key": "state"}}), "in", json!(["established", "related"]));
+    // Say so, rather than let a guest wait for a timeout.
+    let reject = || json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}});
+
+    commands.extend([
+        json!({"add": {"set": typed(table, "nat", json!("ipv4_addr"))}}),
+        chain(table, "input", "filter", "input", 0),
+        rule(table, "input", &json!([unequal(meta("iifname"), json!(bridge)), accept()])),
+        rule(table, "input", &json!([not_theirs(), drop()])),
+        rule(table, "input", &json!([answer(), accept()])),
+        rule(table, "input", &json!([equal(payload("icmp", "type"), json!("echo-request")), accept()])),
+        rule(
+            table,
+            "input",
+            &json!([
+                equal(payload("ip", "daddr"), json!(gateway)),
+                one_of(meta("l4proto"), &["tcp", "udp"]),
+                equal(payload("th", "dport"), json!(53)),
+                accept()
+            ]),
+        ),
+    ]);
+    if !frame.host.is_empty() {
+        let ports: Vec<Value> = frame.host.iter().map(concatenation).collect();
+        let wanted = json!({"concat": [meta("l4proto"), payload("th", "dport")]});
+        commands.push(rule(table, "input", &json!([one_of(wanted, &ports), accept()])));
+    }
+    commands.extend([
+        rule(table, "input", &json!([reject()])),
+        chain(table, "forward", "filter", "forward", 0),
+        rule(table, "forward", &json!([from_guest(), not_theirs(), drop()])),
+        // Between guests: bridge-netfilter shows us what has been judged above.
+        rule(table, "forward", &json!([from_guest(), to_guest(), accept()])),
+        rule(table, "forward", &json!([from_guest(), may_leave(), accept()])),
+        rule(table, "forward", &json!([from_guest(), reject()])),
+        rule(table, "forward", &json!([to_guest(), answer(), accept()])),
+        rule(table, "forward", &json!([to_guest(), drop()])),
+        chain(table, "postrouting", "nat", "postrouting", 100),
+        rule(
+            table,
+            "postrouting",
+            &json!([may_leave(), unequal(meta("oifname"), json!(bridge)), {"masquerade": null}]),
+        ),
+    ]);
+}
+
+/// Protocol and port, or range of ports.
+fn concatenation(ports: &Ports) -> Value {
+    let Ports { protocol, first, last } = *ports;
+    let ports = if first == last { json!(first) } else { json!({"range": [first, last]}) };
+    json!({"concat": [protocol.as_str(), ports]})
+}
+
+/// Elements of one set in one command, which nft takes much faster than one by one.
+fn additions<'a>(contents: impl Iterator<Item = (&'a Key, &'a Value)>, commands: &mut Vec<Value>) {
+    let mut sets: BTreeMap<(Table, &str), Vec<&Value>> = BTreeMap::new();
+    for (key, value) in contents {
+        match key {
+            Key::Set(table, name) => {
+                commands.push(json!({"add": {"set": typed(*table, name, value.clone())}}));
+            }
+            Key::Chain(table, name) => {
+                commands.push(json!({"add": {"chain": named(*table, name)}}));
+                let rules = value.as_array().into_iter().flatten();
+                commands.extend(rules.map(|expressions| rule(*table, name, expressions)));
+            }
+            Key::Element(table, set, _) => sets.entry((*table, set)).or_default().push(value),
+        }
+    }
+    for ((table, set), values) in sets {
+        commands.push(json!({"add": {"element": elements(table, set, &values)}}));
+    }
+}
+
+fn elements(table: Table, set: &str, elements: &[&Value]) -> Value {
+    json!({"family": table.family(), "table": NAME, "name": set, "elem": elements})
+}
+
+fn named(table: Table, name: &str) -> Value {
+    json!({"family": table.family(), "table": NAME, "name": name})
+}
+
+fn typed(table: Table, name: &str, kind: Value) -> Value {
+    let mut set = named(table, name);
+    set["type"] = kind;
+    set
+}
+
+/// Where frames of a TAP go on.
+fn verdict_map(name: &str) -> Value {
+    let mut map = typed(Table::Bridge, name, json!("ifname"));
+    map["map"] = json!("verdict");
+    json!({"add": {"map": map}})
+}
+
+fn chain(table: Table, name: &str, kind: &str, hook: &str, priority: i32) -> Value {
     json!({"add": {"chain": {
-        "family": FAMILY, "table": TABLE, "name": name,
+        "family": table.family(), "table": NAME, "name": name,
         "type": kind, "hook": hook, "prio": priority, "policy": "accept",
     }}})
 }
 
-fn rule<const N: usize>(chain: &str, expressions: [Value; N]) -> Value {
-    let expressions: Vec<Value> = expressions.into();
-    json!({"add": {"rule": {"family": FAMILY, "table": TABLE, "chain": chain, "expr": expressions}}})
+fn rule(table: Table, chain: &str, expressions: &Value) -> Value {
+    json!({"add": {"rule": {"family": table.family(), "table": NAME, "chain": chain, "expr": expressions}}})
 }
 
-fn interface(key: &str, operator: &str, name: &str) -> Value {
-    matches(json!({"meta": {"key": key}}), operator, json!(name))
+fn accept() -> Value {
+    json!({"accept": null})
+}
+
+fn drop() -> Value {
+    json!({"drop": null})
+}
+
+fn meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
+}
+
+fn payload(protocol: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": protocol, "field": field}})
+}
+
+fn prefix(network: Ipv4Net) -> Value {
+    json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix_len()}})
+}
+
+fn equal(left: Value, right: Value) -> Value {
+    matches(left, "==", right)
+}
+
+fn unequal(left: Value, right: Value) -> Value {
+    matches(left, "!=", right)
+}
+
+fn one_of<T: serde::Serialize>(left: Value, values: &[T]) -> Value {
+    equal(left, json!({"set": values}))
 }
 
 #[allow(clippy::needless_pass_by_value)]
@@ -102,13 +391,20 @@ fn matches(left: Value, operator: &str, right: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
-    fn firewall(nat: &[[u8; 4]]) -> Firewall<'static> {
-        Firewall {
-            bridge: "banger0",
-            range: "10.209.0.0/16".parse().expect("network"),
-            nat: nat.iter().copied().map(Ipv4Addr::from).collect(),
-        }
+    const OPEN: &[&str] = &[];
+
+    fn policy(nat: bool, groups: &[&str]) -> Policy {
+        Policy { nat, groups: groups.iter().map(ToString::to_string).collect() }
+    }
+
+    fn contents(guests: &[([u8; 4], Policy)]) -> Contents {
+        Contents::of(guests.iter().map(|(address, policy)| Guest { address: (*address).into(), policy }))
+    }
+
+    fn frame(host: &[Ports]) -> Frame<'_> {
+        Frame { bridge: "banger0", range: Config::default().range, host }
     }
 
     /// One command a line, so that a change of a rule is a change of a line.
@@ -118,25 +414,43 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_table() {
-        insta::assert_snapshot!(lines(&ruleset(&firewall(&[[10, 209, 0, 9], [10, 209, 0, 5]]))));
-    }
-
-    #[test]
-    fn a_table_without_guests_has_an_empty_set() {
-        let text = lines(&ruleset(&firewall(&[])));
-        assert!(!text.contains("elem"), "{text}");
+    fn the_whole_tables() {
+        let guests = contents(&[
+            ([10, 209, 0, 9], policy(true, &["ci", "web"])),
+            ([10, 209, 0, 5], policy(false, &["web"])),
+            ([10, 209, 0, 7], policy(true, OPEN)),
+        ]);
+        let host = ["tcp/8080", "udp/5000-5010"].map(|port| port.parse().expect("a port"));
+        insta::assert_snapshot!(lines(&ruleset(&frame(&host), &guests)));
     }
 
     #[test]
     fn the_order_of_leases_does_not_matter() {
-        let (one, other) = ([10, 209, 0, 9], [10, 209, 0, 5]);
-        assert_eq!(ruleset(&firewall(&[one, other])), ruleset(&firewall(&[other, one])));
+        let (one, other) = (([10, 209, 0, 9], policy(true, &["a"])), ([10, 209, 0, 5], policy(true, &["a"])));
+        assert_eq!(contents(&[one.clone(), other.clone()]), contents(&[other, one]));
     }
 
     #[test]
-    fn removal_works_without_a_table() {
+    fn a_lease_changes_what_is_its_own() {
+        let one = ([10, 209, 0, 5], policy(true, &["web"]));
+        let before = contents(std::slice::from_ref(&one));
+        let after = contents(&[one, ([10, 209, 0, 6], policy(true, OPEN))]);
+        insta::assert_snapshot!(lines(&change(&before, &after)));
+        insta::assert_snapshot!(lines(&change(&after, &before)));
+    }
+
+    #[test]
+    fn another_group_changes_the_rules_of_its_guests() {
+        let before = contents(&[([10, 209, 0, 5], policy(true, &["web"]))]);
+        let after = contents(&[([10, 209, 0, 5], policy(false, &["ci"]))]);
+        insta::assert_snapshot!(lines(&change(&before, &after)));
+    }
+
+    #[test]
+    fn removal_works_without_tables() {
         insta::assert_snapshot!(lines(&removal()), @r#"
+        {"add":{"table":{"family":"bridge","name":"banger"}}}
+        {"delete":{"table":{"family":"bridge","name":"banger"}}}
         {"add":{"table":{"family":"inet","name":"banger"}}}
         {"delete":{"table":{"family":"inet","name":"banger"}}}
         "#);

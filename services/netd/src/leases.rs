@@ -5,12 +5,15 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use banger_api::network::{AcquireOptions, Counters, LEASE, Lease, LeaseRow, MANAGER, lease_path};
+use banger_api::network::{
+    AcquireOptions, Counters, LEASE, Lease, LeaseRow, MANAGER, PolicyOptions, lease_path,
+};
 use banger_api::{Error, ErrorKind, NETD, Result};
+use banger_core::network::Policy;
 use banger_daemon::{Call, Hub, Store};
 use ipnet::Ipv4Net;
 use tokio::sync::{Mutex, watch};
-use zbus::OwnedObjectPath;
+use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::bus::lease::LeaseObject;
 use crate::config::{self, Config};
@@ -18,7 +21,7 @@ use crate::dns::Names;
 use crate::dns::zone::Zone;
 use crate::effects::netlink::{Link, Netlink};
 use crate::effects::{nft, sysctl, tap};
-use crate::firewall::{self, Firewall};
+use crate::firewall::{self, Contents, Frame, Guest};
 use crate::store::Row;
 use crate::{plan, resolvers, store};
 
@@ -55,6 +58,8 @@ struct Inner {
 struct Kernel {
     /// When the host's routes were last found to leave room for ours.
     routes_checked: Option<Instant>,
+    /// What the firewall holds for the guests, as far as we have seen to it.
+    rules: Option<Contents>,
 }
 
 impl Leases {
@@ -111,8 +116,9 @@ impl Leases {
             ErrorKind::InvalidArgs.error(format!("{:?} is not an IPv4 address", options.address))
         })?;
         plan::check_address(self.config().range, address)?;
-        let nat = options.nat.unwrap_or(self.config().nat);
-        let row = Row { holder, address, uid: options.uid, nat };
+        let default = Policy { nat: self.config().nat, ..Policy::default() };
+        let policy = changed(&default, options.policy)?;
+        let row = Row { holder, address, uid: options.uid, policy };
         let leases = self.clone();
         detached(async move {
             let _call = call;
@@ -121,14 +127,14 @@ impl Leases {
         .await
     }
 
-    async fn acquire_row(&self, row: Row) -> Result<Lease> {
+    pub(crate) async fn acquire_row(&self, row: Row) -> Result<Lease> {
         let mut kernel = self.0.kernel.lock().await;
         let claimed = row.clone();
         let before = self.0.store.transact(move |t| store::claim(t, &claimed)).await?;
         let bridge = match self.realise(&mut kernel, &row, before.as_ref()).await {
             Ok(bridge) => bridge,
             Err(error) => {
-                self.take_back(&row, before).await;
+                self.take_back(&mut kernel, &row, before).await;
                 return Err(error);
             }
         };
@@ -148,13 +154,14 @@ impl Leases {
     /// Bridge, TAP and rules for a lease that is written down.
     async fn realise(&self, kernel: &mut Kernel, row: &Row, before: Option<&Row>) -> Result<Link> {
         let bridge = self.ensure_bridge(kernel).await?;
+        // The rules come first: a TAP without them lets nothing through.
+        self.apply_rules(kernel).await?;
         self.ensure_tap(row, before, &bridge).await?;
-        self.apply_rules().await?;
         Ok(bridge)
     }
 
     /// After a failed acquire: what was there before, or nothing.
-    async fn take_back(&self, row: &Row, before: Option<Row>) {
+    async fn take_back(&self, kernel: &mut Kernel, row: &Row, before: Option<Row>) {
         if before.is_none()
             && let Err(error) = self.delete_tap(row.address).await
         {
@@ -168,24 +175,29 @@ impl Leases {
         if let Err(error) = undone.await {
             tracing::error!("cannot take the lease of {} back: {error}", row.holder);
         }
+        if kernel.rules.is_some()
+            && let Err(error) = self.apply_rules(kernel).await
+        {
+            tracing::warn!("{error}");
+        }
     }
 
-    /// Whether the guest of a lease may leave the host, from now on.
-    pub async fn set_nat(&self, holder: String, nat: bool, call: Call) -> Result<()> {
+    /// What the guest of a lease reaches, from now on.
+    pub async fn set_policy(&self, holder: String, options: PolicyOptions, call: Call) -> Result<()> {
         let leases = self.clone();
         detached(async move {
             let _call = call;
-            leases.set_nat_of(holder, nat).await
+            leases.set_policy_of(holder, options).await
         })
         .await
     }
 
-    async fn set_nat_of(&self, holder: String, nat: bool) -> Result<()> {
-        let _kernel = self.0.kernel.lock().await;
+    async fn set_policy_of(&self, holder: String, options: PolicyOptions) -> Result<()> {
+        let mut kernel = self.0.kernel.lock().await;
         let before = self.0.store.transact(move |t| store::find(t, &holder)).await?;
-        let row = Row { nat, ..before.clone() };
+        let row = Row { policy: changed(&before.policy, options)?, ..before.clone() };
         self.put(row.clone()).await?;
-        if let Err(error) = self.apply_rules().await {
+        if let Err(error) = self.apply_rules(&mut kernel).await {
             self.put(before).await?;
             return Err(error);
         }
@@ -208,7 +220,7 @@ impl Leases {
     }
 
     async fn release_row(&self, holder: String) -> Result<()> {
-        let _kernel = self.0.kernel.lock().await;
+        let mut kernel = self.0.kernel.lock().await;
         let row = {
             let holder = holder.clone();
             self.0.store.transact(move |t| store::find(t, &holder)).await?
@@ -219,7 +231,7 @@ impl Leases {
         self.0.store.transact(move |t| store::delete(t, &gone)).await?;
         self.unpublish(&holder).await;
         // A rule too many about an address that nobody has does no harm, and goes with the next.
-        if let Err(error) = self.apply_rules().await {
+        if let Err(error) = self.apply_rules(&mut kernel).await {
             tracing::warn!("after the release of {holder}: {error}");
         }
         Ok(())
@@ -246,7 +258,7 @@ impl Leases {
             .map(|row| {
                 let path = lease_path(&row.holder);
                 let (tap, mac) = (plan::tap(row.address), plan::mac_text(row.address));
-                (row.holder, row.address.to_string(), tap, mac, row.nat, path)
+                (row.holder, row.address.to_string(), tap, mac, row.policy.nat, path)
             })
             .collect())
     }
@@ -282,10 +294,11 @@ impl Leases {
         }
         let restored = async {
             let bridge = self.ensure_bridge(&mut kernel).await?;
+            self.apply_rules(&mut kernel).await?;
             for row in usable {
                 self.ensure_tap(row, Some(row), &bridge).await?;
             }
-            self.apply_rules().await
+            Ok::<_, Error>(())
         };
         if let Err(error) = restored.await {
             tracing::error!("cannot restore the network: {error}");
@@ -349,7 +362,7 @@ impl Leases {
                 row.holder
             )));
         }
-        kernel.routes_checked = None;
+        *kernel = Kernel::default();
         self.0.bridge.send_replace(None);
         self.remove_orphans(&[]).await?;
         if let Some(bridge) = self.0.netlink.link(&self.config().bridge).await?
@@ -474,13 +487,28 @@ impl Leases {
         }
     }
 
-    async fn apply_rules(&self) -> Result<()> {
+    /// Has the firewall agree with what is written down.
+    async fn apply_rules(&self, kernel: &mut Kernel) -> Result<()> {
+        let Config { bridge, range, host, .. } = self.config();
         let rows = self.0.store.transact(store::all).await?;
-        let range = self.config().range;
-        let nat = rows.iter().filter(|row| row.nat && range.contains(&row.address));
-        let firewall =
-            Firewall { bridge: &self.config().bridge, range, nat: nat.map(|row| row.address).collect() };
-        nft::apply(&firewall::ruleset(&firewall)).await
+        let usable = rows.iter().filter(|row| range.contains(&row.address));
+        let wanted = Contents::of(usable.map(|row| Guest { address: row.address, policy: &row.policy }));
+        // Where nothing is to change, the caller asks for what should be there already.
+        if let Some(before) = kernel.rules.take()
+            && before != wanted
+        {
+            match nft::apply(&firewall::change(&before, &wanted)).await {
+                Ok(()) => {
+                    kernel.rules = Some(wanted);
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!("the firewall is not as we left it and is made anew: {error}"),
+            }
+        }
+        let frame = Frame { bridge, range: *range, host: &host.allow };
+        nft::apply(&firewall::ruleset(&frame, &wanted)).await?;
+        kernel.rules = Some(wanted);
+        Ok(())
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Row>>> {
@@ -493,7 +521,7 @@ impl Leases {
 
     /// Shows a lease on the bus and by its name, or what changed of it.
     async fn publish(&self, row: Row) {
-        self.names().put(&row.holder, &[row.address.into()], row.nat);
+        self.names().put(&row.holder, &[row.address.into()], row.policy.nat);
         let path = lease_path(&row.holder);
         let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
         if let Some(before) = known {
@@ -501,8 +529,11 @@ impl Leases {
             if before.uid != row.uid {
                 changed.push(("Uid", row.uid.into()));
             }
-            if before.nat != row.nat {
-                changed.push(("Nat", row.nat.into()));
+            if before.policy.nat != row.policy.nat {
+                changed.push(("Nat", row.policy.nat.into()));
+            }
+            if before.policy.groups != row.policy.groups {
+                changed.push(("Groups", texts(&row.policy.groups)));
             }
             if !changed.is_empty() {
                 self.0.hub.changed(&path, LEASE, changed);
@@ -524,6 +555,24 @@ impl Leases {
     }
 }
 
+/// The policy with what the options say.
+fn changed(policy: &Policy, options: PolicyOptions) -> Result<Policy> {
+    let mut policy = policy.clone();
+    if let Some(nat) = options.nat {
+        policy.nat = nat;
+    }
+    if let Some(groups) = options.groups {
+        policy.groups = groups.into_iter().collect();
+    }
+    policy.check().map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))?;
+    Ok(policy)
+}
+
+fn texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> OwnedVariant {
+    let texts: Vec<&str> = texts.into_iter().map(String::as_str).collect();
+    OwnedVariant::try_from(Variant::from(texts)).expect("no file descriptors in it")
+}
+
 /// Runs to its end even if the caller goes away in the middle.
 async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     tokio::spawn(work).await.unwrap_or_else(|error| Err(Error::internal(error)))
@@ -531,19 +580,19 @@ async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Sen
 
 /// These run in a network namespace of their own: `cargo test -p banger-netd -- --ignored`.
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const NEEDS: &str = "root, /dev/net/tun and nft";
+    pub(crate) const NEEDS: &str = "root, /dev/net/tun and nft";
 
-    struct Host {
-        leases: Leases,
+    pub(crate) struct Host {
+        pub(crate) leases: Leases,
         _dir: tempfile::TempDir,
     }
 
     impl Host {
         /// A namespace for this thread, and netd's insides in it.
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect(NEEDS);
             let dir = tempfile::tempdir().expect("tempdir");
             Self { leases: open(dir.path()), _dir: dir }
@@ -575,8 +624,9 @@ mod tests {
         Leases::new(config, store, Hub::new(), names, true).expect(NEEDS)
     }
 
-    fn row(holder: &str, last: u8) -> Row {
-        Row { holder: holder.into(), address: Ipv4Addr::new(10, 209, 0, last), uid: 12345, nat: true }
+    pub(crate) fn row(holder: &str, last: u8) -> Row {
+        let policy = Policy::default();
+        Row { holder: holder.into(), address: Ipv4Addr::new(10, 209, 0, last), uid: 12345, policy }
     }
 
     fn nft(arguments: &[&str]) -> String {
@@ -605,7 +655,8 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::AddressInUse);
         assert_eq!(host.taps().await, ["bg-0ad10002"]);
 
-        let closed = Row { nat: false, uid: 54321, ..row("web", 2) };
+        let policy = Policy { nat: false, ..Policy::default() };
+        let closed = Row { policy, uid: 54321, ..row("web", 2) };
         host.leases.acquire_row(closed).await.expect("changes");
         assert!(!nft(&["list", "set", "inet", "banger", "nat"]).contains("10.209.0.2"));
 
@@ -670,17 +721,42 @@ mod tests {
 
     #[tokio::test]
     #[ignore = "needs root, /dev/net/tun and nft"]
-    async fn fifty_at_once() {
+    async fn two_hundred_at_once() {
         let host = Host::new();
         let started = Instant::now();
-        let acquired = (2..52).map(|last| {
+        let acquired = (2..202).map(|last| {
             let leases = host.leases.clone();
             async move { leases.acquire_row(row(&format!("vm{last}"), last)).await }
         });
         for lease in futures_util::future::join_all(acquired).await {
             lease.expect("acquires");
         }
-        println!("50 leases in {:?}", started.elapsed());
-        assert_eq!(host.taps().await.len(), 50);
+        println!("200 leases in {:?}", started.elapsed());
+        assert_eq!(host.taps().await.len(), 200);
+        assert_eq!(nft(&["list", "map", "bridge", "banger", "guests"]).matches("jump").count(), 200);
+
+        let started = Instant::now();
+        host.leases.acquire_row(row("one-more", 250)).await.expect("acquires");
+        println!("one more in {:?}", started.elapsed());
+        let started = Instant::now();
+        host.leases.0.kernel.lock().await.rules = None;
+        host.leases.acquire_row(row("one-more", 250)).await.expect("acquires");
+        println!("the whole firewall anew in {:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn a_firewall_that_somebody_flushed_comes_back() {
+        let host = Host::new();
+        host.leases.acquire_row(row("a", 2)).await.expect("acquires");
+        for again in ["a", "b"] {
+            nft(&["flush", "ruleset"]);
+            host.leases.acquire_row(row(again, if again == "a" { 2 } else { 3 })).await.expect("acquires");
+            assert!(nft(&["list", "map", "bridge", "banger", "guests"]).contains("bg-0ad10002"));
+        }
+        nft(&["delete", "element", "bridge", "banger", "guests", "{ bg-0ad10003 }"]);
+        host.leases.release_row("b".into()).await.expect("releases");
+        let guests = nft(&["list", "map", "bridge", "banger", "guests"]);
+        assert!(guests.contains("bg-0ad10002") && !guests.contains("bg-0ad10003"), "{guests}");
     }
 }

@@ -24,6 +24,8 @@ mod effects;
 mod firewall;
 mod generator;
 mod leases;
+#[cfg(test)]
+mod packets;
 mod plan;
 mod resolvers;
 mod routing;

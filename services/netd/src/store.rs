@@ -3,10 +3,12 @@
 use std::net::Ipv4Addr;
 
 use banger_api::{Error, ErrorKind, Result};
+use banger_core::network::Policy;
 use banger_daemon::store::db;
 use rusqlite::{OptionalExtension, Row as SqlRow, Transaction, params};
 
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE lease (
         holder  TEXT PRIMARY KEY,
         address TEXT NOT NULL UNIQUE,
@@ -18,7 +20,14 @@ pub const MIGRATIONS: &[&str] = &["
         path  TEXT PRIMARY KEY,
         value TEXT NOT NULL
     ) STRICT;
-"];
+",
+    "
+    -- What the guest reaches, as JSON.
+    ALTER TABLE lease ADD COLUMN policy TEXT NOT NULL DEFAULT '{}';
+    UPDATE lease SET policy = json_object('nat', json(iif(nat, 'true', 'false')));
+    ALTER TABLE lease DROP COLUMN nat;
+",
+];
 
 /// A lease as it is written down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,17 +36,20 @@ pub struct Row {
     pub address: Ipv4Addr,
     /// Who may open the TAP.
     pub uid: u32,
-    pub nat: bool,
+    pub policy: Policy,
 }
 
-const COLUMNS: &str = "holder, address, uid, nat";
+const COLUMNS: &str = "holder, address, uid, policy";
 
 fn read(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
-    let address: String = row.get(1)?;
-    let address = address.parse().map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(error))
-    })?;
-    Ok(Row { holder: row.get(0)?, address, uid: row.get(2)?, nat: row.get(3)? })
+    let (address, policy): (String, String) = (row.get(1)?, row.get(3)?);
+    let address = address.parse().map_err(|error| unreadable(1, error))?;
+    let policy = serde_json::from_str(&policy).map_err(|error| unreadable(3, error))?;
+    Ok(Row { holder: row.get(0)?, address, uid: row.get(2)?, policy })
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
 pub fn get(transaction: &Transaction<'_>, holder: &str) -> Result<Option<Row>> {
@@ -53,7 +65,7 @@ pub fn all(transaction: &Transaction<'_>) -> Result<Vec<Row>> {
     rows.collect::<rusqlite::Result<_>>().map_err(db)
 }
 
-/// Writes a lease down, or its new uid and nat. Returns what was there before.
+/// Writes a lease down, or its new uid and policy. Returns what was there before.
 ///
 /// # Errors
 /// `AddressInUse` if another holder has the address, or this one has another address.
@@ -84,11 +96,12 @@ pub fn claim(transaction: &Transaction<'_>, wanted: &Row) -> Result<Option<Row>>
 }
 
 pub fn put(transaction: &Transaction<'_>, row: &Row) -> Result<()> {
+    let policy = serde_json::to_string(&row.policy).map_err(Error::internal)?;
     transaction
         .execute(
-            "INSERT INTO lease (holder, address, uid, nat) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (holder) DO UPDATE SET uid = excluded.uid, nat = excluded.nat",
-            params![row.holder, row.address.to_string(), row.uid, row.nat],
+            "INSERT INTO lease (holder, address, uid, policy) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (holder) DO UPDATE SET uid = excluded.uid, policy = excluded.policy",
+            params![row.holder, row.address.to_string(), row.uid, policy],
         )
         .map(drop)
         .map_err(db)

@@ -1,5 +1,6 @@
 //! `vmd.conf`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use banger_api::Result;
@@ -118,6 +119,7 @@ pub struct Defaults {
     #[serde(deserialize_with = "word")]
     pub init: banger_core::guest::Init,
     pub nat: bool,
+    pub groups: BTreeSet<String>,
     #[serde(deserialize_with = "word")]
     pub restart: banger_core::spec::Restart,
     #[serde(deserialize_with = "span")]
@@ -146,6 +148,7 @@ impl Default for Defaults {
             vmm: spec.vmm,
             init: spec.init,
             nat: spec.nat,
+            groups: spec.groups,
             restart: spec.restart,
             ttl: spec.ttl,
             expiry: spec.expiry,
@@ -169,6 +172,7 @@ impl Defaults {
             vmm: self.vmm,
             init: self.init,
             nat: self.nat,
+            groups: self.groups.clone(),
             restart: self.restart,
             ttl: self.ttl,
             expiry: self.expiry,

@@ -1,7 +1,6 @@
 //! What callers ask for, from the arguments of methods to checked values.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use banger_api::{ErrorKind, Options, Result};
@@ -70,6 +69,7 @@ pub struct Change {
     network: Option<bool>,
     nat: Option<bool>,
     forwards: Option<Vec<(String, String, u16, bool)>>,
+    groups: Option<Vec<String>>,
     init: Option<String>,
     kernel_arguments: Option<String>,
     environment: HashMap<String, String>,
@@ -105,6 +105,7 @@ impl Change {
             network: options.take("network")?,
             nat: options.take("nat")?,
             forwards: options.take("forwards")?,
+            groups: options.take("groups")?,
             init: options.take("init")?,
             kernel_arguments: options.take("kernel_arguments")?,
             environment: options.take("environment")?.unwrap_or_default(),
@@ -143,6 +144,7 @@ impl Change {
         let forwards =
             self.forwards.map(|forwards| forwards.into_iter().map(forward).collect()).transpose()?;
         set(&mut spec.forwards, forwards);
+        set(&mut spec.groups, self.groups.map(BTreeSet::from_iter));
         set(&mut spec.kernel_arguments, self.kernel_arguments);
         set(&mut spec.authorized_keys, self.authorized_keys);
         set(&mut spec.autostart, self.autostart);

@@ -87,7 +87,7 @@ pub struct Spec {
         help_heading = "Network"
     )]
     pub nat: Option<bool>,
-    /// Reach the host and other VMs only
+    /// Reach nothing beyond the host
     #[arg(long, help_heading = "Network")]
     pub no_nat: bool,
     /// Lead a port of the host to one of the guest while it runs; without ADDRESS for the host alone
@@ -98,6 +98,9 @@ pub struct Spec {
         help_heading = "Network"
     )]
     pub forwards: Vec<Forward>,
+    /// Reach the VMs of this group, too, and be reached by them; may be repeated
+    #[arg(long = "group", value_name = "NAME", help_heading = "Network")]
+    pub groups: Vec<String>,
     /// Environment variable for everything that runs in the VM; without VALUE that of the caller
     #[arg(long = "setenv", value_name = "NAME[=VALUE]", help_heading = "Machine")]
     pub environment: Vec<String>,
@@ -190,6 +193,9 @@ pub struct Set {
     /// Remove a variable
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub unsetenv: Vec<String>,
+    /// Leave all groups
+    #[arg(long, conflicts_with = "groups", help_heading = "Network")]
+    pub no_groups: bool,
     /// Take the VM's own SSH keys away
     #[arg(long, conflicts_with = "ssh_keys", help_heading = "Machine")]
     pub no_ssh_keys: bool,

@@ -155,6 +155,7 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         .set("network", spec.network.or(spec.no_network.then_some(false)))
         .set("nat", spec.nat.or(spec.no_nat.then_some(false)))
         .set("forwards", Some(forwards).filter(|forwards| !forwards.is_empty()))
+        .set("groups", Some(spec.groups.clone()).filter(|groups| !groups.is_empty()))
         .set("environment", Some(environment).filter(|map| !map.is_empty()))
         .set("authorized_keys", Some(keys).filter(|keys| !keys.is_empty()))
         .set("labels", Some(labels).filter(|map| !map.is_empty()))
@@ -195,6 +196,9 @@ pub async fn set(context: &Context, arguments: Set) -> Result<()> {
     }
     if arguments.no_publish {
         builder = builder.set("forwards", Some(Vec::<(String, String, u16, bool)>::new()));
+    }
+    if arguments.no_groups {
+        builder = builder.set("groups", Some(Vec::<String>::new()));
     }
     if arguments.no_ssh_keys {
         builder = builder.set("authorized_keys", Some(Vec::<String>::new()));

@@ -61,6 +61,12 @@ impl LeaseObject {
     /// Whether the guest may leave the host.
     #[zbus(property)]
     fn nat(&self) -> bool {
-        self.row.borrow().nat
+        self.row.borrow().policy.nat
+    }
+
+    /// It reaches the guests that share one of these groups with it.
+    #[zbus(property)]
+    fn groups(&self) -> Vec<String> {
+        self.row.borrow().policy.groups.iter().cloned().collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use banger_api::network::{AcquireOptions, Counters, Lease, LeaseRow};
+use banger_api::network::{AcquireOptions, Counters, Lease, LeaseRow, PolicyOptions};
 use banger_api::{Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
@@ -29,9 +29,9 @@ impl Manager {
 impl Manager {
     /// Takes a lease: makes the TAP, attaches it to the bridge, lets the guest through.
     ///
-    /// Options: `address s` (required; an address of `Range`), `uid u` (who may open the TAP),
-    /// `nat b` (whether the guest may leave the host). Asking again with the same address gives
-    /// the same lease, with the new `uid` and `nat`. The lease stays until it is released.
+    /// Options: `address s` (required; an address of `Range`), `uid u` (who may open the TAP), and
+    /// those of `SetPolicy`. Asking again with the same address gives the same lease, with the new
+    /// options. The lease stays until it is released.
     #[zbus(out_args("lease"))]
     async fn acquire(
         &self,
@@ -45,16 +45,20 @@ impl Manager {
         self.leases.acquire(holder, options, call).await
     }
 
-    /// Lets the guest of a lease leave the host, or keeps it from that, at once.
-    async fn set_nat(
+    /// Changes what the guest of a lease reaches, at once. What is not given stays.
+    ///
+    /// Options: `nat b` (whether it may leave the host), `groups as` (it reaches the guests that
+    /// share one of these with it, and no other's).
+    async fn set_policy(
         &self,
         holder: String,
-        nat: bool,
+        options: HashMap<String, OwnedVariant>,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<()> {
         let call = self.gate.enter(&header, connection, &[]).await?;
-        self.leases.set_nat(holder, nat, call).await
+        let options = PolicyOptions::try_from(Options::from(options))?;
+        self.leases.set_policy(holder, options, call).await
     }
 
     /// Gives a lease back: its TAP goes away.

@@ -1,6 +1,6 @@
 //! TAP devices. rtnetlink cannot make them; /dev/net/tun can.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -13,23 +13,32 @@ use nix::libc;
 /// # Errors
 /// `VmRunning` if somebody has it open.
 pub fn create(name: &str, uid: u32) -> Result<()> {
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(|error| {
-        Error::internal(format!("cannot open /dev/net/tun: {error}; load the module tun (modprobe tun)"))
-    })?;
+    let tun = open(name)?;
     let fd = tun.as_raw_fd();
-    let request = request(name)?;
     let failed =
         |what: &str, errno: Errno| Error::internal(format!("cannot {what} {name}: {}", errno.desc()));
-    // SAFETY: `request` is an ifreq, which the kernel reads and writes within this call.
-    unsafe { ioctl::tun_set_iff(fd, &raw const request) }.map_err(|errno| match errno {
-        Errno::EBUSY => ErrorKind::VmRunning.error(format!("{name} is open: its VM still runs")),
-        errno => failed("make", errno),
-    })?;
     // SAFETY: these two take an integer.
     unsafe { ioctl::tun_set_owner(fd, uid.into()) }.map_err(|errno| failed("give away", errno))?;
     // SAFETY: as above.
     unsafe { ioctl::tun_set_persist(fd, 1) }.map_err(|errno| failed("keep", errno))?;
     Ok(())
+}
+
+/// Opens a TAP as a VMM does, after making it if there is none.
+///
+/// # Errors
+/// `VmRunning` if somebody has it open.
+pub fn open(name: &str) -> Result<File> {
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(|error| {
+        Error::internal(format!("cannot open /dev/net/tun: {error}; load the module tun (modprobe tun)"))
+    })?;
+    let request = request(name)?;
+    // SAFETY: `request` is an ifreq, which the kernel reads and writes within this call.
+    unsafe { ioctl::tun_set_iff(tun.as_raw_fd(), &raw const request) }.map_err(|errno| match errno {
+        Errno::EBUSY => ErrorKind::VmRunning.error(format!("{name} is open: its VM still runs")),
+        errno => Error::internal(format!("cannot make {name}: {}", errno.desc())),
+    })?;
+    Ok(tun)
 }
 
 fn request(name: &str) -> Result<libc::ifreq> {

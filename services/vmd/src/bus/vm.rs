@@ -287,6 +287,12 @@ impl VmObject {
         Ok(self.row()?.spec.shown_forwards())
     }
 
+    /// The guest reaches the guests of VMs that share one of these groups, and no other's.
+    #[zbus(property)]
+    fn groups(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.row()?.spec.groups.into_iter().collect())
+    }
+
     #[zbus(property)]
     fn labels(&self) -> fdo::Result<HashMap<String, String>> {
         Ok(self.row()?.spec.labels.into_iter().collect())

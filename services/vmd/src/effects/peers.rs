@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 
 use banger_api::image::{ImageProxy, ImagesProxy, KernelProxy};
 use banger_api::job::JobProxy;
-use banger_api::network::{AcquireOptions, NetworkProxy};
+use banger_api::network::{AcquireOptions, NetworkProxy, PolicyOptions};
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, IMAGED, Result};
+use banger_core::network::Policy;
 use banger_daemon::Progress;
 use futures_util::StreamExt;
 use ipnet::Ipv4Net;
@@ -188,15 +189,15 @@ impl Peers {
         holder: &str,
         address: Ipv4Addr,
         uid: u32,
-        nat: bool,
+        policy: &Policy,
     ) -> Result<NetLease> {
-        let options = AcquireOptions { address: address.to_string(), uid, nat: Some(nat) };
+        let options = AcquireOptions { address: address.to_string(), uid, policy: reaches(policy) };
         Ok(self.network().await?.acquire(holder, options.to_dict()).await?)
     }
 
-    /// Whether the holder's guest may leave the host, from now on.
-    pub async fn set_nat(&self, holder: &str, nat: bool) -> Result<()> {
-        Ok(self.network().await?.set_nat(holder, nat).await?)
+    /// What the holder's guest reaches, from now on.
+    pub async fn set_network(&self, holder: &str, policy: &Policy) -> Result<()> {
+        Ok(self.network().await?.set_policy(holder, reaches(policy).to_dict()).await?)
     }
 
     /// What went through the holder's TAP.
@@ -217,6 +218,11 @@ impl Peers {
         let leases = self.network().await?.list_leases().await?;
         Ok(leases.into_iter().map(|(holder, ..)| holder).collect())
     }
+}
+
+/// A policy as netd takes it, with nothing left to netd's defaults.
+fn reaches(policy: &Policy) -> PolicyOptions {
+    PolicyOptions { nat: Some(policy.nat), groups: Some(policy.groups.iter().cloned().collect()) }
 }
 
 /// Whether a job did not fail, but ended with its service.

@@ -91,8 +91,8 @@ impl Supervisor {
                 self.0.units.set_limits(name, &row.spec.limits).await?;
                 Ok(true)
             }
-            "nat" if state.is_up() && row.spec.network => {
-                self.0.peers.set_nat(name.as_str(), row.spec.nat).await?;
+            "nat" | "groups" if state.is_up() && row.spec.network => {
+                self.0.peers.set_network(name.as_str(), &row.spec.policy()).await?;
                 Ok(true)
             }
             "forwards" => self.follow_forwards(row, &old.forwards).await.map(|()| true),
@@ -210,6 +210,7 @@ fn properties(row: &VmRow) -> Vec<(&'static str, OwnedVariant)> {
         ("Vmm", Str::from(spec.vmm.as_str()).into()),
         ("Nat", spec.nat.into()),
         ("Forwards", own(spec.shown_forwards().into())),
+        ("Groups", own(spec.groups.iter().map(String::as_str).collect::<Vec<_>>().into())),
         ("Labels", own(labels.into())),
         ("RestartPolicy", Str::from(spec.restart.as_str()).into()),
         ("Ttl", spec.ttl.into()),

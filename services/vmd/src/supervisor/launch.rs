@@ -104,7 +104,7 @@ impl Supervisor {
         }
         let network_usec = now_usec();
         let network = if row.spec.network {
-            Some(self.0.peers.acquire_network(name.as_str(), row.address, uid, row.spec.nat).await?)
+            Some(self.0.peers.acquire_network(name.as_str(), row.address, uid, &row.spec.policy()).await?)
         } else {
             None
         };

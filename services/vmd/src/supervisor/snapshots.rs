@@ -152,7 +152,7 @@ impl Supervisor {
             // The lease that it has already.
             true => {
                 let user = self.0.units.user(&row.name).await?;
-                Some(self.0.peers.acquire_network(name, row.address, user, row.spec.nat).await?)
+                Some(self.0.peers.acquire_network(name, row.address, user, &row.spec.policy()).await?)
             }
             false => None,
         };

@@ -1,0 +1,195 @@
+//! What the firewall makes of real frames: the tests play guests, who write to their TAPs what they
+//! like and see what arrives. As in `leases`, in a network namespace of their own.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::process::Command;
+
+use banger_core::network::Policy;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::effects::tap;
+use crate::leases::tests::{Host, NEEDS, row};
+use crate::plan;
+use crate::store::Row;
+
+/// The header that TAPs of ours have before each frame; zeros ask for nothing.
+const VNET_HEADER: usize = 10;
+const BROADCAST: [u8; 6] = [0xff; 6];
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 209, 0, 1);
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+
+/// A guest that does not keep to the rules.
+struct Guest {
+    tap: File,
+    address: Ipv4Addr,
+    mac: [u8; 6],
+}
+
+impl Guest {
+    async fn new(host: &Host, last: u8, groups: &[&str]) -> Self {
+        let groups: BTreeSet<String> = groups.iter().map(ToString::to_string).collect();
+        let policy = Policy { groups, ..Policy::default() };
+        let row = Row { policy, ..row(&format!("guest{last}"), last) };
+        let address = row.address;
+        let lease = host.leases.acquire_row(row).await.expect("acquires");
+        let tap = tap::open(&lease.tap).expect(NEEDS);
+        Self { tap, address, mac: plan::mac(address) }
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let packet = [&[0; VNET_HEADER][..], frame].concat();
+        self.tap.write_all(&packet).expect("writes");
+    }
+
+    /// The next frame of a test's own that is for this guest; `None` if nothing comes any more.
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let mut wait = [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut wait, PollTimeout::from(500u16)).expect("polls") == 0 {
+                return None;
+            }
+            let mut packet = vec![0; 2048];
+            let length = self.tap.read(&mut packet).expect("reads");
+            let frame = packet[VNET_HEADER..length].to_vec();
+            let for_us = frame.starts_with(&self.mac) || frame.starts_with(&BROADCAST);
+            if for_us && frame.ends_with(MARK) {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// What arrives at `to` of the frame and of a proper one after it.
+    fn passes(&mut self, frame: &[u8], to: &mut Guest) -> bool {
+        let proper = datagram(self.mac, BROADCAST, self.address, Ipv4Addr::BROADCAST, 4000);
+        self.send(frame);
+        self.send(&proper);
+        let first = to.receive().expect("at least the proper frame arrives");
+        if first == proper {
+            return false;
+        }
+        assert_eq!(first, frame);
+        assert_eq!(to.receive(), Some(proper));
+        true
+    }
+}
+
+/// Ends every frame of the tests: the host sends some of its own.
+const MARK: &[u8] = b"a frame of the tests";
+
+fn ethernet(source: [u8; 6], destination: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+    [&destination[..], &source, &kind.to_be_bytes(), payload, MARK].concat()
+}
+
+/// A request or an answer (1, 2) in which a guest says who it is.
+fn arp(source: [u8; 6], operation: u8, sender: ([u8; 6], Ipv4Addr), target: Ipv4Addr) -> Vec<u8> {
+    let header = [0, 1, 8, 0, 6, 4, 0, operation];
+    let (mac, address) = sender;
+    ethernet(
+        source,
+        BROADCAST,
+        ARP,
+        &[&header[..], &mac, &address.octets(), &[0; 6], &target.octets()].concat(),
+    )
+}
+
+fn datagram(
+    source: [u8; 6],
+    destination: [u8; 6],
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    source_port: u16,
+) -> Vec<u8> {
+    let length = u16::try_from(MARK.len()).expect("short");
+    let udp = [source_port, 4000, 8 + length, 0].map(u16::to_be_bytes).concat();
+    let mut ip = [&[0x45, 0][..], &(28 + length).to_be_bytes(), &[0, 0, 0, 0, 64, 17, 0, 0]].concat();
+    ip.extend([from.octets(), to.octets()].concat());
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    ethernet(source, destination, IPV4, &[ip, udp].concat())
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn nobody_passes_for_somebody_else() {
+    let host = Host::new();
+    let mut one = Guest::new(&host, 2, &["web"]).await;
+    let mut other = Guest::new(&host, 3, &["ci", "web"]).await;
+    let (mac, address) = (one.mac, one.address);
+    let (other_mac, other_address) = (other.mac, other.address);
+    let mut passes = |frame: &[u8]| one.passes(frame, &mut other);
+
+    assert!(passes(&arp(mac, 1, (mac, address), other_address)));
+    assert!(passes(&arp(mac, 1, (mac, Ipv4Addr::UNSPECIFIED), other_address)), "a probe");
+    assert!(passes(&datagram(mac, other_mac, address, other_address, 5000)));
+
+    let strange = [2, 0, 0, 0, 0, 9];
+    for (what, frame) in [
+        ("another MAC address", datagram(strange, other_mac, address, other_address, 5000)),
+        ("the gateway's address", datagram(mac, other_mac, GATEWAY, other_address, 5000)),
+        ("the receiver's own address", datagram(mac, other_mac, other_address, other_address, 5000)),
+        ("an address from elsewhere", datagram(mac, other_mac, [192, 0, 2, 1].into(), other_address, 5000)),
+        ("a DHCP server", datagram(mac, other_mac, address, other_address, 67)),
+        ("ARP from another MAC address", arp(strange, 2, (strange, address), other_address)),
+        ("ARP for the gateway", arp(mac, 2, (mac, GATEWAY), other_address)),
+        ("ARP with another MAC address inside", arp(mac, 2, (strange, address), other_address)),
+        ("ARP with another MAC address outside", arp(strange, 2, (mac, address), other_address)),
+        ("a VLAN", ethernet(mac, other_mac, 0x8100, &[0, 5, 8, 0])),
+        ("no IP at all", ethernet(mac, other_mac, 0x88b5, &[])),
+    ] {
+        assert!(!passes(&frame), "{what}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn guests_meet_in_groups_only() {
+    let host = Host::new();
+    let mut one = Guest::new(&host, 2, &["web", "db"]).await;
+    let mut friend = Guest::new(&host, 3, &["web"]).await;
+    let mut stranger = Guest::new(&host, 4, &["ci"]).await;
+    let mut loner = Guest::new(&host, 5, &[]).await;
+
+    let everybody = datagram(one.mac, BROADCAST, one.address, Ipv4Addr::BROADCAST, 5000);
+    one.send(&everybody);
+    let bridge = plan::mac(GATEWAY);
+    for guest in [&friend, &stranger, &loner] {
+        // These guests answer no questions, so the host has to know them.
+        let (address, mac) = (guest.address.to_string(), plan::mac_text(guest.address));
+        let neighbor = ["neighbor", "add", &address, "lladdr", &mac, "dev", "banger0"];
+        assert!(Command::new("ip").args(neighbor).status().expect(NEEDS).success());
+        let frame = datagram(one.mac, guest.mac, one.address, guest.address, 5000);
+        one.send(&frame);
+        // Nor by way of the host, which routes.
+        one.send(&datagram(one.mac, bridge, one.address, guest.address, 5001));
+    }
+    assert_eq!(friend.receive(), Some(everybody));
+    assert_eq!(friend.receive(), Some(datagram(one.mac, friend.mac, one.address, friend.address, 5000)));
+    for guest in [&mut friend, &mut stranger, &mut loner] {
+        assert_eq!(guest.receive(), None);
+    }
+
+    // Group by group: one comes, the other goes, while both run.
+    let policy = |groups: &[&str]| Policy {
+        groups: groups.iter().map(ToString::to_string).collect(),
+        ..Policy::default()
+    };
+    for (holder, last, groups) in [("guest4", 4, &["db"][..]), ("guest2", 2, &["db"])] {
+        let row = Row { policy: policy(groups), ..row(holder, last) };
+        host.leases.acquire_row(row).await.expect("changes");
+    }
+    for guest in [&friend, &stranger] {
+        let frame = datagram(one.mac, guest.mac, one.address, guest.address, 5002);
+        one.send(&frame);
+    }
+    assert_eq!(
+        stranger.receive(),
+        Some(datagram(one.mac, stranger.mac, one.address, stranger.address, 5002))
+    );
+    assert_eq!(friend.receive(), None);
+}
