@@ -87,7 +87,7 @@ boot_guest() { # DIR ROOTFS CONFIG-FIELDS: with the overlay that is in DIR alrea
     VSOCK=$dir/vsock.sock
     rm -f "$dir"/{vsock,vhost}.sock "$dir/status"
     cat >"$dir/config.json" <<EOF
-{"protocol": 2, "hostname": "web", "realtime_usec": "NOW", "seed": "$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')",
+{"protocol": 3, "hostname": "web", "realtime_usec": "NOW", "seed": "$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')",
  "rootfs": {"image": "/dev/vda", "fstype": "squashfs", "overlay": "/dev/vdb"},
  "process": {"env": {"LANG": "C.UTF-8", "A": "image"}} ${fields:+, $fields}}
 EOF

@@ -43,6 +43,53 @@ fn of_lease(vm: &Vm, property: &str) -> String {
 }
 
 #[test]
+fn guests_have_ipv6_of_their_hosts_own() {
+    let vm = Vm::running("t-ipv6", BUSYBOX);
+    let shown = json(&["vm", "show", vm.name()]);
+    let address = shown["address6"].as_str().expect("an address");
+    assert!(address.starts_with("fd"), "{address}");
+    assert_eq!(of_lease(&vm, "Address6"), format!("v s \"{address}\"\n"));
+    assert_eq!(of_lease(&vm, "Prefix6"), "v y 64\n");
+    let gateway = json(&["net", "status"])["gateway6"].as_str().expect("an address").to_owned();
+    assert!(vm.sh("ip -6 route").ok().contains(&format!("default via {gateway} dev eth0")));
+
+    // The server outside knows no way back to these addresses either.
+    assert!(reaches(&vm, &gateway) && reaches(&vm, "2001:db8:1::10"));
+    run("ping", &["-c", "1", "-W", "10", address]).ok();
+    // In groups, as with IPv4.
+    let other = Vm::running("t-ipv6-other", BUSYBOX);
+    let there = json(&["vm", "show", other.name()])["address6"].as_str().expect("an address").to_owned();
+    assert!(!reaches(&vm, &there));
+    for vm in [&vm, &other] {
+        banger(&["set", vm.name(), "--group", "t-ipv6"]).ok();
+    }
+    eventually("they reach each other", || reaches(&vm, &there));
+    // Nobody else's address.
+    vm.sh("ip addr add fd00:dead::9/64 dev eth0; ip link set eth0 address 02:00:00:00:00:09").ok();
+    assert!(!reaches(&vm, &gateway));
+
+    banger(&["set", other.name(), "--no-nat"]).ok();
+    assert!(!reaches(&other, "2001:db8:1::10") && reaches(&other, &gateway));
+}
+
+#[test]
+fn ipv6_is_the_admins_choice() {
+    let conf = "/run/banger/netd.conf.d/50-test-ipv6.conf";
+    std::fs::create_dir_all("/run/banger/netd.conf.d").expect("creates");
+    std::fs::write(conf, "ipv6 = false\n").expect("writes");
+    run("systemctl", &["restart", "banger-netd.service"]).ok();
+    let vm = Vm::named("t-no-ipv6");
+    let started = banger(&["run", "-d", "--name", vm.name(), BUSYBOX]);
+    let shown = banger(&["--json", "vm", "show", vm.name()]);
+    let addresses = vm.sh("ip -6 addr show dev eth0 scope global");
+    std::fs::remove_file(conf).expect("removes");
+    run("systemctl", &["restart", "banger-netd.service"]).ok();
+    started.ok();
+    assert!(shown.ok().contains("\"address6\": \"\""));
+    assert_eq!(addresses.ok(), "");
+}
+
+#[test]
 fn guests_are_strangers_unless_they_share_a_group() {
     let (one, other) = (Vm::named("t-group-one"), Vm::named("t-group-other"));
     banger(&["run", "-d", "--name", one.name(), "--group", "t-web", "--group", "t-db", BUSYBOX]).ok();

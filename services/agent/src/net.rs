@@ -1,11 +1,12 @@
-//! The guest's network: one address on one interface, by the classic ioctls of netdevice(7).
+//! The guest's network: one address of each kind on one interface, by the classic ioctls of netdevice(7)
+//! and ipv6(7).
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::Context;
-use banger_core::guest::Network;
+use banger_core::guest::{Network, Network6};
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -40,7 +41,71 @@ pub fn set_up_network(network: &Network) -> anyhow::Result<()> {
     route.rt_gateway = address(network.gateway);
     route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
     ioctl(&socket, libc::SIOCADDRT, &route)
+        .with_context(|| format!("cannot route through {}", network.gateway))?;
+    network.ipv6.as_ref().map_or(Ok(()), set_up_ipv6)
+}
+
+/// Does nothing in a kernel without IPv6, or where it is switched off.
+fn set_up_ipv6(network: &Network6) -> anyhow::Result<()> {
+    let conf = format!("/proc/sys/net/ipv6/conf/{INTERFACE}");
+    if std::fs::read_to_string(format!("{conf}/disable_ipv6")).map_or(true, |off| off.trim() != "0") {
+        return Ok(());
+    }
+    // Nobody else can have the address, and until that was asked it could not be used.
+    let _ = std::fs::write(format!("{conf}/dad_transmits"), "0");
+    let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let index = nix::net::if_::if_nametoindex(INTERFACE)?;
+    let address = Address6 { address: address6(network.address), prefix: network.prefix.into(), index };
+    match ioctl(&socket, libc::SIOCSIFADDR, &address) {
+        // It has it already, after a snapshot of itself.
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        result => {
+            result.with_context(|| format!("cannot give {INTERFACE} the address {}", network.address))?
+        }
+    }
+    let anywhere = address6(Ipv6Addr::UNSPECIFIED);
+    let route = Route6 {
+        destination: anywhere,
+        source: anywhere,
+        gateway: address6(network.gateway),
+        kind: 0,
+        destination_length: 0,
+        source_length: 0,
+        // What Linux gives routes of IPv6 by itself.
+        metric: 1024,
+        info: 0,
+        flags: (libc::RTF_UP | libc::RTF_GATEWAY).into(),
+        index,
+    };
+    ioctl(&socket, libc::SIOCADDRT, &route)
         .with_context(|| format!("cannot route through {}", network.gateway))
+}
+
+/// `struct in6_ifreq` of Linux's <linux/ipv6.h>, which libc does not have.
+#[repr(C)]
+struct Address6 {
+    address: libc::in6_addr,
+    prefix: u32,
+    index: u32,
+}
+
+/// `struct in6_rtmsg` of Linux's <linux/ipv6_route.h>, whose fields libc hides.
+#[repr(C)]
+struct Route6 {
+    destination: libc::in6_addr,
+    source: libc::in6_addr,
+    gateway: libc::in6_addr,
+    kind: u32,
+    destination_length: u16,
+    source_length: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    index: u32,
+}
+
+fn address6(address: Ipv6Addr) -> libc::in6_addr {
+    libc::in6_addr { s6_addr: address.octets() }
 }
 
 /// Takes the interface down, which takes its routes, and its addresses. Does nothing where there

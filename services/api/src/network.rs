@@ -49,6 +49,11 @@ pub struct Lease {
     pub prefix: u8,
     /// The host's address on the bridge: the guest's default route.
     pub gateway: String,
+    /// The guest's IPv6 address, with the length of its network's prefix and the host's address;
+    /// none of them where guests have no IPv6.
+    pub address6: Option<String>,
+    pub prefix6: Option<u8>,
+    pub gateway6: Option<String>,
     /// Name servers that the guest can reach, possibly none.
     pub dns: Vec<String>,
     /// Where the guest may look for names without a dot: the domain of the VMs' names, if these
@@ -186,6 +191,12 @@ pub trait Network {
     /// The host's address on the bridge.
     #[zbus(property(emits_changed_signal = "const"))]
     fn gateway(&self) -> zbus::Result<String>;
+    /// The network of the guests' IPv6 addresses, empty where they have none.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn range6(&self) -> zbus::Result<String>;
+    /// The host's IPv6 address on the bridge, empty without.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway6(&self) -> zbus::Result<String>;
     /// Name servers that new leases get.
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> zbus::Result<Vec<String>>;
@@ -211,6 +222,12 @@ pub trait NetworkLease {
     fn prefix(&self) -> zbus::Result<u8>;
     #[zbus(property(emits_changed_signal = "const"))]
     fn gateway(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn address6(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn prefix6(&self) -> zbus::Result<u8>;
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway6(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "const"))]
     fn mac(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "const"))]

@@ -399,6 +399,9 @@ pub trait Vm {
     /// Empty without network.
     #[zbus(property(emits_changed_signal = "const"))]
     fn address(&self) -> zbus::Result<String>;
+    /// Since its last start, empty without one.
+    #[zbus(property)]
+    fn address6(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn cpus(&self) -> zbus::Result<u32>;
     #[zbus(property)]

@@ -8,13 +8,13 @@
 //! which every process in the guest can read, and has no length limit of note.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 /// The version of everything in this module and of the `org.banger.Agent1` interface.
 /// Host and agent refuse each other when it differs.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Guest port on which the agent serves `org.banger.Agent1` (D-Bus, peer to peer).
 pub const AGENT_PORT: u32 = 1024;
@@ -207,6 +207,18 @@ pub struct Network {
     /// leaves the interface's own.
     #[serde(default)]
     pub mac: String,
+    /// `None`: the guest has no IPv6 beyond its link.
+    #[serde(default)]
+    pub ipv6: Option<Network6>,
+}
+
+/// The interface's address of IPv6.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network6 {
+    pub address: Ipv6Addr,
+    pub prefix: u8,
+    pub gateway: Ipv6Addr,
 }
 
 /// Who is PID 1 once the root filesystem is there.
@@ -251,7 +263,7 @@ mod tests {
     #[test]
     fn what_is_not_said_has_a_default() {
         let config: GuestConfig = serde_json::from_str(
-            r#"{"protocol": 2, "hostname": "web", "realtime_usec": 0, "seed": "",
+            r#"{"protocol": 3, "hostname": "web", "realtime_usec": 0, "seed": "",
                 "rootfs": {"image": "/dev/vda", "fstype": "squashfs", "overlay": "/dev/vdb"},
                 "process": {}}"#,
         )
@@ -259,7 +271,7 @@ mod tests {
         assert_eq!(
             config,
             GuestConfig {
-                protocol: 2,
+                protocol: 3,
                 hostname: "web".into(),
                 rootfs: Rootfs {
                     image: "/dev/vda".into(),

@@ -20,6 +20,8 @@ pub struct Config {
     /// The network of the guests.
     #[serde(deserialize_with = "range")]
     pub range: Ipv4Net,
+    /// Whether guests have IPv6 as well, where the host has it.
+    pub ipv6: bool,
     /// Whether leases that do not say otherwise let their guest leave the host.
     pub nat: bool,
     /// Name servers of the guests; `None` has them ask us.
@@ -42,7 +44,15 @@ impl Default for Config {
     fn default() -> Self {
         let range = Ipv4Net::new_assert(Ipv4Addr::new(10, 209, 0, 0), 16);
         let domain = parse_domain("banger.internal").expect("a domain");
-        Self { bridge: "banger0".into(), range, nat: true, dns: None, domain, host: Host::default() }
+        Self {
+            bridge: "banger0".into(),
+            range,
+            ipv6: true,
+            nat: true,
+            dns: None,
+            domain,
+            host: Host::default(),
+        }
     }
 }
 

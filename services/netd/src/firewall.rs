@@ -20,10 +20,10 @@
 //! an `accept` only ends our own chain.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use banger_core::network::{Policy, Ports};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
 use crate::plan;
@@ -38,6 +38,8 @@ const TAPS: &str = "bg-*";
 pub struct Frame<'a> {
     pub bridge: &'a str,
     pub range: Ipv4Net,
+    /// `None`: the guests have no IPv6.
+    pub prefix6: Option<Ipv6Net>,
     /// Ports of the host that are open to guests.
     pub host: &'a [Ports],
 }
@@ -46,6 +48,7 @@ pub struct Frame<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest<'a> {
     pub address: Ipv4Addr,
+    pub address6: Option<Ipv6Addr>,
     pub policy: &'a Policy,
 }
 
@@ -92,7 +95,7 @@ impl Contents {
 
     fn add(&mut self, guest: &Guest<'_>) {
         let tap = plan::tap(guest.address);
-        self.chain(Table::Bridge, &tap, from_guest(guest.address));
+        self.chain(Table::Bridge, &tap, from_guest(guest));
         self.jump("guests", &tap, &tap);
         if !guest.policy.groups.is_empty() {
             self.groups(&tap, guest.policy);
@@ -100,6 +103,10 @@ impl Contents {
         if guest.policy.nat {
             let address = guest.address.to_string();
             self.element(Table::Inet, "nat", &address, json!(address));
+        }
+        if let (true, Some(address)) = (guest.policy.nat, guest.address6) {
+            let address = address.to_string();
+            self.element(Table::Inet, "nat6", &address, json!(address));
         }
     }
 
@@ -182,8 +189,6 @@ fn renewed(table: Table) -> [Value; 3] {
 /// What guests send, as it comes from their TAPs.
 fn bridge_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     let table = Table::Bridge;
-    let (gateway, range) = (plan::gateway(frame.range), frame.range);
-    let from_guest = || equal(meta("iifname"), json!(TAPS));
     let from_elsewhere = || unequal(meta("iifname"), json!(TAPS));
     commands.extend([
         verdict_map("guests"),
@@ -207,25 +212,32 @@ fn bridge_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
         rule(table, "forward", &json!([unequal(meta("oifname"), json!(TAPS)), accept()])),
         rule(table, "forward", &json!([{"vmap": {"key": meta("iifname"), "data": "@grouped"}}])),
         rule(table, "forward", &json!([drop()])),
-        // The gateway is no way round that.
         chain(table, "input", "filter", "input", -200),
-        rule(
-            table,
-            "input",
-            &json!([
-                from_guest(),
-                equal(payload("ip", "daddr"), prefix(range)),
-                unequal(payload("ip", "daddr"), json!(gateway.to_string())),
-                drop()
-            ]),
-        ),
     ]);
+    // The gateway is no way round that.
+    for (network, gateway, _) in networks(frame) {
+        let destination = || payload(protocol(network), "daddr");
+        let round = json!([
+            equal(meta("iifname"), json!(TAPS)),
+            equal(destination(), prefix(network)),
+            unequal(destination(), json!(gateway)),
+            drop()
+        ]);
+        commands.push(rule(table, "input", &round));
+    }
+}
+
+fn protocol(network: IpNet) -> &'static str {
+    match network {
+        IpNet::V4(_) => "ip",
+        IpNet::V6(_) => "ip6",
+    }
 }
 
 /// What a guest may send to anybody: frames that name itself as their sender.
-fn from_guest(address: Ipv4Addr) -> Vec<Value> {
-    let (mac, ip) = (plan::mac_text(address), address.to_string());
-    vec![
+fn from_guest(guest: &Guest<'_>) -> Vec<Value> {
+    let (mac, ip) = (plan::mac_text(guest.address), guest.address.to_string());
+    let mut rules = vec![
         json!([unequal(payload("ether", "saddr"), json!(mac)), drop()]),
         json!([equal(payload("ip", "saddr"), json!(ip)), accept()]),
         json!([
@@ -234,39 +246,59 @@ fn from_guest(address: Ipv4Addr) -> Vec<Value> {
             one_of(payload("arp", "saddr ip"), &[ip.as_str(), "0.0.0.0"]),
             accept()
         ]),
-    ]
+    ];
+    if let Some(address) = guest.address6 {
+        let own = [address, plan::link_local(guest.address)];
+        // Whose address an advertisement is about: ICMPv6 has it after eight bytes (RFC 4861).
+        let target = json!({"payload": {"base": "th", "offset": 64, "len": 128}});
+        let advertised = own.map(|address| format!("{:#x}", u128::from(address)));
+        rules.extend([
+            json!([
+                equal(payload("icmpv6", "type"), json!("nd-neighbor-advert")),
+                unequal(target, json!({"set": advertised})),
+                drop()
+            ]),
+            json!([one_of(payload("ip6", "saddr"), &own.map(|address| address.to_string())), accept()]),
+            json!([
+                equal(payload("ip6", "saddr"), json!("::")),
+                one_of(payload("icmpv6", "type"), &["nd-neighbor-solicit", "mld2-listener-report"]),
+                accept()
+            ]),
+        ]);
+    }
+    rules
 }
 
 /// What guests want of the host, and of what is beyond.
 fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     let table = Table::Inet;
-    let (bridge, gateway) = (frame.bridge, plan::gateway(frame.range).to_string());
+    let bridge = frame.bridge;
     let from_guest = || equal(meta("iifname"), json!(bridge));
     let to_guest = || equal(meta("oifname"), json!(bridge));
-    let not_theirs = || unequal(payload("ip", "saddr"), prefix(frame.range));
-    let may_leave = || equal(payload("ip", "saddr"), json!("@nat"));
     let answer = || matches(json!({"ct": {"key": "state"}}), "in", json!(["established", "related"]));
     // Say so, rather than let a guest wait for a timeout.
     let reject = || json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}});
+    let icmpv6 = ["echo-request", "nd-neighbor-solicit", "nd-neighbor-advert", "mld2-listener-report"];
+    let networks = networks(frame);
 
     commands.extend([
         json!({"add": {"set": typed(table, "nat", json!("ipv4_addr"))}}),
+        json!({"add": {"set": typed(table, "nat6", json!("ipv6_addr"))}}),
         chain(table, "input", "filter", "input", 0),
         rule(table, "input", &json!([unequal(meta("iifname"), json!(bridge)), accept()])),
-        rule(table, "input", &json!([not_theirs(), drop()])),
         rule(table, "input", &json!([answer(), accept()])),
         rule(table, "input", &json!([equal(payload("icmp", "type"), json!("echo-request")), accept()])),
-        rule(
-            table,
-            "input",
-            &json!([
-                equal(payload("ip", "daddr"), json!(gateway)),
-                one_of(meta("l4proto"), &["tcp", "udp"]),
-                equal(payload("th", "dport"), json!(53)),
-                accept()
-            ]),
-        ),
+        rule(table, "input", &json!([one_of(payload("icmpv6", "type"), &icmpv6), accept()])),
     ]);
+    for (network, gateway, _) in &networks {
+        let dns = json!([
+            equal(payload(protocol(*network), "daddr"), json!(gateway)),
+            one_of(meta("l4proto"), &["tcp", "udp"]),
+            equal(payload("th", "dport"), json!(53)),
+            accept()
+        ]);
+        commands.push(rule(table, "input", &dns));
+    }
     if !frame.host.is_empty() {
         let ports: Vec<Value> = frame.host.iter().map(concatenation).collect();
         let wanted = json!({"concat": [meta("l4proto"), payload("th", "dport")]});
@@ -275,20 +307,34 @@ fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     commands.extend([
         rule(table, "input", &json!([reject()])),
         chain(table, "forward", "filter", "forward", 0),
-        rule(table, "forward", &json!([from_guest(), not_theirs(), drop()])),
         // Between guests: bridge-netfilter shows us what has been judged above.
         rule(table, "forward", &json!([from_guest(), to_guest(), accept()])),
-        rule(table, "forward", &json!([from_guest(), may_leave(), accept()])),
+    ]);
+    let may_leave = |network, nat| equal(payload(protocol(network), "saddr"), json!(nat));
+    for (network, _, nat) in &networks {
+        commands.push(rule(table, "forward", &json!([from_guest(), may_leave(*network, nat), accept()])));
+    }
+    commands.extend([
         rule(table, "forward", &json!([from_guest(), reject()])),
         rule(table, "forward", &json!([to_guest(), answer(), accept()])),
         rule(table, "forward", &json!([to_guest(), drop()])),
         chain(table, "postrouting", "nat", "postrouting", 100),
-        rule(
-            table,
-            "postrouting",
-            &json!([may_leave(), unequal(meta("oifname"), json!(bridge)), {"masquerade": null}]),
-        ),
     ]);
+    for (network, _, nat) in &networks {
+        let beyond = unequal(meta("oifname"), json!(bridge));
+        let masquerade = json!([may_leave(*network, nat), beyond, {"masquerade": null}]);
+        commands.push(rule(table, "postrouting", &masquerade));
+    }
+}
+
+/// The guests' networks, each with the gateway's address and the set of those who may leave the host.
+fn networks(frame: &Frame<'_>) -> Vec<(IpNet, IpAddr, &'static str)> {
+    let gateway = plan::gateway(frame.range);
+    let mut networks = vec![(frame.range.into(), gateway.into(), "@nat")];
+    if let Some(prefix) = frame.prefix6 {
+        networks.push((prefix.into(), plan::address6(prefix, gateway).into(), "@nat6"));
+    }
+    networks
 }
 
 /// Protocol and port, or range of ports.
@@ -367,7 +413,7 @@ fn payload(protocol: &str, field: &str) -> Value {
     json!({"payload": {"protocol": protocol, "field": field}})
 }
 
-fn prefix(network: Ipv4Net) -> Value {
+fn prefix(network: IpNet) -> Value {
     json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix_len()}})
 }
 
@@ -400,11 +446,14 @@ mod tests {
     }
 
     fn contents(guests: &[([u8; 4], Policy)]) -> Contents {
-        Contents::of(guests.iter().map(|(address, policy)| Guest { address: (*address).into(), policy }))
+        Contents::of(guests.iter().map(|(address, policy)| {
+            let address = Ipv4Addr::from(*address);
+            Guest { address, address6: None, policy }
+        }))
     }
 
     fn frame(host: &[Ports]) -> Frame<'_> {
-        Frame { bridge: "banger0", range: Config::default().range, host }
+        Frame { bridge: "banger0", range: Config::default().range, prefix6: None, host }
     }
 
     /// One command a line, so that a change of a rule is a change of a line.
@@ -422,6 +471,22 @@ mod tests {
         ]);
         let host = ["tcp/8080", "udp/5000-5010"].map(|port| port.parse().expect("a port"));
         insta::assert_snapshot!(lines(&ruleset(&frame(&host), &guests)));
+    }
+
+    #[test]
+    fn with_ipv6() {
+        let prefix: Ipv6Net = "fd12:3456:789a::/64".parse().expect("network");
+        let address = Ipv4Addr::new(10, 209, 0, 5);
+        let policy = policy(true, OPEN);
+        let guest = Guest { address, address6: Some(plan::address6(prefix, address)), policy: &policy };
+        let with = ruleset(&Frame { prefix6: Some(prefix), ..frame(&[]) }, &Contents::of([guest]));
+        let without = ruleset(&frame(&[]), &contents(&[([10, 209, 0, 5], policy.clone())]));
+        let without = lines(&without);
+        let more = lines(&with)
+            .lines()
+            .filter(|line| !without.contains(line))
+            .fold(String::new(), |all, line| all + line + "\n");
+        insta::assert_snapshot!(more);
     }
 
     #[test]

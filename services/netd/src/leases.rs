@@ -1,7 +1,8 @@
 //! Leases: what is written down, made true in the kernel.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use banger_api::network::{
 use banger_api::{Error, ErrorKind, NETD, Result};
 use banger_core::network::Policy;
 use banger_daemon::{Call, Hub, Store};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use tokio::sync::{Mutex, watch};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
@@ -47,6 +48,8 @@ struct Inner {
     bridge: watch::Sender<Option<u32>>,
     /// Whether guests can ask us for names.
     serves_names: bool,
+    /// The guests' network of IPv6; `None` where they have none.
+    prefix6: Option<Ipv6Net>,
     /// Held while rows and kernel are changed together: local system calls and the disk, never the
     /// network.
     kernel: Mutex<Kernel>,
@@ -62,9 +65,20 @@ struct Kernel {
     rules: Option<Contents>,
 }
 
+/// The guests' network of IPv6, if they have it: this host's own, drawn when it is first needed.
+pub async fn prefix6(config: &Config, store: &Store) -> Result<Option<Ipv6Net>> {
+    // Where an admin has switched it off for all interfaces, it is off for ours.
+    let host_has_ipv6 = sysctl::read(&sysctl::disable_ipv6("all"))?.as_deref() == Some("0");
+    match config.ipv6 && host_has_ipv6 {
+        true => Ok(Some(store.transact(store::prefix6).await?)),
+        false => Ok(None),
+    }
+}
+
 impl Leases {
     pub fn new(
         config: Arc<Config>,
+        prefix6: Option<Ipv6Net>,
         store: Store,
         hub: Hub,
         names: Names,
@@ -78,6 +92,7 @@ impl Leases {
             names,
             bridge: watch::Sender::new(None),
             serves_names,
+            prefix6,
             kernel: Mutex::default(),
             objects: StdMutex::default(),
         })))
@@ -90,6 +105,12 @@ impl Leases {
     /// Index of the bridge, if there is one, whenever it was looked at.
     pub fn bridge(&self) -> watch::Receiver<Option<u32>> {
         self.0.bridge.subscribe()
+    }
+
+    /// The guests' network of IPv6, and the host's address in it.
+    pub fn ipv6(&self) -> Option<(Ipv6Net, Ipv6Addr)> {
+        let gateway = plan::gateway(self.config().range);
+        self.0.prefix6.map(|prefix| (prefix, plan::address6(prefix, gateway)))
     }
 
     /// Name servers for guests: those of the configuration, else us, else those of the host.
@@ -145,6 +166,9 @@ impl Leases {
             address: row.address.to_string(),
             prefix: self.config().range.prefix_len(),
             gateway: plan::gateway(self.config().range).to_string(),
+            address6: self.0.prefix6.map(|prefix| plan::address6(prefix, row.address).to_string()),
+            prefix6: self.0.prefix6.map(|prefix| prefix.prefix_len()),
+            gateway6: self.ipv6().map(|(_, gateway)| gateway.to_string()),
             dns: self.dns(),
             domain: self.search_domain(),
             mtu: bridge.mtu,
@@ -377,10 +401,14 @@ impl Leases {
         Ok(())
     }
 
-    /// The bridge: there, with its address, up, and routed.
+    /// The bridge: there, with its addresses, up, and routed.
     async fn ensure_bridge(&self, kernel: &mut Kernel) -> Result<Link> {
         let Config { bridge: name, range, .. } = self.config();
-        let address = Ipv4Net::new(plan::gateway(*range), range.prefix_len()).expect("a valid prefix");
+        let gateway = plan::gateway(*range);
+        let mut wanted = vec![IpNet::new(gateway.into(), range.prefix_len()).expect("a valid prefix")];
+        if let Some((prefix, gateway)) = self.ipv6() {
+            wanted.push(IpNet::new(gateway.into(), prefix.prefix_len()).expect("a valid prefix"));
+        }
         let netlink = &self.0.netlink;
 
         let found = netlink.link(name).await?;
@@ -394,7 +422,13 @@ impl Leases {
             Some(link) => netlink.addresses(link.index).await?,
             None => Vec::new(),
         };
-        let complete = addresses.contains(&address) && found.as_ref().is_some_and(|link| link.is_up);
+        let ours = found.as_ref().is_some_and(|link| link.alias.as_deref() == Some(BRIDGE_ALIAS));
+        // Of an earlier configuration.
+        let is_old = |address: &IpNet| ours && !wanted.contains(address) && !is_link_local(address);
+        let old: Vec<IpNet> = addresses.iter().copied().filter(is_old).collect();
+        let complete = old.is_empty()
+            && wanted.iter().all(|address| addresses.contains(address))
+            && found.as_ref().is_some_and(|link| link.is_up);
         let fresh = kernel.routes_checked.is_some_and(|when| when.elapsed() < ROUTES_FRESH);
         if complete && fresh {
             return Ok(found.expect("it has an address"));
@@ -413,22 +447,27 @@ impl Leases {
             )));
         }
         if found.is_none() {
-            netlink.add_bridge(name, plan::mac(address.addr()), BRIDGE_ALIAS).await?;
+            netlink.add_bridge(name, plan::mac(gateway), BRIDGE_ALIAS).await?;
         }
         let vanished = || Error::internal(format!("the bridge {name} vanished while it was set up"));
         let bridge = netlink.link(name).await?.ok_or_else(vanished)?;
         if !complete {
-            sysctl::write(&sysctl::disable_ipv6(name), "1")?;
-            if bridge.alias.as_deref() == Some(BRIDGE_ALIAS) {
-                // Of an earlier configuration.
-                for old in addresses.into_iter().filter(|old| *old != address) {
-                    netlink.delete_address(&bridge, old).await?;
-                }
+            for address in old {
+                netlink.delete_address(&bridge, address).await?;
             }
-            netlink.add_address(&bridge, address).await?;
+            let off = if self.0.prefix6.is_some() { "0" } else { "1" };
+            sysctl::write(&sysctl::disable_ipv6(name), off)?;
+            sysctl::write(&sysctl::accept_ra(name), "0")?;
+            for address in wanted {
+                netlink.add_address(&bridge, address).await?;
+            }
             netlink.up(&bridge).await?;
         }
-        self.ensure_forwarding(&routes, &bridge).await?;
+        let links = netlink.links().await?;
+        self.ensure_forwarding(&routes, &links, &bridge).await?;
+        if self.0.prefix6.is_some() {
+            self.ensure_forwarding6(&routes, &links, &bridge).await?;
+        }
         kernel.routes_checked = Some(Instant::now());
         self.0.bridge.send_replace(Some(bridge.index));
         Ok(bridge)
@@ -436,23 +475,63 @@ impl Leases {
 
     /// Packets are routed on if the interface they come in by says so: from guests by the bridge,
     /// and answers to them by the uplinks.
-    async fn ensure_forwarding(&self, routes: &[plan::Route], bridge: &Link) -> Result<()> {
+    async fn ensure_forwarding(&self, routes: &[plan::Route], links: &[Link], bridge: &Link) -> Result<()> {
         sysctl::write(&sysctl::forwarding(&bridge.name), "1")?;
         let uplinks = plan::uplinks(routes, Some(bridge.index));
-        let links = self.0.netlink.links().await?;
         for link in links.iter().filter(|link| uplinks.contains(&link.index) && link.name != "lo") {
-            let path = sysctl::forwarding(&link.name);
-            match sysctl::read(&path)? {
-                Some(value) if value != "1" => {
-                    let remembered = path.display().to_string();
-                    self.0.store.transact(move |t| store::remember_sysctl(t, &remembered, &value)).await?;
-                    sysctl::write(&path, "1")?;
-                    tracing::info!("forwarding switched on for {}", link.name);
-                }
-                _ => {}
-            }
+            self.set(&sysctl::forwarding(&link.name), "1").await?;
         }
         Ok(())
+    }
+
+    /// As [`Self::ensure_forwarding`], where the kernel can route IPv6 link by link.
+    async fn ensure_forwarding6(&self, routes: &[plan::Route], links: &[Link], bridge: &Link) -> Result<()> {
+        let uplinks = plan::uplinks6(routes, Some(bridge.index));
+        let uplinks: Vec<&Link> =
+            links.iter().filter(|link| uplinks.contains(&link.index) && link.name != "lo").collect();
+        if uplinks.is_empty() {
+            return Ok(());
+        }
+        let by_link = sysctl::force_forwarding6(&bridge.name);
+        if sysctl::read(&by_link)?.is_none() {
+            return self.become_router6(links, bridge).await;
+        }
+        sysctl::write(&by_link, "1")?;
+        for link in uplinks {
+            self.set(&sysctl::force_forwarding6(&link.name), "1").await?;
+        }
+        Ok(())
+    }
+
+    /// Before Linux 6.17, IPv6 is routed by all of the host or not at all. A router does not listen
+    /// to other routers, and forgets what it had from them, unless it is told to; so those links
+    /// that did are told first.
+    async fn become_router6(&self, links: &[Link], bridge: &Link) -> Result<()> {
+        for link in links.iter().filter(|link| link.index != bridge.index) {
+            let path = sysctl::accept_ra(&link.name);
+            if sysctl::read(&path)?.as_deref() == Some("1") {
+                self.set(&path, "2").await?;
+            }
+            // What it was is lost when it is set for all.
+            self.remember(&sysctl::forwarding6(&link.name)).await?;
+        }
+        self.set(&sysctl::forwarding6("all"), "1").await
+    }
+
+    /// Sets a sysctl that is not of our own links, and remembers what it was.
+    async fn set(&self, path: &Path, value: &str) -> Result<()> {
+        if sysctl::read(path)?.is_some_and(|current| current != value) {
+            self.remember(path).await?;
+            sysctl::write(path, value)?;
+            tracing::info!("{} is {value} now", path.display());
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, path: &Path) -> Result<()> {
+        let Some(value) = sysctl::read(path)? else { return Ok(()) };
+        let path = path.display().to_string();
+        self.0.store.transact(move |t| store::remember_sysctl(t, &path, &value)).await
     }
 
     /// The TAP of a lease: there, its user's, on the bridge and up.
@@ -492,7 +571,11 @@ impl Leases {
         let Config { bridge, range, host, .. } = self.config();
         let rows = self.0.store.transact(store::all).await?;
         let usable = rows.iter().filter(|row| range.contains(&row.address));
-        let wanted = Contents::of(usable.map(|row| Guest { address: row.address, policy: &row.policy }));
+        let wanted = Contents::of(usable.map(|row| Guest {
+            address: row.address,
+            address6: self.0.prefix6.map(|prefix| plan::address6(prefix, row.address)),
+            policy: &row.policy,
+        }));
         // Where nothing is to change, the caller asks for what should be there already.
         if let Some(before) = kernel.rules.take()
             && before != wanted
@@ -505,7 +588,7 @@ impl Leases {
                 Err(error) => tracing::warn!("the firewall is not as we left it and is made anew: {error}"),
             }
         }
-        let frame = Frame { bridge, range: *range, host: &host.allow };
+        let frame = Frame { bridge, range: *range, prefix6: self.0.prefix6, host: &host.allow };
         nft::apply(&firewall::ruleset(&frame, &wanted)).await?;
         kernel.rules = Some(wanted);
         Ok(())
@@ -521,7 +604,9 @@ impl Leases {
 
     /// Shows a lease on the bus and by its name, or what changed of it.
     async fn publish(&self, row: Row) {
-        self.names().put(&row.holder, &[row.address.into()], row.policy.nat);
+        let address6 = self.0.prefix6.map(|prefix| plan::address6(prefix, row.address).into());
+        let addresses: Vec<IpAddr> = [row.address.into()].into_iter().chain(address6).collect();
+        self.names().put(&row.holder, &addresses, row.policy.nat);
         let path = lease_path(&row.holder);
         let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
         if let Some(before) = known {
@@ -542,7 +627,7 @@ impl Leases {
         }
         let (sender, receiver) = watch::channel(row.clone());
         self.objects().insert(row.holder.clone(), sender);
-        self.0.hub.add(&path, LeaseObject { config: self.0.config.clone(), row: receiver }).await;
+        self.0.hub.add(&path, LeaseObject { leases: self.clone(), row: receiver }).await;
         self.0.hub.emit(NETD.path, MANAGER, "LeaseNew", (row.holder, path.clone()));
     }
 
@@ -566,6 +651,10 @@ fn changed(policy: &Policy, options: PolicyOptions) -> Result<Policy> {
     }
     policy.check().map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))?;
     Ok(policy)
+}
+
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address, IpNet::V6(address) if address.addr().is_unicast_link_local())
 }
 
 fn texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> OwnedVariant {
@@ -592,15 +681,15 @@ pub(crate) mod tests {
 
     impl Host {
         /// A namespace for this thread, and netd's insides in it.
-        pub(crate) fn new() -> Self {
+        pub(crate) async fn new() -> Self {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect(NEEDS);
             let dir = tempfile::tempdir().expect("tempdir");
-            Self { leases: open(dir.path()), _dir: dir }
+            Self { leases: open(dir.path()).await, _dir: dir }
         }
 
         /// As after `kill -9` and a start.
         async fn restarted(self) -> Self {
-            let leases = open(self._dir.path());
+            let leases = open(self._dir.path()).await;
             leases.reconcile().await.expect("reconciles");
             Self { leases, _dir: self._dir }
         }
@@ -617,11 +706,15 @@ pub(crate) mod tests {
         }
     }
 
-    fn open(dir: &std::path::Path) -> Leases {
+    async fn open(dir: &Path) -> Leases {
         let store = Store::open(&dir.join("netd.db"), store::MIGRATIONS).expect("opens");
-        let config = Arc::new(Config::default());
-        let names = crate::names(&config);
-        Leases::new(config, store, Hub::new(), names, true).expect(NEEDS)
+        open_with(Config::default(), store).await
+    }
+
+    async fn open_with(config: Config, store: Store) -> Leases {
+        let prefix = prefix6(&config, &store).await.expect(NEEDS);
+        let names = crate::names(&config, prefix);
+        Leases::new(Arc::new(config), prefix, store, Hub::new(), names, true).expect(NEEDS)
     }
 
     pub(crate) fn row(holder: &str, last: u8) -> Row {
@@ -637,7 +730,7 @@ pub(crate) mod tests {
     #[tokio::test]
     #[ignore = "needs root, /dev/net/tun and nft"]
     async fn a_lease_from_nothing_to_nothing() {
-        let host = Host::new();
+        let host = Host::new().await;
         host.leases.reconcile().await.expect("reconciles");
         assert_eq!(host.link("banger0").await, None, "nothing is touched before the first lease");
 
@@ -674,7 +767,7 @@ pub(crate) mod tests {
     #[tokio::test]
     #[ignore = "needs root, /dev/net/tun and nft"]
     async fn a_restart_makes_what_vanished_and_removes_what_nobody_owns() {
-        let host = Host::new();
+        let host = Host::new().await;
         for (holder, last) in [("a", 2), ("b", 3)] {
             host.leases.acquire_row(row(holder, last)).await.expect("acquires");
         }
@@ -698,7 +791,7 @@ pub(crate) mod tests {
     #[tokio::test]
     #[ignore = "needs root, /dev/net/tun and nft"]
     async fn a_route_in_the_way_is_named_and_nothing_stays() {
-        let host = Host::new();
+        let host = Host::new().await;
         let netlink = &host.leases.0.netlink;
         netlink.add_bridge("lan0", [2, 0, 0, 0, 0, 1], "x").await.expect("adds");
         let lan = host.link("lan0").await.expect("the bridge");
@@ -721,8 +814,56 @@ pub(crate) mod tests {
 
     #[tokio::test]
     #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn ipv6_is_this_hosts_own_and_can_be_switched_off() {
+        let host = Host::new().await;
+        let lease = host.leases.acquire_row(row("web", 2)).await.expect("acquires");
+        let address = lease.address6.expect("an address");
+        assert!(address.starts_with("fd") && address.ends_with("::ad1:2"), "{address}");
+        let bridge = host.link("banger0").await.expect("the bridge");
+        let gateway: Ipv6Addr = lease.gateway6.expect("a gateway").parse().expect("an address");
+        let has = |addresses: Vec<IpNet>| addresses.iter().any(|network| network.addr() == gateway);
+        assert!(has(host.leases.0.netlink.addresses(bridge.index).await.expect("lists")));
+
+        let host = host.restarted().await;
+        let again = host.leases.acquire_row(row("web", 2)).await.expect("acquires");
+        assert_eq!(again.address6, Some(address));
+
+        let store = Store::open(&host._dir.path().join("netd.db"), store::MIGRATIONS).expect("opens");
+        let config = Config { ipv6: false, ..Config::default() };
+        let without = open_with(config, store).await;
+        let lease = without.acquire_row(row("web", 2)).await.expect("acquires");
+        assert_eq!((lease.address6, lease.prefix6, lease.gateway6), (None, None, None));
+        assert!(!has(without.0.netlink.addresses(bridge.index).await.expect("lists")));
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn a_host_that_becomes_a_router_keeps_listening_to_routers() {
+        let host = Host::new().await;
+        let netlink = &host.leases.0.netlink;
+        for name in ["lan0", "banger0"] {
+            netlink.add_bridge(name, [2, 0, 0, 0, 0, 1], "x").await.expect("adds");
+        }
+        let read = |path: &Path| sysctl::read(path).expect("reads").expect("there");
+        let listens = sysctl::accept_ra("lan0");
+        let routes = sysctl::forwarding6("all");
+        assert_eq!((read(&listens), read(&routes)), ("1".into(), "0".into()));
+        let bridge = host.link("banger0").await.expect("the bridge");
+        let links = netlink.links().await.expect("lists");
+        host.leases.become_router6(&links, &bridge).await.expect("routes");
+        assert_eq!((read(&listens), read(&routes)), ("2".into(), "1".into()));
+        assert_eq!(read(&sysctl::accept_ra("banger0")), "1", "our own is not touched");
+        // Once more, as after a restart: what is remembered is what it was before.
+        host.leases.become_router6(&links, &bridge).await.expect("routes");
+        host.leases.tear_down_now().await.expect("tears down");
+        assert_eq!((read(&listens), read(&routes)), ("1".into(), "0".into()));
+        assert_eq!(read(&sysctl::forwarding6("lan0")), "0");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
     async fn two_hundred_at_once() {
-        let host = Host::new();
+        let host = Host::new().await;
         let started = Instant::now();
         let acquired = (2..202).map(|last| {
             let leases = host.leases.clone();
@@ -747,7 +888,7 @@ pub(crate) mod tests {
     #[tokio::test]
     #[ignore = "needs root, /dev/net/tun and nft"]
     async fn a_firewall_that_somebody_flushed_comes_back() {
-        let host = Host::new();
+        let host = Host::new().await;
         host.leases.acquire_row(row("a", 2)).await.expect("acquires");
         for again in ["a", "b"] {
             nft(&["flush", "ruleset"]);

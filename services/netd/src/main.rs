@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, RwLock};
 
 use banger_daemon::{Spec, Store};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::Config;
 use crate::dns::zone::{Name, Zone};
@@ -55,9 +55,11 @@ fn main() -> ExitCode {
         let config: Arc<Config> = Arc::new(banger_daemon::config::load("netd")?);
         let store = Store::open(&context.state_dir.join("netd.db"), store::MIGRATIONS)?;
         let gateway = plan::gateway(config.range);
-        let names = names(&config);
+        let prefix6 = leases::prefix6(&config, &store).await?;
+        let names = names(&config, prefix6);
         let sockets = dns::server::Sockets::take(&context.sockets, gateway);
-        let leases = Leases::new(config, store, context.hub.clone(), names.clone(), sockets.is_ok())?;
+        let leases =
+            Leases::new(config, prefix6, store, context.hub.clone(), names.clone(), sockets.is_ok())?;
         let domains = names.read().map(|names| names.tops().iter().map(Name::to_string).collect());
         let plan = routing::Plan {
             gateway,
@@ -75,8 +77,13 @@ fn main() -> ExitCode {
     })
 }
 
-fn names(config: &Config) -> dns::Names {
-    let gateway = Ipv4Net::new(plan::gateway(config.range), config.range.prefix_len());
-    let gateways: Vec<IpNet> = gateway.into_iter().map(IpNet::V4).collect();
+/// The names of the host; those of guests come with their leases.
+fn names(config: &Config, prefix6: Option<Ipv6Net>) -> dns::Names {
+    let gateway = plan::gateway(config.range);
+    let gateway4 = Ipv4Net::new(gateway, config.range.prefix_len()).ok().map(IpNet::V4);
+    let gateway6 = prefix6.and_then(|prefix| {
+        Some(IpNet::V6(Ipv6Net::new(plan::address6(prefix, gateway), prefix.prefix_len()).ok()?))
+    });
+    let gateways: Vec<IpNet> = gateway4.into_iter().chain(gateway6).collect();
     Arc::new(RwLock::new(Zone::new(config.domain.clone(), &gateways)))
 }

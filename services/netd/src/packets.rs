@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::Command;
 
@@ -117,7 +117,7 @@ fn datagram(
 #[tokio::test]
 #[ignore = "needs root, /dev/net/tun and nft"]
 async fn nobody_passes_for_somebody_else() {
-    let host = Host::new();
+    let host = Host::new().await;
     let mut one = Guest::new(&host, 2, &["web"]).await;
     let mut other = Guest::new(&host, 3, &["ci", "web"]).await;
     let (mac, address) = (one.mac, one.address);
@@ -146,10 +146,54 @@ async fn nobody_passes_for_somebody_else() {
     }
 }
 
+/// An ICMPv6 message of this type about this address.
+fn icmpv6(mac: [u8; 6], from: Ipv6Addr, kind: u8, target: Ipv6Addr) -> Vec<u8> {
+    let length = u16::try_from(24 + MARK.len()).expect("short");
+    let header = [&[0x60, 0, 0, 0][..], &length.to_be_bytes(), &[58, 255]].concat();
+    let everybody: Ipv6Addr = "ff02::1".parse().expect("an address");
+    let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
+    let addresses = [from.octets(), everybody.octets()].concat();
+    ethernet(mac, BROADCAST, 0x86dd, &[header, addresses, message].concat())
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn nobody_passes_for_somebody_else_in_ipv6() {
+    const SOLICITATION: u8 = 135;
+    const ADVERTISEMENT: u8 = 136;
+    let host = Host::new().await;
+    let mut one = Guest::new(&host, 2, &["web"]).await;
+    let mut other = Guest::new(&host, 3, &["web"]).await;
+    let (prefix, gateway) = host.leases.ipv6().expect("IPv6");
+    let own = [plan::address6(prefix, one.address), plan::link_local(one.address)];
+    let others = plan::address6(prefix, other.address);
+    let mac = one.mac;
+    let mut passes = |frame: &[u8]| one.passes(frame, &mut other);
+
+    for from in own {
+        assert!(passes(&icmpv6(mac, from, SOLICITATION, gateway)));
+        assert!(passes(&icmpv6(mac, from, ADVERTISEMENT, from)));
+    }
+    assert!(passes(&icmpv6(mac, Ipv6Addr::UNSPECIFIED, SOLICITATION, own[0])), "a probe");
+    for (what, from, kind, target) in [
+        ("the gateway", gateway, SOLICITATION, own[0]),
+        ("another guest", others, SOLICITATION, own[0]),
+        ("somebody from elsewhere", "2001:db8::1".parse().expect("an address"), SOLICITATION, own[0]),
+        ("another link-local address", plan::link_local(GATEWAY), SOLICITATION, own[0]),
+        ("an advertisement of the gateway's address", own[0], ADVERTISEMENT, gateway),
+        ("an advertisement of another guest's", own[0], ADVERTISEMENT, others),
+        ("an advertisement from nowhere", Ipv6Addr::UNSPECIFIED, ADVERTISEMENT, own[0]),
+        ("a router", own[1], 134, own[0]),
+        ("a redirection", own[1], 137, own[0]),
+    ] {
+        assert!(!passes(&icmpv6(mac, from, kind, target)), "{what}");
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs root, /dev/net/tun and nft"]
 async fn guests_meet_in_groups_only() {
-    let host = Host::new();
+    let host = Host::new().await;
     let mut one = Guest::new(&host, 2, &["web", "db"]).await;
     let mut friend = Guest::new(&host, 3, &["web"]).await;
     let mut stranger = Guest::new(&host, 4, &["ci"]).await;

@@ -1,9 +1,9 @@
 //! What follows from the configuration and an address: names, and whether they can be used.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use banger_api::{ErrorKind, Result};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config;
 
@@ -13,7 +13,7 @@ pub const TAP_PREFIX: &str = "bg-";
 /// A route of the host, as far as it can be in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Index of the interface it leads through.
     pub interface: Option<u32>,
 }
@@ -21,6 +21,19 @@ pub struct Route {
 /// The host's address on the bridge.
 pub fn gateway(range: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(range.network()) + 1)
+}
+
+/// The IPv6 address that goes with an IPv4 address, the host's on the bridge or a guest's: the one
+/// in the low bits of the other.
+pub fn address6(prefix: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(prefix.network()) | u128::from(u32::from(address)))
+}
+
+/// The link-local address that Linux makes of the MAC address (RFC 4291, appendix A).
+pub fn link_local(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac(address);
+    let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from(0xfe80 << 112 | u128::from(interface))
 }
 
 /// Whether a guest may have this address.
@@ -68,6 +81,7 @@ pub fn tap(address: Ipv4Addr) -> String {
 /// The first route that shares addresses with the range and does not lead through our own bridge.
 /// Default routes do not count.
 pub fn conflict(range: Ipv4Net, routes: &[Route], bridge: Option<u32>) -> Option<&Route> {
+    let range = IpNet::V4(range);
     routes.iter().find(|route| {
         let overlaps = route.destination.contains(&range) || range.contains(&route.destination);
         overlaps && route.destination.prefix_len() > 0 && (bridge.is_none() || route.interface != bridge)
@@ -87,19 +101,30 @@ pub fn conflict_message(range: Ipv4Net, route: &Route, interface: Option<&str>) 
 /// Indexes of the interfaces through which guests leave the host: those of default routes or,
 /// where there is none, of any route. Never our own bridge.
 pub fn uplinks(routes: &[Route], bridge: Option<u32>) -> Vec<u32> {
-    let through = |wanted: fn(&Route) -> bool| {
-        let mut indexes: Vec<u32> = routes
-            .iter()
-            .filter(|route| wanted(route))
-            .filter_map(|route| route.interface)
-            .filter(|index| Some(*index) != bridge)
-            .collect();
-        indexes.sort_unstable();
-        indexes.dedup();
-        indexes
-    };
-    let default = through(|route| route.destination.prefix_len() == 0);
-    if default.is_empty() { through(|_| true) } else { default }
+    let is_ours = |route: &Route| matches!(route.destination, IpNet::V4(_));
+    let default = through(routes, bridge, |route| is_ours(route) && is_default(route));
+    if default.is_empty() { through(routes, bridge, is_ours) } else { default }
+}
+
+/// The same for IPv6, where every interface has some route: those of default routes.
+pub fn uplinks6(routes: &[Route], bridge: Option<u32>) -> Vec<u32> {
+    through(routes, bridge, |route| matches!(route.destination, IpNet::V6(_)) && is_default(route))
+}
+
+fn is_default(route: &Route) -> bool {
+    route.destination.prefix_len() == 0
+}
+
+fn through(routes: &[Route], bridge: Option<u32>, wanted: impl Fn(&Route) -> bool) -> Vec<u32> {
+    let mut indexes: Vec<u32> = routes
+        .iter()
+        .filter(|route| wanted(route))
+        .filter_map(|route| route.interface)
+        .filter(|index| Some(*index) != bridge)
+        .collect();
+    indexes.sort_unstable();
+    indexes.dedup();
+    indexes
 }
 
 #[cfg(test)]
@@ -111,7 +136,7 @@ mod tests {
     }
 
     fn route(destination: &str, interface: u32) -> Route {
-        Route { destination: net(destination), interface: Some(interface) }
+        Route { destination: destination.parse().expect("network"), interface: Some(interface) }
     }
 
     #[test]
@@ -120,6 +145,9 @@ mod tests {
         assert_eq!(tap(address), "bg-0ad10110");
         assert_eq!(mac_text(address), "02:ba:0a:d1:01:10");
         assert!(tap(Ipv4Addr::BROADCAST).len() <= 15);
+        let prefix = "fd12:3456:789a::/64".parse().expect("network");
+        assert_eq!(address6(prefix, address).to_string(), "fd12:3456:789a::ad1:110");
+        assert_eq!(link_local(address).to_string(), "fe80::ba:aff:fed1:110");
     }
 
     #[test]
@@ -150,7 +178,7 @@ mod tests {
             let routes = [route(destination, 2)];
             assert_eq!(conflict(range, &routes, Some(7)), Some(&routes[0]));
         }
-        let blackhole = [Route { destination: net("10.209.0.0/16"), interface: None }];
+        let blackhole = [Route { interface: None, ..route("10.209.0.0/16", 0) }];
         assert!(conflict(range, &blackhole, None).is_some());
     }
 
@@ -159,5 +187,8 @@ mod tests {
         let routes = [route("0.0.0.0/0", 2), route("192.168.1.0/24", 3), route("10.209.0.0/16", 7)];
         assert_eq!(uplinks(&routes, Some(7)), [2]);
         assert_eq!(uplinks(&routes[1..], Some(7)), [3]);
+        let routes = [route("fe80::/64", 2), route("::/0", 4), route("0.0.0.0/0", 3)];
+        assert_eq!((uplinks(&routes, None), uplinks6(&routes, None)), (vec![3], vec![4]));
+        assert!(uplinks6(&routes[..1], None).is_empty());
     }
 }

@@ -1,10 +1,11 @@
 //! The database: who holds which address, and which sysctls we changed.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::network::Policy;
 use banger_daemon::store::db;
+use ipnet::Ipv6Net;
 use rusqlite::{OptionalExtension, Row as SqlRow, Transaction, params};
 
 pub const MIGRATIONS: &[&str] = &[
@@ -26,6 +27,11 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE lease ADD COLUMN policy TEXT NOT NULL DEFAULT '{}';
     UPDATE lease SET policy = json_object('nat', json(iif(nat, 'true', 'false')));
     ALTER TABLE lease DROP COLUMN nat;
+",
+    "
+    -- The global id of this host's unique local addresses (RFC 4193): 40 random bits, for ever.
+    CREATE TABLE host (global_id BLOB NOT NULL) STRICT;
+    INSERT INTO host VALUES (randomblob(5));
 ",
 ];
 
@@ -111,6 +117,16 @@ pub fn delete(transaction: &Transaction<'_>, holder: &str) -> Result<()> {
     transaction.execute("DELETE FROM lease WHERE holder = ?1", [holder]).map(drop).map_err(db)
 }
 
+/// This host's own network of IPv6 addresses for guests: `fd`, its global id, and subnet 0.
+pub fn prefix6(transaction: &Transaction<'_>) -> Result<Ipv6Net> {
+    let id: [u8; 5] =
+        transaction.query_row("SELECT global_id FROM host", [], |row| row.get(0)).map_err(db)?;
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&id);
+    Ipv6Net::new(Ipv6Addr::from(octets), 64).map_err(Error::internal)
+}
+
 /// Remembers what a sysctl was, unless that is remembered already.
 pub fn remember_sysctl(transaction: &Transaction<'_>, path: &str, value: &str) -> Result<()> {
     transaction
@@ -119,11 +135,14 @@ pub fn remember_sysctl(transaction: &Transaction<'_>, path: &str, value: &str) -
         .map_err(db)
 }
 
-/// Takes out what was remembered: path and value.
+/// Takes out what was remembered: path and value. What stands for all interfaces comes first, as
+/// setting it sets them all.
 pub fn take_sysctls(transaction: &Transaction<'_>) -> Result<Vec<(String, String)>> {
     let mut statement = transaction.prepare("DELETE FROM sysctl RETURNING path, value").map_err(db)?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(db)?;
-    rows.collect::<rusqlite::Result<_>>().map_err(db)
+    let mut rows: Vec<(String, String)> = rows.collect::<rusqlite::Result<_>>().map_err(db)?;
+    rows.sort_by_key(|(path, _)| !path.contains("/conf/all/"));
+    Ok(rows)
 }
 
 /// The lease of this holder.

@@ -6,7 +6,7 @@
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -86,6 +86,9 @@ pub struct Run {
     pub spec: Spec,
     /// Whether it did not boot, but went on from a snapshot.
     pub restored: bool,
+    /// The IPv6 address that its network came with.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// How a run of a VM ended.
@@ -110,6 +113,12 @@ impl VmRow {
     /// The address as clients see it: empty for a VM without network.
     pub fn shown_address(&self) -> String {
         if self.spec.network { self.address.to_string() } else { String::new() }
+    }
+
+    /// The guest's IPv6 address since its last start, empty without one.
+    pub fn shown_address6(&self) -> String {
+        let address = self.run.as_ref().and_then(|run| run.address6);
+        address.map(|address| address.to_string()).unwrap_or_default()
     }
 
     /// The specification by which it was started last.
@@ -482,7 +491,7 @@ mod tests {
         let path = dir.path().join("vmd.db");
         let row = store.reserve(draft(&["web"])).await.expect("reserves");
         assert_eq!(store.get(&row.name).expect("there"), row);
-        let run = Run { vmm: VmmChoice::Qemu, spec: row.spec.clone(), restored: true };
+        let run = Run { vmm: VmmChoice::Qemu, spec: row.spec.clone(), restored: true, address6: None };
         store.mark_started(&row.name, 7, run.clone()).await.expect("marks");
         let ended = Ended { usec: 8, reason: "it was time".into() };
         store.mark_ended(&row.name, ended.clone()).await.expect("marks");

@@ -24,6 +24,8 @@ async fn status(context: &Context) -> Result<()> {
         "bridge": network.bridge().await?,
         "range": network.range().await?,
         "gateway": network.gateway().await?,
+        "range6": network.range6().await?,
+        "gateway6": network.gateway6().await?,
         "dns": network.dns().await?,
         "domain": network.domain().await?,
         "resolved": network.resolved_state().await?,

@@ -1,17 +1,15 @@
 //! `org.banger.Network1.Lease`.
 
-use std::sync::Arc;
-
 use tokio::sync::watch;
 use zbus::interface;
 
-use crate::config::Config;
+use crate::leases::Leases;
 use crate::plan;
 use crate::store::Row;
 
 #[derive(Clone)]
 pub struct LeaseObject {
-    pub config: Arc<Config>,
+    pub leases: Leases,
     pub row: watch::Receiver<Row>,
 }
 
@@ -31,13 +29,32 @@ impl LeaseObject {
     /// Length of the network's prefix.
     #[zbus(property(emits_changed_signal = "const"))]
     fn prefix(&self) -> u8 {
-        self.config.range.prefix_len()
+        self.leases.config().range.prefix_len()
     }
 
     /// The host's address on the bridge.
     #[zbus(property(emits_changed_signal = "const"))]
     fn gateway(&self) -> String {
-        plan::gateway(self.config.range).to_string()
+        plan::gateway(self.leases.config().range).to_string()
+    }
+
+    /// The guest's IPv6 address, empty without.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn address6(&self) -> String {
+        let address = self.row.borrow().address;
+        self.leases.ipv6().map_or_else(String::new, |(prefix, _)| plan::address6(prefix, address).to_string())
+    }
+
+    /// Length of its network's prefix, 0 without.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn prefix6(&self) -> u8 {
+        self.leases.ipv6().map_or(0, |(prefix, _)| prefix.prefix_len())
+    }
+
+    /// The host's IPv6 address on the bridge, empty without.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway6(&self) -> String {
+        self.leases.ipv6().map_or_else(String::new, |(_, gateway)| gateway.to_string())
     }
 
     /// The guest's MAC address.

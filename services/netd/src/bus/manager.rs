@@ -165,6 +165,19 @@ impl Manager {
         crate::plan::gateway(self.leases.config().range).to_string()
     }
 
+    /// The network of the guests' IPv6 addresses, empty where they have none. It is this host's own
+    /// and stays the same. A guest's IPv4 address is in the low bits of its IPv6 address.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn range6(&self) -> String {
+        self.leases.ipv6().map_or_else(String::new, |(prefix, _)| prefix.to_string())
+    }
+
+    /// The host's IPv6 address on the bridge, empty without.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn gateway6(&self) -> String {
+        self.leases.ipv6().map_or_else(String::new, |(_, gateway)| gateway.to_string())
+    }
+
     /// Name servers that new leases get.
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> Vec<String> {

@@ -1,16 +1,18 @@
 //! Links, addresses and routes. All of rtnetlink that we use is in this file.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use banger_api::network::Counters;
 use banger_api::{Error, Result};
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+};
 
 use crate::plan::Route;
 
@@ -108,9 +110,9 @@ impl Netlink {
         }
     }
 
-    /// The IPv4 addresses of an interface.
-    pub async fn addresses(&self, index: u32) -> Result<Vec<Ipv4Net>> {
-        let messages: Vec<_> = self
+    /// The addresses of an interface.
+    pub async fn addresses(&self, index: u32) -> Result<Vec<IpNet>> {
+        let messages: Vec<AddressMessage> = self
             .0
             .address()
             .get()
@@ -119,10 +121,12 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|error| failed("list addresses", &error))?;
-        let address = |message: &rtnetlink::packet_route::address::AddressMessage| {
+        // IPv6 has one attribute for the address, IPv4 two, for both ends.
+        let address = |message: &AddressMessage| {
             message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => {
-                    Ipv4Net::new(*address, message.header.prefix_len).ok()
+                AddressAttribute::Local(address @ IpAddr::V4(_))
+                | AddressAttribute::Address(address @ IpAddr::V6(_)) => {
+                    IpNet::new(*address, message.header.prefix_len).ok()
                 }
                 _ => None,
             })
@@ -130,21 +134,29 @@ impl Netlink {
         Ok(messages.iter().filter_map(address).collect())
     }
 
-    pub async fn add_address(&self, link: &Link, address: Ipv4Net) -> Result<()> {
-        self.0
-            .address()
-            .add(link.index, address.addr().into(), address.prefix_len())
-            .replace()
+    pub async fn add_address(&self, link: &Link, address: IpNet) -> Result<()> {
+        let mut request = self.0.address().add(link.index, address.addr(), address.prefix_len()).replace();
+        if address.addr().is_ipv6() {
+            // Nobody else can have it, and until that was asked it could not be used.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request
             .execute()
             .await
             .map_err(|error| failed(&format!("give {} the address {address}", link.name), &error))
     }
 
-    pub async fn delete_address(&self, link: &Link, address: Ipv4Net) -> Result<()> {
-        let message = rtnetlink::AddressMessageBuilder::<Ipv4Addr>::new()
-            .index(link.index)
-            .address(address.addr(), address.prefix_len())
-            .build();
+    pub async fn delete_address(&self, link: &Link, address: IpNet) -> Result<()> {
+        let message = match address {
+            IpNet::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(link.index)
+                .address(address.addr(), address.prefix_len())
+                .build(),
+            IpNet::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(link.index)
+                .address(address.addr(), address.prefix_len())
+                .build(),
+        };
         self.0
             .address()
             .del(message)
@@ -153,17 +165,23 @@ impl Netlink {
             .map_err(|error| failed(&format!("take the address {address} off {}", link.name), &error))
     }
 
-    /// The host's IPv4 routes in all tables.
+    /// The host's routes in all tables.
     pub async fn routes(&self) -> Result<Vec<Route>> {
-        let messages: Vec<RouteMessage> = self
-            .0
-            .route()
-            .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| failed("list the routes", &error))?;
-        Ok(messages.iter().flat_map(routes).collect())
+        let mut all = Vec::new();
+        for family in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let messages: Vec<RouteMessage> = self
+                .0
+                .route()
+                .get(family)
+                .execute()
+                .try_collect()
+                .await
+                .map_err(|error| failed("list the routes", &error))?;
+            all.extend(messages.iter().flat_map(routes));
+        }
+        Ok(all)
     }
 }
 
@@ -216,8 +234,12 @@ fn routes(message: &RouteMessage) -> Vec<Route> {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
     });
-    let ours = message.header.address_family == AddressFamily::Inet
-        && table.unwrap_or(message.header.table.into()) != TABLE_LOCAL
+    let mut destination: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return Vec::new(),
+    };
+    let ours = table.unwrap_or(message.header.table.into()) != TABLE_LOCAL
         && matches!(
             message.header.kind,
             RouteType::Unicast | RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit
@@ -225,11 +247,11 @@ fn routes(message: &RouteMessage) -> Vec<Route> {
     if !ours {
         return Vec::new();
     }
-    let mut destination = Ipv4Addr::UNSPECIFIED;
     let mut interfaces = Vec::new();
     for attribute in attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = (*address).into(),
             RouteAttribute::Oif(index) => interfaces.push(Some(*index)),
             RouteAttribute::MultiPath(hops) => {
                 interfaces.extend(hops.iter().map(|hop| Some(hop.interface_index)));
@@ -240,7 +262,7 @@ fn routes(message: &RouteMessage) -> Vec<Route> {
     if interfaces.is_empty() {
         interfaces.push(None);
     }
-    let Ok(destination) = Ipv4Net::new(destination, message.header.destination_prefix_length) else {
+    let Ok(destination) = IpNet::new(destination, message.header.destination_prefix_length) else {
         return Vec::new();
     };
     interfaces.into_iter().map(|interface| Route { destination, interface }).collect()

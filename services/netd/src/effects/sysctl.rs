@@ -9,6 +9,22 @@ pub fn forwarding(interface: &str) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/ipv4/conf/{interface}/forwarding"))
 }
 
+/// Whether this interface, or the host (`all`), is a router of IPv6.
+pub fn forwarding6(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/forwarding"))
+}
+
+/// Whether IPv6 that comes in by this interface is routed on although the host is no router; since
+/// Linux 6.17.
+pub fn force_forwarding6(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/force_forwarding"))
+}
+
+/// Whether the kernel listens to routers here: 0 never, 1 unless it is a router itself, 2 always.
+pub fn accept_ra(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"))
+}
+
 pub fn disable_ipv6(interface: &str) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"))
 }

@@ -197,6 +197,7 @@ impl VmObject {
             "image_id": row.image_id,
             "kernel": row.kernel,
             "address": row.shown_address(),
+            "address6": row.shown_address6(),
             "unit": row.name.unit(),
             "created_usec": row.created_usec,
             "started_usec": row.started_usec,
@@ -238,6 +239,12 @@ impl VmObject {
     #[zbus(property)]
     fn address(&self) -> fdo::Result<String> {
         Ok(self.row()?.shown_address())
+    }
+
+    /// The guest's IPv6 address since its last start, empty without one.
+    #[zbus(property)]
+    fn address6(&self) -> fdo::Result<String> {
+        Ok(self.row()?.shown_address6())
     }
 
     #[zbus(property)]

@@ -70,10 +70,21 @@ impl Supervisor {
             // That is no run of its own.
             return self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline);
         }
-        let run =
-            Run { vmm: vmm.choice(), spec: row.spec.clone(), restored: self.0.disks.restore(name).is_some() };
+        let address6 = held.network.as_ref().and_then(|lease| lease.address6.as_deref());
+        let run = Run {
+            vmm: vmm.choice(),
+            spec: row.spec.clone(),
+            restored: self.0.disks.restore(name).is_some(),
+            address6: address6.map(plan::parse).transpose()?,
+        };
         let row = self.0.store.mark_started(name, now_usec(), run).await?;
-        self.changed(name, vec![("StartedTimestamp", row.started_usec.unwrap_or(0).into())]);
+        self.changed(
+            name,
+            vec![
+                ("StartedTimestamp", row.started_usec.unwrap_or(0).into()),
+                ("Address6", zbus::Str::from(row.shown_address6()).into()),
+            ],
+        );
         failpoint!("start.marked");
         tracing::debug!(vm = name.as_str(), vmm = vmm.name(), "prepared");
         self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline)

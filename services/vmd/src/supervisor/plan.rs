@@ -71,8 +71,11 @@ pub fn guest_config(
 ) -> Result<GuestConfig> {
     let network = network
         .map(|lease| -> Result<guest::Network> {
-            let parse = |text: &str| {
-                text.parse().map_err(|_| Error::internal(format!("netd gave {text:?} for an address")))
+            let ipv6 = match (&lease.address6, lease.prefix6, &lease.gateway6) {
+                (Some(address), Some(prefix), Some(gateway)) => {
+                    Some(guest::Network6 { address: parse(address)?, prefix, gateway: parse(gateway)? })
+                }
+                _ => None,
             };
             Ok(guest::Network {
                 address: parse(&lease.address)?,
@@ -81,6 +84,7 @@ pub fn guest_config(
                 dns: lease.dns.iter().map(|server| parse(server)).collect::<Result<_>>()?,
                 domain: lease.domain.clone(),
                 mac: lease.mac.clone(),
+                ipv6,
             })
         })
         .transpose()?;
@@ -119,6 +123,11 @@ pub fn guest_config(
         ca_certificates: synced.ca_certificates,
         timezone: synced.timezone,
     })
+}
+
+/// An address in a lease.
+pub fn parse<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::internal(format!("netd gave {text:?} for an address")))
 }
 
 /// What a VM is that is started only for its disk to be read: nothing of the image's runs in it, and
