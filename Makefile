@@ -23,6 +23,7 @@ LIBDIR      ?= $(PREFIX)/lib/banger
 UNITDIR     ?= $(PREFIX)/lib/systemd/system
 GENERATORDIR ?= $(PREFIX)/lib/systemd/system-generators
 NETWORKDIR  ?= $(PREFIX)/lib/systemd/network
+NMCONFDIR   ?= $(PREFIX)/lib/NetworkManager/conf.d
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 SYSCTLDIR   ?= $(PREFIX)/lib/sysctl.d
@@ -94,6 +95,7 @@ install:
 	$(INSTALL) -d "$(DESTDIR)$(GENERATORDIR)"
 	ln -sf "$(LIBEXECDIR)/banger-netd" "$(DESTDIR)$(GENERATORDIR)/banger-netd-generator"
 	$(call files,$(NETWORKDIR),$(wildcard units/network/*))
+	$(call files,$(NMCONFDIR),$(wildcard units/network-manager/*.conf))
 	$(call files,$(SYSUSERSDIR),$(wildcard units/sysusers.d/*.conf))
 	$(call files,$(TMPFILESDIR),$(wildcard units/tmpfiles.d/*.conf))
 	$(call files,$(SYSCTLDIR),$(wildcard units/sysctl.d/*.conf))

@@ -90,6 +90,27 @@ fn ipv6_is_the_admins_choice() {
 }
 
 #[test]
+fn rules_in_the_way_are_named_with_what_to_do() {
+    let warnings = || json(&["net", "status"])["warnings"].as_array().expect("a list").clone();
+    let remove = || run("nft", &["delete", "table", "inet", "t-site"]);
+    remove();
+    let before = warnings();
+    // It drops by its policy, though nothing gets that far: other tests go on.
+    sh("nft add table inet t-site && nft 'add chain inet t-site fwd { type filter hook forward priority 50; policy drop; }' \
+        && nft add rule inet t-site fwd accept").ok();
+    let after = warnings();
+    let told = after.iter().find(|warning| !before.contains(warning)).and_then(|warning| warning.as_str());
+    let told = told.map(str::to_owned);
+    // What it says to do is done by a shell, word for word.
+    let remedy = told.as_deref().and_then(|told| told.split_once(": ")).map(|(_, remedy)| sh(remedy));
+    let seen_to = warnings();
+    remove().ok();
+    assert!(told.expect("a warning").contains("t-site fwd"));
+    remedy.expect("a remedy").ok();
+    assert_eq!(seen_to, before);
+}
+
+#[test]
 fn guests_are_strangers_unless_they_share_a_group() {
     let (one, other) = (Vm::named("t-group-one"), Vm::named("t-group-other"));
     banger(&["run", "-d", "--name", one.name(), "--group", "t-web", "--group", "t-db", BUSYBOX]).ok();

@@ -170,6 +170,7 @@ mod tests {
                 dns: vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 3)],
                 domain: domain.into(),
                 mac: String::new(),
+                mtu: 0,
                 ipv6: None,
             }),
             ..GuestConfig::default()

@@ -32,6 +32,11 @@ pub fn set_up_network(network: &Network) -> anyhow::Result<()> {
     request.ifr_ifru.ifru_addr = address(netmask(network.prefix));
     ioctl(&socket, libc::SIOCSIFNETMASK, &request)
         .with_context(|| format!("cannot give {INTERFACE} the prefix {}", network.prefix))?;
+    if network.mtu > 0 {
+        request.ifr_ifru.ifru_mtu = network.mtu.cast_signed();
+        ioctl(&socket, libc::SIOCSIFMTU, &request)
+            .with_context(|| format!("cannot give {INTERFACE} an MTU of {}", network.mtu))?;
+    }
     set_up(&socket, INTERFACE).with_context(|| format!("cannot set up {INTERFACE}"))?;
 
     // SAFETY: all zeroes is a valid rtentry.

@@ -197,6 +197,9 @@ pub trait Network {
     /// The host's IPv6 address on the bridge, empty without.
     #[zbus(property(emits_changed_signal = "const"))]
     fn gateway6(&self) -> zbus::Result<String>;
+    /// What of the host's own is in the way of guests, each with what to do about it.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn warnings(&self) -> zbus::Result<Vec<String>>;
     /// Name servers that new leases get.
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> zbus::Result<Vec<String>>;

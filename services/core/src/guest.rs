@@ -207,6 +207,9 @@ pub struct Network {
     /// leaves the interface's own.
     #[serde(default)]
     pub mac: String,
+    /// The largest packet, in bytes; 0 leaves the interface's own.
+    #[serde(default)]
+    pub mtu: u32,
     /// `None`: the guest has no IPv6 beyond its link.
     #[serde(default)]
     pub ipv6: Option<Network6>,

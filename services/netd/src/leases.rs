@@ -24,7 +24,7 @@ use crate::effects::netlink::{Link, Netlink};
 use crate::effects::{nft, sysctl, tap};
 use crate::firewall::{self, Contents, Frame, Guest};
 use crate::store::Row;
-use crate::{plan, resolvers, store};
+use crate::{plan, resolvers, store, warnings};
 
 /// Marks the interfaces that we made, and may remove.
 const BRIDGE_ALIAS: &str = "banger: guests";
@@ -450,7 +450,7 @@ impl Leases {
             netlink.add_bridge(name, plan::mac(gateway), BRIDGE_ALIAS).await?;
         }
         let vanished = || Error::internal(format!("the bridge {name} vanished while it was set up"));
-        let bridge = netlink.link(name).await?.ok_or_else(vanished)?;
+        let mut bridge = netlink.link(name).await?.ok_or_else(vanished)?;
         if !complete {
             for address in old {
                 netlink.delete_address(&bridge, address).await?;
@@ -464,6 +464,7 @@ impl Leases {
             netlink.up(&bridge).await?;
         }
         let links = netlink.links().await?;
+        self.ensure_mtu(&routes, &links, &mut bridge).await?;
         self.ensure_forwarding(&routes, &links, &bridge).await?;
         if self.0.prefix6.is_some() {
             self.ensure_forwarding6(&routes, &links, &bridge).await?;
@@ -471,6 +472,55 @@ impl Leases {
         kernel.routes_checked = Some(Instant::now());
         self.0.bridge.send_replace(Some(bridge.index));
         Ok(bridge)
+    }
+
+    /// Bridge and TAPs take packets as large as those that the uplinks take. Guests hear of a change
+    /// when they start.
+    async fn ensure_mtu(&self, routes: &[plan::Route], links: &[Link], bridge: &mut Link) -> Result<()> {
+        let uplinks = [plan::uplinks, plan::uplinks6].map(|of| of(routes, Some(bridge.index))).concat();
+        let uplinks = links.iter().filter(|link| uplinks.contains(&link.index) && link.name != "lo");
+        let mtu = plan::mtu(uplinks.map(|link| link.mtu));
+        if bridge.mtu == mtu {
+            return Ok(());
+        }
+        tracing::info!("guests' packets have {mtu} bytes at most, {} before", bridge.mtu);
+        for tap in self.our_taps().await? {
+            self.0.netlink.set_mtu(&tap, mtu).await?;
+        }
+        self.0.netlink.set_mtu(bridge, mtu).await?;
+        bridge.mtu = mtu;
+        Ok(())
+    }
+
+    /// What of the host's is in the way of guests, each with what to do about it.
+    pub async fn warnings(&self) -> Vec<String> {
+        self.find_obstacles().await.unwrap_or_else(|error| vec![error.message().to_owned()])
+    }
+
+    async fn find_obstacles(&self) -> Result<Vec<String>> {
+        let Config { bridge: name, range, .. } = self.config();
+        let mut found = Vec::new();
+        let links = self.0.netlink.links().await?;
+        let bridge = links.iter().find(|link| link.name == *name).map(|link| link.index);
+        let routes = self.0.netlink.routes().await?;
+        if let Some(route) = plan::conflict(*range, &routes, bridge) {
+            let through = links.iter().find(|link| Some(link.index) == route.interface);
+            found.push(plan::conflict_message(*range, route, through.map(|link| link.name.as_str())));
+        }
+        let chains = nft::chains().await?;
+        for obstacle in warnings::obstacles(&chains) {
+            let table = nft::table(&obstacle.family, &obstacle.table).await?;
+            found.extend(obstacle.warning(name, &table));
+        }
+        let has_leases = !self.0.store.transact(store::all).await?.is_empty();
+        if has_leases && !warnings::has_our_tables(&chains) {
+            found.push(
+                "somebody flushed banger's rules, and guests do not get beyond the host: systemctl restart \
+                 banger-netd"
+                    .to_owned(),
+            );
+        }
+        Ok(found)
     }
 
     /// Packets are routed on if the interface they come in by says so: from guests by the bridge,
@@ -858,6 +908,42 @@ pub(crate) mod tests {
         host.leases.tear_down_now().await.expect("tears down");
         assert_eq!((read(&listens), read(&routes)), ("1".into(), "0".into()));
         assert_eq!(read(&sysctl::forwarding6("lan0")), "0");
+    }
+
+    fn ip(arguments: &str) {
+        let status = std::process::Command::new("ip").args(arguments.split(' ')).status();
+        assert!(status.expect(NEEDS).success(), "ip {arguments}");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn packets_are_as_large_as_the_uplinks() {
+        let host = Host::new().await;
+        ip("link add lan0 type bridge");
+        ip("link set lan0 mtu 1400 up");
+        ip("route add default dev lan0");
+        let lease = host.leases.acquire_row(row("one", 2)).await.expect("acquires");
+        assert_eq!(lease.mtu, 1400);
+        ip("link set lan0 mtu 1450");
+        // As some seconds later.
+        host.leases.0.kernel.lock().await.routes_checked = None;
+        let lease = host.leases.acquire_row(row("other", 3)).await.expect("acquires");
+        assert_eq!(lease.mtu, 1450);
+        for name in ["banger0", "bg-0ad10002", "bg-0ad10003"] {
+            assert_eq!(host.link(name).await.expect("there").mtu, 1450, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn rules_that_are_gone_are_told() {
+        let host = Host::new().await;
+        assert!(host.leases.warnings().await.is_empty());
+        host.leases.acquire_row(row("one", 2)).await.expect("acquires");
+        assert!(host.leases.warnings().await.is_empty());
+        nft(&["flush", "ruleset"]);
+        let warnings = host.leases.warnings().await;
+        assert!(warnings.len() == 1 && warnings[0].contains("restart banger-netd"), "{warnings:?}");
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ mod plan;
 mod resolvers;
 mod routing;
 mod store;
+mod warnings;
 
 use std::process::ExitCode;
 use std::sync::{Arc, RwLock};

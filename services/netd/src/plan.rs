@@ -10,6 +10,9 @@ use crate::config;
 /// The TAPs of banger are named by this and their address, so that one address never has two.
 pub const TAP_PREFIX: &str = "bg-";
 
+const ETHERNET_MTU: u32 = 1500;
+const IPV6_MTU: u32 = 1280;
+
 /// A route of the host, as far as it can be in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -111,6 +114,12 @@ pub fn uplinks6(routes: &[Route], bridge: Option<u32>) -> Vec<u32> {
     through(routes, bridge, |route| matches!(route.destination, IpNet::V6(_)) && is_default(route))
 }
 
+/// The largest packet for guests, by those of the links through which they leave the host: what fits
+/// through all of them, between what IPv6 asks for and Ethernet's usual.
+pub fn mtu(uplinks: impl Iterator<Item = u32>) -> u32 {
+    uplinks.min().unwrap_or(ETHERNET_MTU).clamp(IPV6_MTU, ETHERNET_MTU)
+}
+
 fn is_default(route: &Route) -> bool {
     route.destination.prefix_len() == 0
 }
@@ -180,6 +189,13 @@ mod tests {
         }
         let blackhole = [Route { interface: None, ..route("10.209.0.0/16", 0) }];
         assert!(conflict(range, &blackhole, None).is_some());
+    }
+
+    #[test]
+    fn packets_fit_through_all_uplinks() {
+        assert_eq!(mtu([].into_iter()), 1500);
+        assert_eq!(mtu([1500, 1420].into_iter()), 1420);
+        assert_eq!((mtu([9000].into_iter()), mtu([576].into_iter())), (1500, 1280));
     }
 
     #[test]

@@ -159,6 +159,7 @@ pub enum Net {
     /// Show the guests' network
     Status,
     /// List who has which address
+    #[command(visible_alias = "ls")]
     Leases,
     /// Lead ports of the host to guests
     #[command(subcommand)]

@@ -31,6 +31,7 @@ async fn status(context: &Context) -> Result<()> {
         "resolved": network.resolved_state().await?,
         "problems": network.dns_problems().await?,
         "leases": network.list_leases().await?.len(),
+        "warnings": network.warnings().await?,
     });
     context.output.description(&status.to_string())
 }

@@ -178,6 +178,13 @@ impl Manager {
         self.leases.ipv6().map_or_else(String::new, |(_, gateway)| gateway.to_string())
     }
 
+    /// What of the host's own is in the way of guests (rules that drop their packets, routes to their
+    /// addresses), each with what to do about it. Looked for when it is read.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn warnings(&self) -> Vec<String> {
+        self.leases.warnings().await
+    }
+
     /// Name servers that new leases get.
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> Vec<String> {

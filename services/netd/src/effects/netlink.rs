@@ -84,6 +84,10 @@ impl Netlink {
         self.set(&link.name, LinkUnspec::new_with_index(link.index).up()).await
     }
 
+    pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        self.set(&link.name, LinkUnspec::new_with_index(link.index).mtu(mtu)).await
+    }
+
     /// Makes an interface a port of a bridge and brings it up.
     pub async fn attach(&self, name: &str, bridge: &Link, alias: &str) -> Result<()> {
         let message =

@@ -84,6 +84,7 @@ pub fn guest_config(
                 dns: lease.dns.iter().map(|server| parse(server)).collect::<Result<_>>()?,
                 domain: lease.domain.clone(),
                 mac: lease.mac.clone(),
+                mtu: lease.mtu,
                 ipv6,
             })
         })
