@@ -3,6 +3,7 @@
 
 pub mod between;
 pub mod faults;
+pub mod monitor;
 pub mod oci;
 pub mod registry;
 pub mod tar;

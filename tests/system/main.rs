@@ -10,6 +10,7 @@ mod errors;
 mod faults;
 mod forwards;
 mod guests;
+mod health;
 mod image_faults;
 mod images;
 mod imports;

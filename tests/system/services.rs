@@ -1,13 +1,12 @@
 //! The services themselves: killed, left idle, called by people who may not.
 
-use std::io::{BufRead, BufReader, Lines};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use banger_api::job::INTERFACE as JOB;
 use banger_api::service::ServiceProxy;
 use banger_api::{ErrorKind, IMAGED, NETD, SERVICES, SESSIOND, Service, VMD};
+use banger_tests::monitor::Monitor;
 use banger_tests::{
     BUSYBOX, Vm, Way, as_user, banger, eventually, eventually_within, job_property, json, oci, run, sh, start,
 };
@@ -158,39 +157,6 @@ fn silent_registry() -> (TcpListener, String) {
     (silent, reference)
 }
 
-/// `dbus-monitor`, listening to one signal.
-struct Monitor {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Monitor {
-    fn start(member: &str) -> Self {
-        let rule = format!("type='signal',member='{member}'");
-        let mut child = Command::new("timeout")
-            .args(["120", "dbus-monitor", "--system", &rule])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let mut monitor = Self { child, lines };
-        // Who becomes a monitor loses the name it had before.
-        assert!(monitor.hears("member=NameLost"));
-        monitor
-    }
-
-    fn hears(&mut self, words: &str) -> bool {
-        self.lines.by_ref().map_while(Result::ok).any(|line| line.contains(words))
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn jobs_outlive_their_service() {
     let unit = "banger-imaged.service";
@@ -208,7 +174,7 @@ fn jobs_outlive_their_service() {
         let line = format!("banger {way} pull {reference}");
         let follower = start("sh", &["-c", &line]);
         let _connection = silent.accept().expect("imaged calls");
-        let mut signals = Monitor::start("JobRemoved");
+        let mut signals = Monitor::start("type='signal',member='JobRemoved'");
         run("systemctl", &["kill", "-s", "KILL", unit]).ok();
         follower.join().expect("joins").refused(&["banger-imaged ended", "run it again"]);
         assert!(signals.hears("object path \"/org/banger/Image1/job/"));

@@ -23,6 +23,7 @@ use crate::archive::{self, Meter};
 use crate::boot::{self, Context};
 use crate::disks::Disks;
 use crate::host::{self, Host};
+use crate::line::Line;
 use crate::power::{self, Why};
 use crate::process::{Request, Stream, Table};
 use crate::vsock::{Connection, Listener};
@@ -43,7 +44,7 @@ const STALLED: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Serves until the machine goes down.
-pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
+pub async fn serve(context: Context, host: Host) -> anyhow::Result<()> {
     let context = Arc::new(context);
     let table = Table::new(context.process.clone());
     let (off, mut ends) = mpsc::channel(4);
@@ -64,11 +65,12 @@ pub async fn serve(context: Context, mut host: Host) -> anyhow::Result<()> {
     tokio::task::yield_now().await;
     anyhow::ensure!(!streams.is_finished(), "cannot serve streams");
     host.ready();
+    let line = Line::open();
     sys::log!(sys::INFO, "ready after {:.2} s", sys::uptime().as_secs_f64());
 
     let why = loop {
         let why = ends.recv().await.unwrap_or(Why::Request);
-        host.stopping(why.goodbye());
+        line.stopping(why.goodbye()).await;
         // Where the image's init does the rest we live on: the host may still want to know.
         if !matches!(why, Why::Init(_)) {
             break why;

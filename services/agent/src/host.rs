@@ -1,4 +1,4 @@
-//! The line to the host: the configuration comes in over it, status goes out.
+//! The call to the host while the guest starts: the configuration comes in over it, status goes out.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -8,10 +8,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use banger_core::ending::Goodbye;
 use banger_core::guest::{
-    CONFIG_PORT, FAILURE_KEY, GOODBYE_KEY, GuestConfig, MAX_CONFIG, PROTOCOL, STAGE_KEY, UPTIME_KEY,
-    WARNING_KEY,
+    CONFIG_PORT, FAILURE_KEY, GuestConfig, MAX_CONFIG, PROTOCOL, STAGE_KEY, UPTIME_KEY, WARNING_KEY,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -40,7 +38,8 @@ impl Host {
         self.send(&status(&[(STAGE_KEY, &stage), (UPTIME_KEY, &sys::uptime().as_micros())]));
     }
 
-    pub fn ready(&mut self) {
+    /// The last that is said here; [`crate::line`] does the rest.
+    pub fn ready(mut self) {
         self.send(&status(&[(UPTIME_KEY, &sys::uptime().as_micros()), ("READY", &1)]));
     }
 
@@ -52,12 +51,6 @@ impl Host {
 
     pub fn failed(&mut self, reason: &str) {
         self.send(&status(&[(FAILURE_KEY, &reason)]));
-    }
-
-    /// The machine is on its way down, in order.
-    pub fn stopping(&mut self, goodbye: Goodbye) {
-        let goodbye = goodbye.as_str();
-        self.send(&status(&[("STATUS", &"Shutting down"), ("STOPPING", &1), (GOODBYE_KEY, &goodbye)]));
     }
 
     /// The host may have stopped listening, and that must not stop us.

@@ -25,6 +25,7 @@ mod command;
 mod disks;
 mod etc;
 mod host;
+mod line;
 mod net;
 mod ports;
 mod power;

@@ -66,6 +66,11 @@ impl Listener {
 pub struct Connection(Arc<AsyncFd<OwnedFd>>);
 
 impl Connection {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        crate::sys::set_nonblocking(&fd)?;
+        Ok(Self(Arc::new(crate::sys::watch(fd)?)))
+    }
+
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.async_io(tokio::io::Interest::READABLE, |fd| crate::sys::read(fd, buffer)).await
     }

@@ -19,6 +19,12 @@ pub const LAUNCH_SOCKET: &str = "/run/banger/launch.sock";
 /// Where the VMM of a VM keeps its sockets: `NAME` below this directory.
 pub const RUNTIME_DIR: &str = "/run/banger/vm";
 
+/// Name of a file in a VM's runtime directory that is there while its CPUs stand still.
+pub const PAUSE_MARK: &str = "paused";
+
+/// Name of a file in a VM's runtime directory whose time is that of the guest's last sign of life.
+pub const HEARTBEAT: &str = "heartbeat";
+
 /// The socket that leads to the vsock ports of the guest with this runtime directory.
 ///
 /// All VMMs offer Firecracker's convention: a client connects and writes `CONNECT <port>\n`, is
@@ -129,8 +135,8 @@ pub struct VmStats {
     pub guest: Option<Stats>,
 }
 
-/// One VM as `ListVms` returns it: name, state, image, address (empty without network), path.
-pub type VmRow = (String, String, String, String, OwnedObjectPath);
+/// One VM as `ListVms` returns it: name, state, image, address (empty without network), health, path.
+pub type VmRow = (String, String, String, String, String, OwnedObjectPath);
 
 /// What a VM's unit executes; the reply of `PrepareVm`.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
@@ -389,6 +395,12 @@ pub trait Vm {
     /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `failed`.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
+    /// `unknown`, `healthy` or `unresponsive`; see `banger_core::health`.
+    #[zbus(property)]
+    fn health(&self) -> zbus::Result<String>;
+    /// When the guest last gave a sign of life, microseconds since 1970; 0: never in this run.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn heartbeat_timestamp(&self) -> zbus::Result<u64>;
     /// The image's name when the VM was created.
     #[zbus(property(emits_changed_signal = "const"))]
     fn image(&self) -> zbus::Result<String>;

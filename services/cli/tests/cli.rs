@@ -150,11 +150,11 @@ impl Vms {
         }
     }
 
-    fn list_vms(&self) -> Vec<(String, String, String, String, OwnedObjectPath)> {
-        let row = |name: &str, state: &str, address: &str| {
-            (name.into(), state.into(), "debian:12".into(), address.into(), path("/x"))
+    fn list_vms(&self) -> Vec<(String, String, String, String, String, OwnedObjectPath)> {
+        let row = |name: &str, state: &str, address: &str, health: &str| {
+            (name.into(), state.into(), "debian:12".into(), address.into(), health.into(), path("/x"))
         };
-        vec![row("web", "running", "10.209.0.2"), row("old", "stopped", "")]
+        vec![row("web", "running", "10.209.0.2", "healthy"), row("old", "stopped", "", "unknown")]
     }
 }
 
@@ -417,8 +417,10 @@ fn tables_are_for_people_and_json_for_programs() {
     let world = World::new();
     assert_eq!(
         world.banger("ps").out,
-        "NAME   STATE     IMAGE       ADDRESS\nweb    running   debian:12   10.209.0.2\n"
+        "NAME   STATE     HEALTH    IMAGE       ADDRESS\nweb    running   healthy   debian:12   10.209.0.2\n"
     );
+    assert!(world.banger("vm ls").out.contains("old    stopped   -         debian:12   -"));
+    assert!(world.banger("ps --json").out.contains("\"health\": \"healthy\""));
     assert_eq!(world.banger("ps -a -q").out, "web\nold\n");
     assert!(world.banger("ps --json").out.contains("\"address\": \"10.209.0.2\""));
 }

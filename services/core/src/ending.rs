@@ -69,6 +69,7 @@ fn explain(result: &str) -> &'static str {
         "core-dump" => "its VMM crashed",
         "oom-kill" => "the host, or its unit's limit, ran out of memory",
         "timeout" => "it did not come up in time",
+        "watchdog" => "its guest did not answer, so that its watchdog ended it",
         "exit-code" => "its VMM, or what prepares it, failed",
         "resources" => "systemd could not set its unit up",
         _ => "its unit failed",

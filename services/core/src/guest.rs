@@ -6,6 +6,11 @@
 //! agent writes status lines in the form of sd_notify(3): `STATUS=…`, [`STAGE_KEY`]`=…` and
 //! finally `READY=1`. A configuration therefore never passes through the kernel command line,
 //! which every process in the guest can read, and has no length limit of note.
+//!
+//! From then on the agent keeps a connection to [`STATUS_PORT`], and makes it anew when it breaks off, as
+//! snapshots have it. It says there that it lives, [`ALIVE_KEY`], at once and every [`crate::health::BEAT`], and
+//! in the end how the guest goes down, [`GOODBYE_KEY`]. Every process of the guest can call either port, so
+//! the configuration is given once, before any other runs, and nothing that matters beyond the guest hangs on the status.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -34,6 +39,9 @@ pub const STREAM_PORT: u32 = 1025;
 /// Host port at which a starting agent asks for its [`GuestConfig`].
 pub const CONFIG_PORT: u32 = 1026;
 
+/// Host port that hears of the guest for as long as it lives.
+pub const STATUS_PORT: u32 = 1027;
+
 /// The longest configuration line the agent reads, in bytes. The guest holds it in memory, with the
 /// files in it twice, until they are written.
 pub const MAX_CONFIG: usize = 16 << 20;
@@ -55,6 +63,9 @@ pub const FAILURE_KEY: &str = "X_BANGER_FAILURE";
 /// Status key of the guest's last word when it goes down in order, one of
 /// [`crate::ending::Goodbye`].
 pub const GOODBYE_KEY: &str = "X_BANGER_GOODBYE";
+
+/// Status key of a sign of life; its value is `1`.
+pub const ALIVE_KEY: &str = "X_BANGER_ALIVE";
 
 /// Status key that names something the guest was to have and comes up without.
 pub const WARNING_KEY: &str = "X_BANGER_WARNING";

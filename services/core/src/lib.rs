@@ -11,6 +11,7 @@ pub mod ending;
 pub mod forward;
 pub mod glob;
 pub mod guest;
+pub mod health;
 pub mod kernel;
 pub mod name;
 pub mod network;

@@ -1,4 +1,4 @@
-//! `attend`: the host's side of a guest's start, see [`banger_core::guest`].
+//! `attend`: the host's side of a guest's start, see [`banger_core::guest`], and of its life after that.
 //!
 //! Everything that comes from the guest is untrusted: lines are short, known keys are passed on
 //! cleaned, the rest is dropped.
@@ -10,15 +10,22 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use banger_api::vm::vsock_socket;
 use banger_core::ending::Goodbye;
-use banger_core::guest::{FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY, STAGES, UPTIME_KEY, WARNING_KEY};
+use banger_core::guest::{
+    FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY, STAGES, STATUS_PORT, UPTIME_KEY, WARNING_KEY,
+};
 use banger_core::name::VmName;
 use banger_core::timeline;
 use banger_core::vm::Stage;
+use banger_vmm::control::RESTORE;
 use sd_notify::NotifyState;
 
-use crate::journal;
 use crate::timeline::{Timeline, now_usec};
+use crate::{health, journal};
+
+/// What systemd is told of a guest that is ready.
+pub const READY: &str = "READY=1";
 
 /// Name of the guest's configuration in the runtime directory.
 pub const CONFIG: &str = "guest.json";
@@ -37,20 +44,40 @@ const MAX_WARNINGS: usize = 64;
 
 pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let mut timeline = Timeline::new(&runtime_dir);
+    let status = listen(&runtime_dir, STATUS_PORT)?;
     journal::follow(&runtime_dir);
+    // One that goes on from a snapshot has been started.
+    if !runtime_dir.join(RESTORE).exists() {
+        start(listener, &runtime_dir)?;
+    }
+    health::watch(status, &runtime_dir)
+}
+
+/// Listens where the guest's calls to a port of the host arrive.
+pub fn listen(runtime_dir: &Path, port: u32) -> Result<UnixListener> {
+    let mut socket = vsock_socket(runtime_dir).into_os_string();
+    socket.push(format!("_{port}"));
+    UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", Path::new(&socket).display()))
+}
+
+/// Returns when the guest is ready, and nobody is to ask for its configuration any longer.
+fn start(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
+    let mut timeline = Timeline::new(runtime_dir);
     // The VMM ends, and this process with it, when a guest restarts: one guest per life. But a
     // guest may call again when its first call broke off.
     for stream in listener.incoming() {
         let stream = stream.context("cannot accept the guest's call")?;
-        if let Err(error) = converse(stream, &runtime_dir, &mut timeline) {
-            eprintln!("the guest's call ended: {error:#}");
+        match converse(stream, runtime_dir, &mut timeline) {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(error) => eprintln!("the guest's call ended: {error:#}"),
         }
     }
     Ok(())
 }
 
-fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline) -> Result<()> {
+/// Returns whether the guest has become ready.
+fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline) -> Result<bool> {
     stream.write_all(configuration(&runtime_dir.join(CONFIG))?.as_bytes())?;
     let mut lines = BufReader::new(stream);
     let mut warnings = 0;
@@ -58,12 +85,9 @@ fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline)
         let mut line = Vec::new();
         let read = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
         if read == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let line = String::from_utf8_lossy(&line);
-        if let Some(goodbye) = goodbye(&line) {
-            fs::write(runtime_dir.join(GOODBYE), goodbye.as_str())?;
-        }
         if let Some(text) = warning(&line).filter(|_| warnings < MAX_WARNINGS) {
             warnings += 1;
             // The standard error is the journal of the VM's unit; 4 is a warning there.
@@ -72,8 +96,10 @@ fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline)
         if let Some((stage, usec)) = reached(&line, now_usec()) {
             timeline.mark_at(stage, usec);
         }
-        for state in translate(&line) {
-            status(&state);
+        let states = translate(&line);
+        tell(&states);
+        if states.iter().any(|state| state == READY) {
+            return Ok(true);
         }
     }
 }
@@ -90,7 +116,7 @@ fn configuration(path: &Path) -> Result<String> {
 }
 
 /// The guest's last word, if the line is that.
-fn goodbye(line: &str) -> Option<Goodbye> {
+pub fn goodbye(line: &str) -> Option<Goodbye> {
     let (key, word) = line.trim_end().split_once('=')?;
     if key == GOODBYE_KEY { Goodbye::parse(word) } else { None }
 }
@@ -110,7 +136,7 @@ fn translate(line: &str) -> Vec<String> {
     let Some((key, value)) = line.trim_end().split_once('=') else { return vec![] };
     let text = clean(value);
     match (key, text.as_str()) {
-        ("READY", "1") => vec![format!("STATUS={}", Stage::Ready.as_str()), "READY=1".into()],
+        ("READY", "1") => vec![format!("STATUS={}", Stage::Ready.as_str()), READY.into()],
         (key, _) if key == STAGE_KEY => vec![format!("STATUS={text}")],
         (key, _) if key == FAILURE_KEY => vec![format!("STATUS=failed: {text}")],
         ("STATUS", _) => vec![format!("STATUS={text}")],
@@ -128,13 +154,13 @@ fn clean(text: &str) -> String {
     journal::clean(text, MAX_TEXT)
 }
 
-/// Tells systemd. `READY=1` and `STATUS=` are all that is ever said.
-pub fn status(state: &str) {
-    let state = match state.strip_prefix("STATUS=") {
-        Some(text) => NotifyState::Status(text),
-        None => NotifyState::Ready,
-    };
-    if let Err(error) = sd_notify::notify(&[state]) {
+/// Tells systemd, in the words of sd_notify(3).
+pub fn tell(states: &[String]) {
+    if states.is_empty() {
+        return;
+    }
+    let states: Vec<_> = states.iter().map(|state| NotifyState::Custom(state)).collect();
+    if let Err(error) = sd_notify::notify(&states) {
         eprintln!("cannot notify systemd: {error}");
     }
 }

@@ -3,8 +3,8 @@
 //! - `run` asks vmd for the VM's launch plan, starts what the VMM needs beside itself and then
 //!   *becomes* the VMM, so that systemd supervises the VMM and nothing stands between them;
 //! - `attend`, which `run` leaves behind in the unit, gives the starting guest its configuration
-//!   and turns the guest's status into the unit's (`READY=1`, `STATUS=`); it passes on to the journal
-//!   what the VMM tells of itself, too;
+//!   and turns the guest's status into the unit's (`READY=1`, `STATUS=`), and its signs of life (`WATCHDOG=1`);
+//!   it passes on to the journal what the VMM tells of itself, too;
 //! - `restore`, which `run` leaves behind where a VM starts from a snapshot, loads it into the VMM;
 //! - `stop` asks the guest to power off, presses its power button if that does not help, and waits for
 //!   the VMM's end;
@@ -17,6 +17,7 @@
 
 mod attend;
 mod forward;
+mod health;
 mod journal;
 mod restore;
 mod run;

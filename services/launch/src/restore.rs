@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use banger_core::name::VmName;
 use banger_core::timeline;
-use banger_core::vm::Stage;
 use banger_vmm::control::{Control, ControlError, RESTORE, Restore};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 
@@ -28,11 +27,11 @@ pub fn restore(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     match &restored {
         Ok(()) => {
             timeline.mark(timeline::READY);
-            attend::status(&format!("STATUS={}", Stage::Ready.as_str()));
-            attend::status("READY=1");
+            // Its status the attendant knows, who may have heard the guest before we come to this.
+            attend::tell(&[attend::READY.to_owned()]);
         }
         Err(error) => {
-            attend::status(&format!("STATUS=failed: the snapshot cannot be loaded: {error:#}"));
+            attend::tell(&[format!("STATUS=failed: the snapshot cannot be loaded: {error:#}")]);
             end(vmm);
         }
     }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use banger_api::SERVICES;
 use banger_api::vm::LaunchPlan;
-use banger_api::vm::vsock_socket;
+use banger_core::guest::CONFIG_PORT;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
-use banger_core::{acl, guest, timeline};
+use banger_core::{acl, timeline};
 use banger_vmm::control::RESTORE;
 use nix::sys::stat::Mode;
 use nix::unistd::{User, mkfifo};
@@ -62,7 +61,7 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
         start_restorer(name)?;
     }
     timeline.mark(timeline::VMM);
-    attend::status(&format!("STATUS={}", Stage::Kernel.as_str()));
+    attend::tell(&[format!("STATUS={}", Stage::Kernel.as_str())]);
     let [program, arguments @ ..] = plan.command.as_slice() else { bail!("the launch plan is empty") };
     let error = Command::new(program)
         .args(arguments)
@@ -129,10 +128,7 @@ fn start_helper(command: &[String], ready: &Path) -> Result<()> {
 /// Leaves a process behind that listens where the guest will call. It gets the socket as its
 /// standard input, bound before the VMM starts, so that the guest never calls too early.
 fn start_attendant(name: &VmName, runtime_dir: &Path) -> Result<()> {
-    let mut socket = vsock_socket(runtime_dir).into_os_string();
-    socket.push(format!("_{}", guest::CONFIG_PORT));
-    let listener = UnixListener::bind(&socket)
-        .with_context(|| format!("cannot listen on {}", Path::new(&socket).display()))?;
+    let listener = attend::listen(runtime_dir, CONFIG_PORT)?;
     this_program()?
         .args(["attend", name.as_str()])
         .stdin(Stdio::from(OwnedFd::from(listener)))

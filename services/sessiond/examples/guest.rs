@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use banger_api::agent::AgentProxy;
-use banger_core::guest::{AGENT_PORT, CONFIG_PORT};
+use banger_core::guest::{AGENT_PORT, CONFIG_PORT, STATUS_PORT};
 use banger_guest::{Agent, Command};
 use zbus::connection::{AuthMechanism, Builder};
 use zbus::proxy::CacheProperties;
@@ -114,18 +114,26 @@ fn config(path: &str) -> String {
 }
 
 fn serve(vsock: &Path, path: &str) {
-    let socket = format!("{}_{CONFIG_PORT}", vsock.display());
-    let _ = std::fs::remove_file(&socket);
-    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let listen = |port: u32| {
+        let socket = format!("{}_{port}", vsock.display());
+        let _ = std::fs::remove_file(&socket);
+        std::os::unix::net::UnixListener::bind(socket).unwrap()
+    };
+    let (start, rest) = (listen(CONFIG_PORT), listen(STATUS_PORT));
     let begin = Instant::now();
-    let (mut stream, _) = listener.accept().unwrap();
+    let (mut stream, _) = start.accept().unwrap();
     println!("{:.2} connected", begin.elapsed().as_secs_f64());
     stream.write_all(format!("{}\n", config(path)).as_bytes()).unwrap();
+    print_lines(stream, begin);
+    print_lines(rest.accept().unwrap().0, begin);
+    println!("{:.2} end", begin.elapsed().as_secs_f64());
+}
+
+fn print_lines(stream: UnixStream, begin: Instant) {
     for line in std::io::BufRead::lines(std::io::BufReader::new(stream)) {
         let Ok(line) = line else { break };
         println!("{:.2} {line}", begin.elapsed().as_secs_f64());
     }
-    println!("{:.2} end", begin.elapsed().as_secs_f64());
 }
 
 async fn run(agent: &Agent, rest: &[&str]) -> banger_api::Result<()> {

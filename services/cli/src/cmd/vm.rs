@@ -44,6 +44,7 @@ struct Row {
     state: String,
     image: String,
     address: String,
+    health: String,
     ports: Vec<String>,
 }
 
@@ -53,22 +54,28 @@ pub async fn list(context: &Context, all: bool) -> Result<()> {
     let (listed, forwards) = tokio::try_join!(vms.list_vms(), vms.list_forwards())?;
     let rows: Vec<Row> = listed
         .into_iter()
-        .map(|(name, state, image, address, _)| {
+        .map(|(name, state, image, address, health, _)| {
             let ports =
                 forwards.iter().filter(|forward| forward.0 == name).map(super::network::arrow).collect();
-            Row { name, state, image, address, ports }
+            Row { name, state, image, address, health, ports }
         })
         .filter(|row| all || matches!(row.state.as_str(), "starting" | "running" | "paused" | "stopping"))
         .collect();
-    context.output.rows(&rows, &["NAME", "STATE", "IMAGE", "ADDRESS", "PORTS"], |row| {
+    context.output.rows(&rows, &["NAME", "STATE", "HEALTH", "IMAGE", "ADDRESS", "PORTS"], |row| {
         vec![
             row.name.clone(),
             row.state.clone(),
+            or_dash(known(&row.health)),
             row.image.clone(),
             or_dash(&row.address),
             or_dash(&row.ports.join(", ")),
         ]
     })
+}
+
+/// A guest of which nothing is known is nothing to look at.
+fn known(health: &str) -> &str {
+    if health == "unknown" { "" } else { health }
 }
 
 async fn reconcile(context: &Context) -> Result<()> {

@@ -402,7 +402,7 @@ impl Manager {
         self.supervisor.reap().await
     }
 
-    /// All VMs: name, state, image, address (empty without network), object path.
+    /// All VMs: name, state, image, address (empty without network), health, object path.
     #[zbus(out_args("vms"))]
     async fn list_vms(
         &self,
@@ -413,8 +413,8 @@ impl Manager {
         let row = |row: crate::store::VmRow| {
             let state = self.supervisor.state(&row).as_str().to_owned();
             let path = vm_path(&row.name);
-            let address = row.shown_address();
-            (row.name.to_string(), state, row.image, address, path)
+            let (address, health) = (row.shown_address(), self.supervisor.health(&row).as_str().to_owned());
+            (row.name.to_string(), state, row.image, address, health, path)
         };
         Ok(self.supervisor.list().into_iter().map(row).collect())
     }

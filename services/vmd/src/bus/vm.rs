@@ -193,6 +193,8 @@ impl VmObject {
         let description = serde_json::json!({
             "name": row.name,
             "state": self.supervisor.state(&row).as_str(),
+            "health": self.supervisor.health(&row).as_str(),
+            "heartbeat_usec": self.supervisor.heartbeat(&self.name),
             "image": row.image,
             "image_id": row.image_id,
             "kernel": row.kernel,
@@ -217,6 +219,19 @@ impl VmObject {
     #[zbus(property)]
     fn state(&self) -> fdo::Result<String> {
         Ok(self.supervisor.state(&self.row()?).as_str().to_owned())
+    }
+
+    /// unknown, healthy or unresponsive: whether the guest's agent is heard, every 10 s. unknown of a VM
+    /// that does not run, or is paused.
+    #[zbus(property)]
+    fn health(&self) -> fdo::Result<String> {
+        Ok(self.supervisor.health(&self.row()?).as_str().to_owned())
+    }
+
+    /// When the guest was last heard, microseconds since 1970; 0: never in this run.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn heartbeat_timestamp(&self) -> u64 {
+        self.supervisor.heartbeat(&self.name).unwrap_or(0)
     }
 
     /// The image's name when the VM was created.

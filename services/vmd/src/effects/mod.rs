@@ -3,6 +3,7 @@
 pub mod disks;
 pub mod marks;
 pub mod peers;
+pub mod runtime;
 pub mod seeds;
 pub mod snapshots;
 pub mod sync;

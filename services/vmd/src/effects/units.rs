@@ -16,6 +16,7 @@ use banger_core::vm::State;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use zbus::fdo::PropertiesChanged;
+use zbus::proxy::CacheProperties;
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
 /// How many signals may wait for us before we slow the connection down.
@@ -82,6 +83,8 @@ trait Job {
 trait Service {
     #[zbus(name = "UID", property(emits_changed_signal = "false"))]
     fn uid(&self) -> zbus::Result<u32>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn status_text(&self) -> zbus::Result<String>;
     #[zbus(name = "CPUUsageNSec", property(emits_changed_signal = "false"))]
     fn cpu_usage_nsec(&self) -> zbus::Result<u64>;
     #[zbus(property(emits_changed_signal = "false"))]
@@ -102,8 +105,14 @@ trait Service {
 pub struct UnitView {
     /// `active`, `inactive`, `activating`, `deactivating`, `failed`.
     pub active_state: String,
-    /// The last `STATUS=` of the unit: a stage, or `failed: reason`.
+    /// The last `STATUS=` of the unit: a stage, the guest's health, or `failed: reason`.
     pub status: String,
+}
+
+impl UnitView {
+    fn is_down(&self) -> bool {
+        matches!(self.active_state.as_str(), "inactive" | "failed")
+    }
 }
 
 impl Default for UnitView {
@@ -122,11 +131,11 @@ struct Inner {
 }
 
 impl Units {
-    /// Takes stock and follows the units from then on. `changed` is told of every VM whose active
-    /// state changes.
+    /// Takes stock and follows the units from then on. `changed` is told of every VM whose unit
+    /// changes, what it was and what it is.
     pub async fn follow<F>(bus: &Connection, changed: F) -> Result<Self>
     where
-        F: Fn(&VmName, &str) + Send + 'static,
+        F: Fn(&VmName, &UnitView, &UnitView) + Send + 'static,
     {
         let systemd = SystemdProxy::new(bus).await?;
         let rule = MatchRule::builder()
@@ -140,17 +149,24 @@ impl Units {
         systemd.subscribe().await?;
         let units = Self(Arc::new(Inner { systemd, views: Mutex::default() }));
         let pattern = VmName::unit_pattern();
-        for (unit, _, _, active_state, ..) in units.0.systemd.list_units_by_patterns(&[], &[pattern]).await? {
-            if let Some(name) = VmName::from_unit(&unit) {
-                units.sender(&name).send_replace(UnitView { active_state, ..UnitView::default() });
+        let listed = units.0.systemd.list_units_by_patterns(&[], &[pattern]).await?;
+        let known = listed.into_iter().filter_map(|(unit, _, _, active_state, _, _, path, ..)| {
+            Some((VmName::from_unit(&unit)?, UnitView { active_state, ..UnitView::default() }, path))
+        });
+        let asked = known.map(async |(name, mut view, path)| {
+            if !view.is_down() {
+                // It may be gone by now.
+                view.status = status_text(bus, path).await.unwrap_or_default();
             }
-        }
+            units.sender(&name).send_replace(view);
+        });
+        futures_util::future::join_all(asked).await;
         let followed = units.clone();
         tokio::spawn(async move { followed.keep_up(signals, changed).await });
         Ok(units)
     }
 
-    async fn keep_up(&self, mut signals: MessageStream, changed: impl Fn(&VmName, &str)) {
+    async fn keep_up(&self, mut signals: MessageStream, changed: impl Fn(&VmName, &UnitView, &UnitView)) {
         while let Some(message) = signals.next().await {
             let Ok(message) = message else { continue };
             let Some(name) = message.header().path().and_then(|path| vm_of(path)) else { continue };
@@ -162,16 +178,18 @@ impl Units {
             };
             let (active_state, status) = (text("ActiveState"), text("StatusText"));
             let sender = self.sender(&name);
-            let was = sender.borrow().active_state.clone();
+            let mut was = None;
             sender.send_if_modified(|view| {
                 let old = view.clone();
                 view.active_state = active_state.unwrap_or_else(|| old.active_state.clone());
                 view.status = status.unwrap_or_else(|| old.status.clone());
-                *view != old
+                let differs = *view != old;
+                was = differs.then_some(old);
+                differs
             });
-            let is = sender.borrow().active_state.clone();
-            if is != was {
-                changed(&name, &is);
+            if let Some(was) = was {
+                let is = sender.borrow().clone();
+                changed(&name, &was, &is);
             }
         }
         tracing::warn!("systemd's signals ended; states of VMs are no longer followed");
@@ -436,6 +454,11 @@ fn limit_properties(limits: &Limits) -> Vec<(&'static str, Variant<'static>)> {
     add("IOWeight", limits.io_weight.map(u64::from));
     add("TasksMax", limits.tasks_max);
     properties
+}
+
+async fn status_text(bus: &Connection, unit: OwnedObjectPath) -> zbus::Result<String> {
+    let unit = ServiceProxy::builder(bus).path(unit).cache_properties(CacheProperties::No).build().await?;
+    unit.status_text().await
 }
 
 fn vm_of(path: &str) -> Option<VmName> {

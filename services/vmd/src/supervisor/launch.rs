@@ -65,7 +65,7 @@ impl Supervisor {
             }
         };
         timeline.push((NETWORK.to_owned(), held.network_usec));
-        self.unmark_paused(name)?;
+        self.forget_paused(name);
         if self.is_read(name) {
             // That is no run of its own.
             return self.launch_plan(&row, &held, vmm.as_ref(), synced, timeline);
@@ -261,7 +261,7 @@ impl Supervisor {
         };
         failpoint!("release.marked");
         self.give_back(name).await?;
-        self.unmark_paused(name)?;
+        self.forget_paused(name);
         // It was meant for the run that is over, if for any.
         self.0.disks.forget_restore(name).await?;
         failpoint!("release.done");

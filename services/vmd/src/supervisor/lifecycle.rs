@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 use zbus::OwnedObjectPath;
 
 use super::control::vmm_error;
-use super::{Start, Supervisor, lock, vm_path};
+use super::{Start, Supervisor, lock, runtime_dir, vm_path};
+use crate::effects::runtime;
 
 /// The result of a start that a stop or a delete cut short.
 const INTERRUPTED: &str = "interrupted";
@@ -230,19 +231,24 @@ impl Supervisor {
     /// Before the VM is paused: to resume one that runs does no harm, but nobody would resume one
     /// that stands still and is taken for running; and nobody is to call into it any more.
     pub(super) fn mark_paused(&self, name: &VmName) -> Result<()> {
-        self.0.marks.set(name)?;
+        runtime::mark_paused(&runtime_dir(name))?;
         lock(&self.0.paused).insert(name.clone());
         self.state_changed(name);
         Ok(())
     }
 
-    /// Forgets that a VM was paused, once it is not.
+    /// Once the VM is not paused any longer.
     pub(super) fn unmark_paused(&self, name: &VmName) -> Result<()> {
-        self.0.marks.clear(name)?;
+        runtime::unmark_paused(&runtime_dir(name))?;
+        self.forget_paused(name);
+        Ok(())
+    }
+
+    /// For a VM whose run is over, or not begun: its mark goes, or went, with its runtime directory.
+    pub(super) fn forget_paused(&self, name: &VmName) {
         if lock(&self.0.paused).remove(name) {
             self.state_changed(name);
         }
-        Ok(())
     }
 
     /// A VM that is being started need not come up before it is stopped, and one that runs only to be
@@ -310,7 +316,7 @@ impl Supervisor {
         failpoint!("delete.image");
         self.0.units.reset_failed(name).await;
         self.lift_limits(name).await;
-        self.unmark_paused(name)?;
+        self.forget_paused(name);
         self.forget_timeline(name);
         self.0.store.remove(name).await?;
         failpoint!("delete.row");

@@ -42,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use banger_api::vm::{RUNTIME_DIR, VM, VM_PREFIX};
 use banger_api::{Error, Result, VMD, path};
+use banger_core::health::Health;
 use banger_core::name::VmName;
 use banger_core::vm::State;
 use banger_daemon::{Context, Progress};
@@ -52,7 +53,8 @@ use crate::bus::VmObject;
 use crate::effects::disks::Disks;
 use crate::effects::marks::Marks;
 use crate::effects::peers::Peers;
-use crate::effects::units::Units;
+use crate::effects::runtime;
+use crate::effects::units::{UnitView, Units};
 use crate::store::{VmRow, VmStore};
 use locks::Locks;
 
@@ -75,11 +77,10 @@ struct Inner {
     /// The starts under way, so that the unit's call to prepare can tell its progress and its
     /// failure to the job that waits for it.
     starts: Mutex<HashMap<VmName, Start>>,
-    /// VMs whose CPUs stand still. As durable as they are: the marks go with a reboot.
+    /// VMs whose CPUs stand still. As durable as they are: each has a mark in its runtime directory.
     paused: Mutex<HashSet<VmName>>,
-    marks: Marks,
-    /// VMs that run only to be read, and what is told by whoever wants such a one for something else. As
-    /// durable as they are, like the paused ones.
+    /// VMs that run only to be read, and what is told by whoever wants such a one for something else. Their
+    /// marks go with a reboot.
     readings: Mutex<HashMap<VmName, Arc<Notify>>>,
     reading_marks: Marks,
     /// Why runs of VMs end that vmd ends by itself.
@@ -101,17 +102,25 @@ impl Supervisor {
     pub async fn open(context: Context) -> Result<Self> {
         let store = VmStore::open(&context.state_dir.join("vmd.db")).await?;
         let disks = Disks::open(context.state_dir.clone()).await?;
-        let marks = Marks::new(context.runtime_dir.join("paused"));
-        let paused = Mutex::new(marks.list()?);
+        let paused = store.list().into_iter().map(|row| row.name);
+        let paused = paused.filter(|name| runtime::is_paused(&runtime_dir(name))).collect();
         let reading_marks = Marks::new(context.runtime_dir.join("reading"));
         let readings = reading_marks.list()?.into_iter().map(|name| (name, Arc::default())).collect();
         let units = {
             let (hub, store) = (context.hub.clone(), store.clone());
-            Units::follow(&context.bus, move |name, active_state| {
+            Units::follow(&context.bus, move |name, was, is| {
                 // A unit without a row is none of our objects.
                 let Ok(row) = store.get(name) else { return };
-                let state = State::of(active_state, row.started_usec.is_some()).as_str();
-                hub.changed(&vm_path(name), VM, vec![("State", zbus::Str::from(state).into())]);
+                let seen = |view: &UnitView| {
+                    let state = State::of(&view.active_state, row.started_usec.is_some());
+                    [("State", state.as_str()), ("Health", Health::of(state, &view.status).as_str())]
+                };
+                let changed = seen(is).into_iter().filter(|property| !seen(was).contains(property));
+                let changed: Vec<(&str, OwnedVariant)> =
+                    changed.map(|(name, value)| (name, zbus::Str::from(value).into())).collect();
+                if !changed.is_empty() {
+                    hub.changed(&vm_path(name), VM, changed);
+                }
             })
             .await?
         };
@@ -125,8 +134,7 @@ impl Supervisor {
             locks: Locks::default(),
             holding: Locks::default(),
             starts: Mutex::default(),
-            paused,
-            marks,
+            paused: Mutex::new(paused),
             readings: Mutex::new(readings),
             reading_marks,
             reasons: Mutex::default(),
@@ -167,6 +175,16 @@ impl Supervisor {
         Ok(self.state(&self.get(name)?))
     }
 
+    /// Whether its guest answers, as far as that is known.
+    pub fn health(&self, row: &VmRow) -> Health {
+        Health::of(self.state(row), &self.0.units.view(&row.name).status)
+    }
+
+    /// When its guest last gave a sign of life in this run, microseconds since 1970.
+    pub fn heartbeat(&self, name: &VmName) -> Option<u64> {
+        runtime::heartbeat(&runtime_dir(name))
+    }
+
     pub fn list(&self) -> Vec<VmRow> {
         self.0.store.list()
     }
@@ -191,8 +209,10 @@ impl Supervisor {
     }
 
     fn state_changed(&self, name: &VmName) {
-        if let Ok(state) = self.state_of(name) {
-            self.changed(name, vec![("State", zbus::Str::from(state.as_str()).into())]);
+        if let Ok(row) = self.get(name) {
+            let (state, health) = (self.state(&row).as_str(), self.health(&row).as_str());
+            let text = |value: &'static str| zbus::Str::from(value).into();
+            self.changed(name, vec![("State", text(state)), ("Health", text(health))]);
         }
     }
 }

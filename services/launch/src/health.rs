@@ -1,0 +1,380 @@
+//! The guest's health after its start, see [`banger_core::health`]: hears the signs of life of its
+//! agent, and tells systemd and the journal what follows from them.
+//!
+//! systemd's own watchdog (`WatchdogSec=`) goes by the same signs and by the same clock, which stands
+//! still before the first of them, while the VM is paused, and once the guest goes down.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use banger_api::vm::{HEARTBEAT, PAUSE_MARK};
+use banger_core::ending::Goodbye;
+use banger_core::guest::ALIVE_KEY;
+use banger_core::health::{Health, SILENCE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+
+use crate::attend::{self, GOODBYE};
+
+/// The longest line that is heard; what is longer says nothing.
+const MAX_LINE: usize = 256;
+
+/// However fast a guest speaks, systemd and the journal are told no more often than this.
+const RESPITE: Duration = Duration::from_millis(100);
+
+/// Watches over the guest until the VMM ends, and this process with it.
+pub fn watch(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let marks = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&marks, runtime_dir, inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE)
+        .with_context(|| format!("cannot watch {}", runtime_dir.display()))?;
+    let watchdog = std::env::var("WATCHDOG_USEC").ok();
+    let mut watch = Watch {
+        runtime_dir: runtime_dir.to_owned(),
+        listener,
+        marks,
+        call: None,
+        pulse: Pulse::new(watchdog),
+    };
+    watch.tell(watch.pulse.begin());
+    loop {
+        watch.turn()?;
+    }
+}
+
+struct Watch {
+    runtime_dir: PathBuf,
+    listener: UnixListener,
+    /// Tells that the mark of a pause may have come or gone.
+    marks: OwnedFd,
+    /// The guest's last call.
+    call: Option<Call>,
+    pulse: Pulse,
+}
+
+impl Watch {
+    /// Waits for something to happen, and sees to it.
+    fn turn(&mut self) -> Result<()> {
+        let mut waits =
+            vec![PollFd::new(&self.marks, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        waits.extend(self.call.as_ref().map(|call| PollFd::new(&call.stream, PollFlags::IN)));
+        let left = self.pulse.deadline().map(|end| end.saturating_duration_since(Instant::now()));
+        let left = left.map(Timespec::try_from).transpose()?;
+        match poll(&mut waits, left.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.look_for_pause();
+        let heard = self.hear();
+        self.answer();
+        // After what was said meanwhile.
+        let words = self.pulse.expire(Instant::now());
+        self.tell(words);
+        if heard {
+            thread::sleep(RESPITE);
+        }
+        Ok(())
+    }
+
+    fn look_for_pause(&mut self) {
+        // Which file it was does not matter; there is one to look at.
+        while rustix::io::read(&self.marks, &mut [0; 4096]).is_ok() {}
+        let paused = self.runtime_dir.join(PAUSE_MARK).symlink_metadata().is_ok();
+        let words = self.pulse.pause(paused, Instant::now());
+        self.tell(words);
+    }
+
+    /// Takes what the guest has said, if it has.
+    fn hear(&mut self) -> bool {
+        let Some(call) = &mut self.call else { return false };
+        let (lines, ended) = call.read();
+        if ended {
+            self.call = None;
+        }
+        if lines.iter().any(|line| line.strip_prefix(ALIVE_KEY) == Some("=1")) {
+            self.note_beat();
+            let words = self.pulse.beat(Instant::now());
+            self.tell(words);
+        }
+        if let Some(goodbye) = lines.iter().rev().find_map(|line| attend::goodbye(line)) {
+            self.note_goodbye(goodbye);
+            let words = self.pulse.end(goodbye);
+            self.tell(words);
+        }
+        !lines.is_empty()
+    }
+
+    /// Listens to whoever calls last: the guest knows first when a call broke off.
+    fn answer(&mut self) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        self.hear();
+        self.call = stream.set_nonblocking(true).is_ok().then_some(Call { stream, line: Vec::new() });
+    }
+
+    fn note_goodbye(&self, goodbye: Goodbye) {
+        if let Err(error) = fs::write(self.runtime_dir.join(GOODBYE), goodbye.as_str()) {
+            eprintln!("cannot note how the guest goes down: {error}");
+        }
+    }
+
+    /// The file's time is that of the last sign of life.
+    fn note_beat(&self) {
+        let noted = File::create(self.runtime_dir.join(HEARTBEAT))
+            .and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = noted {
+            eprintln!("cannot note the guest's sign of life: {error}");
+        }
+    }
+
+    fn tell(&self, words: Words) {
+        attend::tell(&words.states);
+        if let Some(line) = words.journal {
+            // The standard error is the journal of the VM's unit, where <N> is a line's level.
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// A call of the guest's.
+struct Call {
+    stream: UnixStream,
+    /// The beginning of a line.
+    line: Vec<u8>,
+}
+
+impl Call {
+    /// The lines that there are, and whether the call has ended.
+    fn read(&mut self) -> (Vec<String>, bool) {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 4096];
+        let ended = match self.stream.read(&mut buffer) {
+            Ok(0) => true,
+            Ok(read) => {
+                take_lines(&mut self.line, &buffer[..read], &mut lines);
+                false
+            }
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        (lines, ended)
+    }
+}
+
+/// Adds to `line` what was read, and to `lines` those that are complete. Of one that is too long only
+/// the beginning is kept.
+fn take_lines(line: &mut Vec<u8>, read: &[u8], lines: &mut Vec<String>) {
+    for &byte in read {
+        if byte == b'\n' {
+            lines.push(String::from_utf8_lossy(line).into_owned());
+            line.clear();
+        } else if line.len() < MAX_LINE {
+            line.push(byte);
+        }
+    }
+}
+
+/// What follows from something that happened.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Words {
+    /// For systemd, see sd_notify(3).
+    states: Vec<String>,
+    journal: Option<&'static str>,
+}
+
+/// What is known of the guest, and the clock that runs while nothing is heard of it.
+struct Pulse {
+    health: Health,
+    /// Since when nothing was heard; `None` while the clock stands still.
+    silent_since: Option<Instant>,
+    paused: bool,
+    /// Whether the guest has said how it goes down.
+    ending: bool,
+    /// `WatchdogSec=` of the unit in microseconds, if that is set.
+    watchdog: Option<String>,
+}
+
+impl Pulse {
+    fn new(watchdog: Option<String>) -> Self {
+        Self { health: Health::Unknown, silent_since: None, paused: false, ending: false, watchdog }
+    }
+
+    /// systemd would start its clock by itself, when the unit is active.
+    fn begin(&self) -> Words {
+        Words { states: self.hold_watchdog(), journal: None }
+    }
+
+    fn beat(&mut self, now: Instant) -> Words {
+        let mut words = Words::default();
+        if self.health != Health::Healthy {
+            words.journal = (self.health == Health::Unresponsive).then_some("<5>the guest answers again");
+            self.health = Health::Healthy;
+            words.states.extend(self.status());
+        }
+        // It may have been under way when the VM was paused.
+        if !self.paused && !self.ending {
+            let held = self.silent_since.replace(now).is_none();
+            words.states.extend(if held { self.run_watchdog() } else { vec!["WATCHDOG=1".into()] });
+        }
+        words
+    }
+
+    /// The VM is paused, or is not.
+    fn pause(&mut self, paused: bool, now: Instant) -> Words {
+        if paused == self.paused {
+            return Words::default();
+        }
+        self.paused = paused;
+        let mut words = Words { states: self.status(), journal: None };
+        if paused {
+            self.silent_since = None;
+            words.states.extend(self.hold_watchdog());
+        } else if self.health != Health::Unknown && !self.ending {
+            // All the time that it has, from the beginning.
+            self.silent_since = Some(now);
+            words.states.extend(self.run_watchdog());
+        }
+        words
+    }
+
+    /// The guest goes down in order, which has limits of its own.
+    fn end(&mut self, goodbye: Goodbye) -> Words {
+        self.ending = true;
+        self.silent_since = None;
+        let status = match goodbye {
+            Goodbye::PowerOff => "STATUS=powering off",
+            Goodbye::Reboot => "STATUS=rebooting",
+        };
+        Words { states: [vec![status.into()], self.hold_watchdog()].concat(), journal: None }
+    }
+
+    /// When the silence has been too long, if the clock runs.
+    fn deadline(&self) -> Option<Instant> {
+        let due = self.health != Health::Unresponsive;
+        self.silent_since.filter(|_| due).map(|since| since + SILENCE)
+    }
+
+    fn expire(&mut self, now: Instant) -> Words {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return Words::default();
+        }
+        self.health = Health::Unresponsive;
+        Words { states: self.status(), journal: Some("<4>the guest does not answer any longer") }
+    }
+
+    /// The unit's status. Of a guest that has not been heard it stays as it is.
+    fn status(&self) -> Vec<String> {
+        let status = match self.health {
+            _ if self.ending => return Vec::new(),
+            _ if self.paused => "paused",
+            Health::Unknown => "ready",
+            health => health.as_str(),
+        };
+        vec![format!("STATUS={status}")]
+    }
+
+    fn hold_watchdog(&self) -> Vec<String> {
+        self.watchdog.iter().map(|_| "WATCHDOG_USEC=0".into()).collect()
+    }
+
+    /// From the beginning.
+    fn run_watchdog(&self) -> Vec<String> {
+        let usec = self.watchdog.iter().map(|usec| format!("WATCHDOG_USEC={usec}"));
+        usec.chain(["WATCHDOG=1".into()]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pulse() -> (Pulse, Instant) {
+        (Pulse::new(Some("60000000".into())), Instant::now())
+    }
+
+    #[test]
+    fn the_first_beat_starts_the_clock() {
+        let (mut pulse, now) = pulse();
+        assert_eq!(pulse.begin().states, ["WATCHDOG_USEC=0"]);
+        assert_eq!(pulse.deadline(), None);
+        assert_eq!(pulse.expire(now + 1000 * SECOND), Words::default());
+        assert_eq!(pulse.beat(now).states, ["STATUS=healthy", "WATCHDOG_USEC=60000000", "WATCHDOG=1"]);
+        assert_eq!(pulse.beat(now + SECOND).states, ["WATCHDOG=1"]);
+        assert_eq!(pulse.deadline(), Some(now + SECOND + SILENCE));
+    }
+
+    #[test]
+    fn silence_is_told_once_and_so_is_its_end() {
+        let (mut pulse, now) = pulse();
+        pulse.beat(now);
+        assert_eq!(pulse.expire(now + SILENCE - SECOND), Words::default());
+        let silent = pulse.expire(now + SILENCE);
+        assert_eq!(silent.states, ["STATUS=unresponsive"]);
+        assert!(silent.journal.is_some());
+        assert_eq!(pulse.expire(now + 2 * SILENCE), Words::default());
+        let again = pulse.beat(now + 3 * SILENCE);
+        assert_eq!(again.states, ["STATUS=healthy", "WATCHDOG=1"]);
+        assert!(again.journal.is_some());
+        assert_eq!(pulse.deadline(), Some(now + 4 * SILENCE));
+    }
+
+    #[test]
+    fn the_clock_stands_still_while_the_guest_does() {
+        let (mut pulse, now) = pulse();
+        pulse.beat(now);
+        assert_eq!(pulse.pause(true, now + SECOND).states, ["STATUS=paused", "WATCHDOG_USEC=0"]);
+        assert_eq!(pulse.pause(true, now + SECOND), Words::default());
+        // This one was on its way.
+        assert_eq!(pulse.beat(now + SECOND), Words::default());
+        assert_eq!(pulse.expire(now + 1000 * SECOND), Words::default());
+        let resumed = now + 1000 * SECOND;
+        let states = pulse.pause(false, resumed).states;
+        assert_eq!(states, ["STATUS=healthy", "WATCHDOG_USEC=60000000", "WATCHDOG=1"]);
+        assert_eq!(pulse.deadline(), Some(resumed + SILENCE));
+    }
+
+    #[test]
+    fn a_pause_changes_nothing_of_what_was_known() {
+        let (mut pulse, now) = pulse();
+        pulse.pause(true, now);
+        assert_eq!(pulse.pause(false, now).states, ["STATUS=ready"]);
+        pulse.beat(now);
+        pulse.expire(now + SILENCE);
+        pulse.pause(true, now + SILENCE);
+        let states = pulse.pause(false, now + SILENCE).states;
+        assert_eq!(states, ["STATUS=unresponsive", "WATCHDOG_USEC=60000000", "WATCHDOG=1"]);
+    }
+
+    #[test]
+    fn a_guest_that_goes_down_need_not_answer() {
+        let (mut pulse, now) = pulse();
+        pulse.beat(now);
+        assert_eq!(pulse.end(Goodbye::Reboot).states, ["STATUS=rebooting", "WATCHDOG_USEC=0"]);
+        assert_eq!(pulse.beat(now + SECOND), Words::default());
+        assert_eq!(pulse.deadline(), None);
+    }
+
+    #[test]
+    fn without_a_watchdog_none_is_set() {
+        let mut pulse = Pulse::new(None);
+        assert_eq!(pulse.begin(), Words::default());
+        assert_eq!(pulse.beat(Instant::now()).states, ["STATUS=healthy", "WATCHDOG=1"]);
+        assert_eq!(pulse.pause(true, Instant::now()).states, ["STATUS=paused"]);
+    }
+
+    #[test]
+    fn lines_come_in_pieces_and_are_short() {
+        let (mut line, mut lines) = (Vec::new(), Vec::new());
+        take_lines(&mut line, b"a=1\nb", &mut lines);
+        take_lines(&mut line, b"=2\n", &mut lines);
+        assert_eq!(lines, ["a=1", "b=2"]);
+        take_lines(&mut line, &[b'x'; 5000], &mut lines);
+        assert_eq!(line.len(), MAX_LINE);
+    }
+}
