@@ -237,8 +237,12 @@ fn a_vm_that_goes_down_is_not_promoted() {
         let waits = job.clone();
         let waiting = std::thread::spawn(move || Way::Bus.call_at(VMD, &waits, INTERFACE, "Wait", &[]));
         banger(&["stop", vm.name()]).ok();
-        // Who notices first says why: vmd, or imaged, whose archive broke off.
-        waiting.join().expect("joins").failed(&[]);
+        waiting.join().expect("joins").failed(&["went down before all of its disk was read"]);
+        assert_eq!(
+            job_property(VMD, &job, "ErrorName"),
+            "v s \"org.banger.Error.VmNotRunning\"\n",
+            "{state}"
+        );
         assert_eq!(vm.state(), "stopped", "{state}");
         nothing_is_left(&image);
     }

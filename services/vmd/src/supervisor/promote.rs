@@ -116,11 +116,18 @@ impl Supervisor {
         failpoint!("promote.streaming");
         let imported = self.0.peers.import(OwnedFd::from(archive), image, &row.image_id, progress).await;
         drop(wanted);
-        imported.map_err(|error| match error.kind() {
+        match imported {
             // Its stream ended too early.
-            ErrorKind::InvalidImage if !self.state_of(name).is_ok_and(State::is_up) => went_down(name),
-            _ => error,
-        })
+            Err(error) if error.kind() == ErrorKind::InvalidImage && !self.runs(name).await? => {
+                Err(went_down(name))
+            }
+            imported => imported,
+        }
+    }
+
+    /// Whether the VM runs now and is not about to end. What vmd has seen may be an instant behind.
+    async fn runs(&self, name: &VmName) -> Result<bool> {
+        Ok(State::of(&self.0.units.active_state(name).await?, true) == State::Running)
     }
 }
 
