@@ -16,12 +16,20 @@ pub mod service;
 pub mod session;
 pub mod vm;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 pub use access::Access;
 pub use error::{Error, ErrorKind};
 pub use options::Options;
 
 /// What every fallible call of this project returns.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// The wall clock, microseconds since 1970.
+pub fn now_usec() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
 
 /// A service of banger: its bus name, the object its manager lives at, and its socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

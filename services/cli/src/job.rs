@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use banger_api::job::JobProxy;
-use banger_api::{Error, ErrorKind, Result, Service};
+use banger_api::{Error, ErrorKind, Result, Service, now_usec};
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -17,7 +17,7 @@ use zbus::fdo::PropertiesProxy;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::Context;
-use crate::output::{now_usec, size};
+use crate::output::size;
 
 /// What a job left.
 #[derive(Debug, Clone)]

@@ -1,9 +1,8 @@
 //! What is printed: results on standard output, everything else on standard error.
 
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use banger_api::{Error, Result};
+use banger_api::{Error, Result, now_usec};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
 use serde_json::Value;
@@ -184,12 +183,6 @@ pub fn ago(usec: u64) -> String {
         _ => (seconds / 86_400, "day"),
     };
     format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
-}
-
-/// The wall clock, microseconds since 1970.
-pub fn now_usec() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

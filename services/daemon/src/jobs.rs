@@ -9,10 +9,10 @@ use std::fs::File;
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use banger_api::job::INTERFACE;
-use banger_api::{Error, ErrorKind, Result, Service};
+use banger_api::{Error, ErrorKind, Result, Service, now_usec};
 use tokio::sync::watch;
 use zbus::message::Header;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, interface};
@@ -414,12 +414,6 @@ impl JobObject {
     fn error_message(&self) -> String {
         self.job.view().outcome.as_ref().err().map(|error| error.message().to_owned()).unwrap_or_default()
     }
-}
-
-/// The wall clock, microseconds since 1970.
-pub fn now_usec() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn value<'a>(value: impl Into<Variant<'a>>) -> OwnedVariant {

@@ -159,7 +159,7 @@ async fn jobs_end_with_their_error_and_hold_the_service() {
 
 #[tokio::test]
 async fn jobs_outlive_their_service() {
-    let now = crate::jobs::now_usec();
+    let now = banger_api::now_usec();
     let begun = |id| format!("{{\"id\":{id},\"kind\":\"pull\",\"subject\":\"debian\"}}\n");
     let ended = |id, usec| {
         let end =

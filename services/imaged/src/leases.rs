@@ -1,12 +1,13 @@
 //! Leases: a VM keeps an image and a kernel for as long as it exists.
 
 use banger_api::image::BootSet;
+use banger_api::now_usec;
 use banger_daemon::failpoint;
 
 use crate::error::{Error, Result};
 use crate::images::{self, Freed, rootfs_name};
 use crate::kernel::{self, INITRAMFS, VMLINUX, VMLINUZ};
-use crate::service::{Event, Inner, Service, now_usec};
+use crate::service::{Event, Inner, Service};
 use crate::store::{self, ImageRow, KernelRow, LeaseRow};
 
 impl Service {

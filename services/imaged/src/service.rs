@@ -206,7 +206,3 @@ pub(crate) async fn discard<T: Send + 'static>(trash: T) -> Result<()> {
     })
     .await
 }
-
-pub(crate) fn now_usec() -> u64 {
-    banger_daemon::jobs::now_usec()
-}

@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use banger_api::now_usec;
 use banger_api::vm::vsock_socket;
 use banger_core::ending::Goodbye;
 use banger_core::guest::{
@@ -21,7 +22,7 @@ use banger_core::vm::Stage;
 use banger_vmm::control::RESTORE;
 use sd_notify::NotifyState;
 
-use crate::timeline::{Timeline, now_usec};
+use crate::timeline::Timeline;
 use crate::{health, journal};
 
 /// What systemd is told of a guest that is ready.

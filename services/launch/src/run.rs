@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use banger_api::SERVICES;
+use banger_api::now_usec;
 use banger_api::vm::LaunchPlan;
 use banger_core::guest::CONFIG_PORT;
 use banger_core::name::VmName;
@@ -20,7 +21,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{User, mkfifo};
 use rustix::fs::{XattrFlags, setxattr};
 
-use crate::timeline::{Timeline, now_usec};
+use crate::timeline::Timeline;
 use crate::{ask_vmd, attend};
 
 /// How long a helper may take to be ready.

@@ -5,8 +5,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use banger_api::now_usec;
 use banger_core::timeline::{FILE, line};
 
 /// Appends to the file. A start does not fail because its times cannot be written.
@@ -36,12 +36,6 @@ impl Timeline {
             eprintln!("cannot write {}: {error}", self.path.display());
         }
     }
-}
-
-/// The wall clock, microseconds since 1970.
-pub fn now_usec() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

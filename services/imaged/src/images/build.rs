@@ -23,8 +23,9 @@ use crate::progress::{Progress, watched};
 use crate::registry::Config;
 use crate::registry::manifest::Process;
 use crate::rootfs;
-use crate::service::{Inner, Service, blocking, now_usec};
+use crate::service::{Inner, Service, blocking};
 use crate::store::ImageRow;
+use banger_api::now_usec;
 
 /// A layer that can be read again and again.
 #[derive(Clone)]

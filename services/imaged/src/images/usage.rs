@@ -5,11 +5,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use banger_api::ErrorKind;
+use banger_api::now_usec;
 
 use super::prune::Sharing;
 use super::{Cost, Prune, Pruned};
 use crate::error::Result;
-use crate::service::{Service, now_usec};
+use crate::service::Service;
 use crate::store::{self, ImageRow, KernelRow};
 
 /// What something takes of the disk.

@@ -28,8 +28,9 @@ use crate::files::{self, Files, create, spool, write_file};
 use crate::images::PullOptions;
 use crate::layers::stream::Cancel;
 use crate::progress::Progress;
-use crate::service::{Event, Inner, Service, blocking, discard, now_usec};
+use crate::service::{Event, Inner, Service, blocking, discard};
 use crate::store::{self, KernelRow};
+use banger_api::now_usec;
 use cpio::Cpio;
 use source::{Gathered, Image, Named};
 

@@ -13,12 +13,14 @@ use banger_daemon::Progress;
 use futures_util::StreamExt;
 use ipnet::Ipv4Net;
 use std::collections::HashMap;
+use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 pub use banger_api::image::BootSet;
 pub use banger_api::network::{Counters as NetCounters, Lease as NetLease};
 
-/// imaged and netd as vmd uses them.
+/// imaged and netd as vmd uses them. Properties are asked for once: to keep up with their changes would take
+/// more calls than it saves.
 #[derive(Debug, Clone)]
 pub struct Peers {
     bus: Connection,
@@ -41,7 +43,7 @@ impl Peers {
     }
 
     async fn network(&self) -> Result<NetworkProxy<'static>> {
-        Ok(NetworkProxy::new(&self.bus).await?)
+        Ok(NetworkProxy::builder(&self.bus).cache_properties(CacheProperties::No).build().await?)
     }
 
     /// The image a reference means, or `None` if it has to be pulled.
@@ -54,7 +56,7 @@ impl Peers {
     }
 
     async fn image(&self, path: OwnedObjectPath) -> Result<Image> {
-        let image = ImageProxy::builder(&self.bus).path(path).build().await?;
+        let image = self.image_at(path).await?;
         Ok(Image { id: image.id().await?, name: image.name().await? })
     }
 
@@ -156,12 +158,16 @@ impl Peers {
 
     async fn kernel(&self, name: &str) -> Result<KernelProxy<'static>> {
         let path = self.images().await?.get_kernel(name).await?;
-        Ok(KernelProxy::builder(&self.bus).path(path).build().await?)
+        Ok(KernelProxy::builder(&self.bus).path(path).cache_properties(CacheProperties::No).build().await?)
     }
 
     async fn image_object(&self, id: &str) -> Result<ImageProxy<'static>> {
         let path = self.images().await?.get_image(id).await?;
-        Ok(ImageProxy::builder(&self.bus).path(path).build().await?)
+        self.image_at(path).await
+    }
+
+    async fn image_at(&self, path: OwnedObjectPath) -> Result<ImageProxy<'static>> {
+        Ok(ImageProxy::builder(&self.bus).path(path).cache_properties(CacheProperties::No).build().await?)
     }
 
     pub async fn lease_image(&self, holder: &str, image_id: &str, kernel: &str) -> Result<BootSet> {

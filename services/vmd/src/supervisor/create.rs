@@ -3,10 +3,9 @@
 //! start: under the VM's own lock only. So creates overlap in everything that takes time and meet
 //! only in phase 2.
 
-use banger_api::{ErrorKind, Result};
+use banger_api::{ErrorKind, Result, now_usec};
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
-use banger_daemon::jobs::now_usec;
 use banger_daemon::{Progress, failpoint};
 use zbus::OwnedObjectPath;
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use banger_api::vm::LaunchPlan;
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, ErrorKind, Result, now_usec};
 use banger_core::ending::{End, Goodbye, Verdict, judge};
 use banger_core::kernel::{self, Needs};
 use banger_core::name::VmName;
@@ -12,7 +12,6 @@ use banger_core::timeline::NETWORK;
 use banger_core::vm::Stage;
 use banger_daemon::failpoint;
 use banger_daemon::gate::Caller;
-use banger_daemon::jobs::now_usec;
 use banger_vmm::{Vmm, probe};
 
 use super::timeline::Timeline;

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, ErrorKind, Result, now_usec};
 use banger_core::guest;
 use banger_core::name::VmName;
 use banger_core::vm::{Stage, State};
-use banger_daemon::jobs::now_usec;
 use banger_daemon::{Progress, failpoint};
 use tokio::sync::Notify;
 use zbus::OwnedObjectPath;

@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use banger_api::Result;
+use banger_api::{Result, now_usec};
 use banger_core::name::VmName;
 use banger_core::spec::Expiry;
 use banger_core::vm::State;
-use banger_daemon::jobs::now_usec;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 

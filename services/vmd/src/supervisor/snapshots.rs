@@ -1,13 +1,12 @@
 //! Snapshots of running VMs, and VMs that go on from them.
 
 use banger_api::vm::SnapshotRow;
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, ErrorKind, Result, now_usec};
 use banger_core::guest::GuestConfig;
 use banger_core::name::VmName;
 use banger_core::snapshot::{Machine, Snapshot};
 use banger_core::spec::{Spec, VmmChoice};
 use banger_core::vm::{Stage, State};
-use banger_daemon::jobs::now_usec;
 use banger_daemon::{Progress, failpoint};
 use banger_vmm::control::SnapshotKind;
 use banger_vmm::probe;

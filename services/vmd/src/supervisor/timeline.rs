@@ -6,10 +6,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use banger_api::Result;
+use banger_api::{Result, now_usec};
 use banger_core::name::VmName;
 use banger_core::timeline::{self, FILE, MAX_FILE};
-use banger_daemon::jobs::now_usec;
 use rustix::fs::OFlags;
 
 use super::{Supervisor, lock, runtime_dir};

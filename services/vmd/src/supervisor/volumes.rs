@@ -1,11 +1,10 @@
 //! Volumes: disks that exist by themselves.
 
 use banger_api::vm::VolumeRow as Shown;
-use banger_api::{ErrorKind, Result};
+use banger_api::{ErrorKind, Result, now_usec};
 use banger_core::name::VmName;
 use banger_core::spec;
 use banger_daemon::failpoint;
-use banger_daemon::jobs::now_usec;
 
 use super::Supervisor;
 use crate::store::{VmRow, VolumeRow};
