@@ -236,6 +236,19 @@ impl Vm {
         vm
     }
 
+    /// One that has an init of its own, busybox's: the agent is an ordinary process of its guest.
+    #[track_caller]
+    pub fn with_init(name: &str) -> Self {
+        let vm = Self::running(name, BUSYBOX);
+        let make =
+            "mkdir -p /sbin; ln -sf /bin/busybox /sbin/init; echo '::sysinit:/bin/true' >/etc/inittab; sync";
+        vm.sh(make).ok();
+        banger(&["stop", name]).ok();
+        banger(&["set", name, "--init", "image"]).ok();
+        banger(&["start", name]).ok();
+        vm
+    }
+
     pub fn name(&self) -> &str {
         &self.0
     }

@@ -70,20 +70,9 @@ fn a_guest_that_runs_is_healthy() {
     assert_eq!(property(&vm, "HeartbeatTimestamp"), "t 0\n");
 }
 
-/// A VM whose image has an init, so that the agent is an ordinary process of its guest.
-fn with_init(name: &str) -> Vm {
-    let vm = Vm::running(name, BUSYBOX);
-    vm.sh("mkdir -p /sbin; ln -sf /bin/busybox /sbin/init; echo '::sysinit:/bin/true' >/etc/inittab; sync")
-        .ok();
-    banger(&["stop", vm.name()]).ok();
-    banger(&["set", vm.name(), "--init", "image"]).ok();
-    banger(&["start", vm.name()]).ok();
-    vm
-}
-
 #[test]
 fn an_agent_that_falls_silent_is_noticed_and_so_is_its_return() {
-    let vm = with_init("t-silent");
+    let vm = Vm::with_init("t-silent");
     eventually("it is healthy", || health(&vm) == "healthy");
     let mut signals = Monitor::start(&format!("type='signal',path='{}'", path(&vm)));
     // What stops the agent has to let it go on as well: nobody else can tell the guest to.

@@ -212,6 +212,31 @@ fn a_guest_that_crashes_is_a_failed_vm_and_one_that_powers_off_is_not() {
 }
 
 #[test]
+fn a_reset_is_a_reboot_whoever_does_it_and_a_power_off_is_none() {
+    let vm = Vm::with_init("t-foreign");
+    // The init does not tell the agent which it is; `-f` and sysrq tell nobody at all.
+    for reset in ["reboot", "reboot -f", "echo b >/proc/sysrq-trigger"] {
+        let before = vm.pid();
+        // These are more starts than systemd allows in a while.
+        run("systemctl", &["reset-failed", &vm.unit()]).ok();
+        let _ = vm.sh(reset);
+        eventually("it is up again", || vm.state() == "running" && ![0, before].contains(&vm.pid()));
+        assert_eq!(json(&["vm", "show", vm.name()])["ended"]["reason"], "the guest rebooted", "{reset}");
+    }
+    for off in ["poweroff", "poweroff -f"] {
+        let _ = vm.sh(off);
+        eventually("it stops", || vm.state() == "stopped");
+        let reason = json(&["vm", "show", vm.name()])["ended"]["reason"].clone();
+        assert_eq!(reason, "the guest powered itself off", "{off}");
+        banger(&["start", vm.name()]).ok();
+    }
+    // A panic is a reset, too, but nothing that anybody wants.
+    let _ = vm.sh("echo c >/proc/sysrq-trigger");
+    eventually("it fails", || vm.state() == "failed");
+    assert_eq!(json(&["vm", "show", vm.name()])["ended"]["reason"], "the guest's kernel panicked");
+}
+
+#[test]
 fn the_restart_policy_is_kept() {
     let vm = Vm::named("t-policy");
     banger(&["run", "-d", "--name", vm.name(), "--restart", "on-failure", BUSYBOX]).ok();

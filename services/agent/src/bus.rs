@@ -135,7 +135,7 @@ fn watch_signals(is_init: bool, table: &Table, off: &mpsc::Sender<Why>) -> io::R
                 } else if number == libc::SIGTERM && !systemd::is_init() {
                     // From an init's shutdown to everybody. None but systemd tells whether a reboot
                     // is to follow.
-                    let _ = off.try_send(Why::Init(Goodbye::PowerOff));
+                    let _ = off.try_send(Why::Init(Goodbye::Down));
                 }
             }
         });

@@ -7,7 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use banger_core::ending::Goodbye;
-use banger_core::guest::{ALIVE_KEY, GOODBYE_KEY, STATUS_PORT};
+use banger_core::guest::{ALIVE_KEY, GOODBYE_KEY, PANIC_SEEN_KEY, STATUS_PORT};
 use banger_core::health::BEAT;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
@@ -76,6 +76,9 @@ async fn talk(
     word: &mut Option<Word>,
 ) -> io::Result<()> {
     let mut nothing = [0; 64];
+    if sees_panics() {
+        connection.write_all(format!("{PANIC_SEEN_KEY}=1\n").as_bytes()).await?;
+    }
     loop {
         if let Some((goodbye, _)) = word {
             connection.write_all(format!("{GOODBYE_KEY}={}\n", goodbye.as_str()).as_bytes()).await?;
@@ -95,4 +98,11 @@ async fn talk(
             }
         }
     }
+}
+
+/// Whether the kernel has a device to tell the VMM of its panic: pvpanic, bound to its driver.
+fn sees_panics() -> bool {
+    let bound = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().contains(':');
+    let devices = std::fs::read_dir("/sys/bus/pci/drivers/pvpanic-pci");
+    devices.is_ok_and(|devices| devices.flatten().any(bound))
 }

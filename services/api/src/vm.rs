@@ -348,8 +348,8 @@ pub trait Manager {
     fn prepare_forward(&self, protocol: &str, listen: &str) -> zbus::Result<(String, u16)>;
 
     /// For the VM's unit: gives back what only a running VM needs.
-    /// `result` is `$SERVICE_RESULT` of systemd.exec(5), `goodbye` the guest's last word
-    /// (`power-off`, `reboot` or nothing). Returns whether the unit is to fail, and why.
+    /// `result` is `$SERVICE_RESULT` of systemd.exec(5), `goodbye` the last that is known of the guest: a word of
+    /// `banger_core::ending::Goodbye`, or nothing. Returns whether the unit is to fail, and why.
     fn release_vm(&self, name: &str, result: &str, goodbye: &str) -> zbus::Result<(bool, String)>;
 
     #[zbus(signal)]

@@ -2,11 +2,15 @@
 
 use crate::spec::Restart;
 
-/// What a guest says last, if it goes down in order; the words are those of [`Goodbye::as_str`].
+/// What is known last of a guest, by what it says if it goes down in order, and by what its VMM sees; the
+/// words are those of [`Goodbye::as_str`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goodbye {
     PowerOff,
     Reboot,
+    /// One or the other: the image's init does not tell.
+    Down,
+    Panic,
 }
 
 impl Goodbye {
@@ -14,12 +18,35 @@ impl Goodbye {
         match self {
             Goodbye::PowerOff => "power-off",
             Goodbye::Reboot => "reboot",
+            Goodbye::Down => "down",
+            Goodbye::Panic => "panic",
         }
     }
 
     pub fn parse(word: &str) -> Option<Self> {
-        [Goodbye::PowerOff, Goodbye::Reboot].into_iter().find(|goodbye| goodbye.as_str() == word)
+        let all = [Goodbye::PowerOff, Goodbye::Reboot, Goodbye::Down, Goodbye::Panic];
+        all.into_iter().find(|goodbye| goodbye.as_str() == word)
     }
+
+    /// What is known when the VMM has seen how the machine ended. A panic resets it as well, so a reset that
+    /// nobody announced means something only if the VMM would have seen (`panic_seen`) a panic.
+    pub fn after(said: Option<Self>, seen: Finish, panic_seen: bool) -> Option<Self> {
+        match (said, seen) {
+            (_, Finish::Panic) => Some(Goodbye::Panic),
+            (Some(Goodbye::PowerOff | Goodbye::Reboot | Goodbye::Panic), _) => said,
+            (_, Finish::PowerOff) => Some(Goodbye::PowerOff),
+            (Some(Goodbye::Down), Finish::Reset) => Some(Goodbye::Reboot),
+            (None, Finish::Reset) => panic_seen.then_some(Goodbye::Reboot),
+        }
+    }
+}
+
+/// How a machine ended, as its VMM has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    PowerOff,
+    Reset,
+    Panic,
 }
 
 /// What is known when the VMM is gone.
@@ -50,10 +77,13 @@ pub fn judge(end: End<'_>, policy: Restart) -> Verdict {
         ("success", _) if end.asked => verdict(false, false, "stopped on request"),
         ("timeout", _) if end.asked => verdict(false, false, "killed, as it did not stop in time"),
         (_, _) if end.asked => verdict(false, false, "killed on request"),
-        ("success", Some(Goodbye::PowerOff)) => {
+        ("success", Some(Goodbye::PowerOff | Goodbye::Down)) => {
             verdict(false, policy == Restart::Always, "the guest powered itself off")
         }
         ("success", Some(Goodbye::Reboot)) => verdict(false, true, "the guest rebooted"),
+        ("success", Some(Goodbye::Panic)) => {
+            verdict(true, policy != Restart::No, "the guest's kernel panicked")
+        }
         ("success", None) => verdict(
             true,
             policy != Restart::No,
@@ -96,6 +126,31 @@ mod tests {
     fn a_guest_that_says_nothing_has_failed() {
         assert_eq!(end("success", None, false, Restart::No), (true, false));
         assert_eq!(end("success", None, false, Restart::OnFailure), (true, true));
+    }
+
+    #[test]
+    fn the_vmm_knows_what_the_guest_does_not_tell() {
+        use Goodbye::{Down, Panic, PowerOff, Reboot};
+        let after = Goodbye::after;
+        // The image's init said nothing, or the guest did not go down in order.
+        for said in [None, Some(Down)] {
+            assert_eq!(after(said, Finish::PowerOff, true), Some(PowerOff));
+            assert_eq!(after(said, Finish::Reset, true), Some(Reboot));
+            assert_eq!(after(said, Finish::Panic, true), Some(Panic));
+        }
+        // It may have panicked.
+        assert_eq!(after(None, Finish::Reset, false), None);
+        assert_eq!(after(Some(Down), Finish::Reset, false), Some(Reboot));
+        // The agent powers machines off that it starts again.
+        assert_eq!(after(Some(Reboot), Finish::PowerOff, true), Some(Reboot));
+        assert_eq!(after(Some(PowerOff), Finish::Reset, true), Some(PowerOff));
+        assert_eq!(after(Some(PowerOff), Finish::Panic, true), Some(Panic));
+    }
+
+    #[test]
+    fn a_panic_is_a_failure() {
+        assert_eq!(end("success", Some(Goodbye::Panic), false, Restart::No), (true, false));
+        assert_eq!(end("success", Some(Goodbye::Panic), false, Restart::Always), (true, true));
     }
 
     #[test]

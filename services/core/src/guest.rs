@@ -67,6 +67,9 @@ pub const GOODBYE_KEY: &str = "X_BANGER_GOODBYE";
 /// Status key of a sign of life; its value is `1`.
 pub const ALIVE_KEY: &str = "X_BANGER_ALIVE";
 
+/// Status key that says, with `1`, that the VMM would see a panic of the guest's kernel.
+pub const PANIC_SEEN_KEY: &str = "X_BANGER_PANIC_SEEN";
+
 /// Status key that names something the guest was to have and comes up without.
 pub const WARNING_KEY: &str = "X_BANGER_WARNING";
 

@@ -1,11 +1,13 @@
 //! The guest's health after its start, see [`banger_core::health`]: hears the signs of life of its
 //! agent, and tells systemd and the journal what follows from them.
 //!
+//! It hears as well how the guest goes down, from the guest and from its VMM.
+//!
 //! systemd's own watchdog (`WatchdogSec=`) goes by the same signs and by the same clock, which stands
 //! still before the first of them, while the VM is paused, and once the guest goes down.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -15,8 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use banger_api::vm::{HEARTBEAT, PAUSE_MARK};
 use banger_core::ending::Goodbye;
-use banger_core::guest::ALIVE_KEY;
+use banger_core::guest::{ALIVE_KEY, PANIC_SEEN_KEY};
 use banger_core::health::{Health, SILENCE};
+use banger_vmm::control::{QEMU_EVENTS, QEMU_HELLO, finish};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
@@ -24,6 +27,20 @@ use crate::attend::{self, GOODBYE};
 
 /// The longest line that is heard; what is longer says nothing.
 const MAX_LINE: usize = 256;
+
+/// Name of a file in the runtime directory that is there while the VMM may still tell of its guest's end.
+const LISTENING: &str = "listening";
+
+/// How long that may take when the VMM is gone.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Waits until everything that the VMM had to tell is noted.
+pub fn settle(runtime_dir: &Path) {
+    let deadline = Instant::now() + SETTLE;
+    while runtime_dir.join(LISTENING).exists() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// However fast a guest speaks, systemd and the journal are told no more often than this.
 const RESPITE: Duration = Duration::from_millis(100);
@@ -40,6 +57,9 @@ pub fn watch(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
         listener,
         marks,
         call: None,
+        vmm: None,
+        said: None,
+        panic_seen: false,
         pulse: Pulse::new(watchdog),
     };
     watch.tell(watch.pulse.begin());
@@ -55,6 +75,12 @@ struct Watch {
     marks: OwnedFd,
     /// The guest's last call.
     call: Option<Call>,
+    /// What the VMM tells, if it is one that does.
+    vmm: Option<Call>,
+    /// How the guest goes down.
+    said: Option<Goodbye>,
+    /// Whether the VMM would see a panic.
+    panic_seen: bool,
     pulse: Pulse,
 }
 
@@ -63,7 +89,8 @@ impl Watch {
     fn turn(&mut self) -> Result<()> {
         let mut waits =
             vec![PollFd::new(&self.marks, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-        waits.extend(self.call.as_ref().map(|call| PollFd::new(&call.stream, PollFlags::IN)));
+        let calls = self.call.iter().chain(&self.vmm);
+        waits.extend(calls.map(|call| PollFd::new(&call.stream, PollFlags::IN)));
         let left = self.pulse.deadline().map(|end| end.saturating_duration_since(Instant::now()));
         let left = left.map(Timespec::try_from).transpose()?;
         match poll(&mut waits, left.as_ref()) {
@@ -73,6 +100,7 @@ impl Watch {
         self.look_for_pause();
         let heard = self.hear();
         self.answer();
+        self.hear_vmm();
         // After what was said meanwhile.
         let words = self.pulse.expire(Instant::now());
         self.tell(words);
@@ -99,9 +127,11 @@ impl Watch {
         }
         if lines.iter().any(|line| line.strip_prefix(ALIVE_KEY) == Some("=1")) {
             self.note_beat();
+            self.listen_to_vmm();
             let words = self.pulse.beat(Instant::now());
             self.tell(words);
         }
+        self.panic_seen |= lines.iter().any(|line| line.strip_prefix(PANIC_SEEN_KEY) == Some("=1"));
         if let Some(goodbye) = lines.iter().rev().find_map(|line| attend::goodbye(line)) {
             self.note_goodbye(goodbye);
             let words = self.pulse.end(goodbye);
@@ -117,7 +147,43 @@ impl Watch {
         self.call = stream.set_nonblocking(true).is_ok().then_some(Call { stream, line: Vec::new() });
     }
 
-    fn note_goodbye(&self, goodbye: Goodbye) {
+    /// A VMM whose guest is alive serves its sockets.
+    fn listen_to_vmm(&mut self) {
+        let socket = self.runtime_dir.join(QEMU_EVENTS);
+        if self.vmm.is_some() || !socket.exists() {
+            return;
+        }
+        let listen = || -> io::Result<Call> {
+            let mut stream = UnixStream::connect(socket)?;
+            stream.write_all(QEMU_HELLO)?;
+            stream.set_nonblocking(true)?;
+            File::create(self.runtime_dir.join(LISTENING))?;
+            Ok(Call { stream, line: Vec::new() })
+        };
+        match listen() {
+            Ok(vmm) => self.vmm = Some(vmm),
+            Err(error) => eprintln!("cannot listen to the VMM: {error}"),
+        }
+    }
+
+    fn hear_vmm(&mut self) {
+        let Some(vmm) = &mut self.vmm else { return };
+        let (lines, ended) = vmm.read();
+        if let Some(seen) = lines.iter().find_map(|line| finish(line)) {
+            if let Some(goodbye) = Goodbye::after(self.said, seen, self.panic_seen) {
+                self.note_goodbye(goodbye);
+            }
+            // systemd kills this process soon after the VMM's end, but not before this is gone.
+            let _ = fs::remove_file(self.runtime_dir.join(LISTENING));
+        }
+        if ended {
+            self.vmm = None;
+            let _ = fs::remove_file(self.runtime_dir.join(LISTENING));
+        }
+    }
+
+    fn note_goodbye(&mut self, goodbye: Goodbye) {
+        self.said = Some(goodbye);
         if let Err(error) = fs::write(self.runtime_dir.join(GOODBYE), goodbye.as_str()) {
             eprintln!("cannot note how the guest goes down: {error}");
         }
@@ -248,6 +314,7 @@ impl Pulse {
         let status = match goodbye {
             Goodbye::PowerOff => "STATUS=powering off",
             Goodbye::Reboot => "STATUS=rebooting",
+            Goodbye::Down | Goodbye::Panic => "STATUS=going down",
         };
         Words { states: [vec![status.into()], self.hold_watchdog()].concat(), journal: None }
     }

@@ -15,13 +15,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use zbus::connection::AuthMechanism;
 
-use crate::block_on;
+use crate::{block_on, health};
 
 /// How long the agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
 pub fn stop(name: &VmName, runtime_dir: &Path, power_button_after: Duration) -> Result<()> {
-    let Some(vmm) = vmm()? else { return Ok(()) };
+    let Some(vmm) = vmm()? else {
+        health::settle(runtime_dir);
+        return Ok(());
+    };
     let deadline = Instant::now() + power_button_after;
     wake(runtime_dir);
     match ask(runtime_dir, ANSWER.min(power_button_after)) {

@@ -6,7 +6,7 @@ use banger_core::guest::PowerOff;
 use banger_core::spec::VmmChoice;
 use serde_json::json;
 
-use crate::control::QEMU_SOCKET;
+use crate::control::{QEMU_EVENTS, QEMU_SOCKET};
 use crate::{COMMAND_LINE, Disk, Helper, Machine, Plan, Version, Vmm, command_line, text};
 
 /// The oldest QEMU whose `microvm` has all that is used here.
@@ -118,8 +118,13 @@ impl Qemu {
         if machine.balloon {
             add("-device", "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on".into());
         }
-        let monitor = machine.runtime_dir.join(QEMU_SOCKET);
-        add("-qmp", format!("unix:{},server=on,wait=off", escape(&text(&monitor))));
+        // By it a kernel that panics is told from one that restarts.
+        add("-device", "pvpanic-pci".into());
+        // One client at a time each: who waits for the guest's end is not to keep others out.
+        for monitor in [QEMU_SOCKET, QEMU_EVENTS] {
+            let monitor = machine.runtime_dir.join(monitor);
+            add("-qmp", format!("unix:{},server=on,wait=off", escape(&text(&monitor))));
+        }
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
         words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
         words.extend(["-display", "none"].map(String::from));

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const ESSENTIAL: &[&str] =
     &["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "overlay", "squashfs", "ext4"];
 
-/// Good to have; erofs for images that are one. `crc32c_generic` is what ext4 as a module asks the crypto layer for by another name.
-pub const OPTIONAL: &[&str] = &["erofs", "virtio_pci", "virtio_rng", "virtio_balloon", "crc32c_generic"];
+/// Good to have; erofs for images that are one, pvpanic for QEMU to see panics. `crc32c_generic` is what ext4 as a module asks the crypto layer for by another name.
+pub const OPTIONAL: &[&str] =
+    &["erofs", "virtio_pci", "virtio_rng", "virtio_balloon", "pvpanic_pci", "crc32c_generic"];
 
 /// What those usually depend on: read in the same pass, so that a package is mostly read once.
 pub const USUAL: &[&str] = &[
@@ -28,6 +29,7 @@ pub const USUAL: &[&str] = &[
     "crc32c",
     "rng_core",
     "balloon",
+    "pvpanic",
     "libcrc32c",
     "lz4_decompress",
 ];

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use banger_core::ending::Finish;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use tokio::fs::File;
@@ -307,6 +308,17 @@ impl Qmp {
     }
 }
 
+/// How the machine ended by itself, if a line of QEMU's says so (`SHUTDOWN`, with QEMU's `ShutdownCause`).
+pub fn finish(line: &str) -> Option<Finish> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    match (event["event"].as_str()?, event["data"]["reason"].as_str()?) {
+        ("SHUTDOWN", "guest-shutdown") => Some(Finish::PowerOff),
+        ("SHUTDOWN", "guest-reset") => Some(Finish::Reset),
+        ("SHUTDOWN", "guest-panic") => Some(Finish::Panic),
+        _ => None,
+    }
+}
+
 /// From QEMU's `RunState`.
 fn state(status: &str) -> RunState {
     match status {
@@ -368,6 +380,22 @@ mod tests {
         );
         let (_dir, qmp) = talk(GREETING, &[answer]).await;
         assert_eq!(qmp.expect("connected").state().await.expect("a state"), RunState::Running);
+    }
+
+    #[test]
+    fn the_end_has_a_reason() {
+        let line = |reason: &str| {
+            let event = json!({"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN",
+                "data": {"guest": true, "reason": reason}});
+            finish(&event.to_string())
+        };
+        assert_eq!(line("guest-reset"), Some(Finish::Reset));
+        assert_eq!(line("guest-shutdown"), Some(Finish::PowerOff));
+        assert_eq!(line("guest-panic"), Some(Finish::Panic));
+        assert_eq!(line("host-signal"), None);
+        for other in ["", "{}", "[]", r#"{"event": "RESET", "data": {"reason": "guest-reset"}}"#] {
+            assert_eq!(finish(other), None, "{other}");
+        }
     }
 
     #[tokio::test]
