@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use banger_core::tar::{self, Header, Kind, Segment};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
@@ -24,7 +25,6 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, major, minor};
 use nix::unistd::{Whence, lseek};
 
 use crate::disks::Disks;
-use crate::tar::{self, Header, Kind, Segment};
 use crate::{etc, provision, sys};
 
 /// Directories within directories, each of which takes a descriptor.
@@ -103,7 +103,7 @@ pub fn write(disks: &Disks, login: &str, to: OwnedFd, meter: Meter) -> io::Resul
     let mut archive = Archive { out, image: disks.image()?, instead, links: HashMap::new() };
     archive.add(&root, OsStr::new("."), Path::new("."))?;
     archive.directory(&root, Path::new(""), 0)?;
-    tar::end(&mut archive.out)?;
+    archive.out.write_all(&tar::END)?;
     archive.out.flush()
 }
 

@@ -35,7 +35,6 @@ mod stats;
 mod stream;
 mod sys;
 mod systemd;
-mod tar;
 mod tree;
 mod users;
 mod vsock;

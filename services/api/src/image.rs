@@ -10,6 +10,9 @@ pub const MANAGER: &str = "org.banger.Image1.Manager";
 pub const IMAGE: &str = "org.banger.Image1.Image";
 pub const KERNEL: &str = "org.banger.Image1.Kernel";
 
+/// What the names of images begin with that only builds know: `build/` and the digest of what was done.
+pub const BUILD_PREFIX: &str = "build/";
+
 pub const IMAGE_PREFIX: &str = "/org/banger/Image1/image";
 pub const KERNEL_PREFIX: &str = "/org/banger/Image1/kernel";
 
@@ -23,6 +26,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "ListImagesFiltered", Access::Read),
     (MANAGER, "GetImage", Access::Read),
     (MANAGER, "TagImage", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "DeriveImage", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "PruneImages", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "DiskUsage", Access::Read),
     (MANAGER, "RemoveImage", Access::Action(IMAGE_MANAGE)),
@@ -52,7 +56,7 @@ pub type ImageRow = (String, String, u64, u64, u32, OwnedObjectPath);
 /// One image that `PruneImages` removed: id, name, bytes set free.
 pub type PrunedRow = (String, String, u64);
 
-/// One line of `DiskUsage`: `image` or `kernel`, name, id (of images), own bytes, shared bytes,
+/// One line of `DiskUsage`: `image`, `build` or `kernel`, name, id (of images), own bytes, shared bytes,
 /// number of leases.
 pub type UsageRow = (String, String, String, u64, u64, u32);
 
@@ -99,7 +103,8 @@ pub trait Images {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Imports a root filesystem archive or an OCI layout. Options: `sha256 s`, `signature s`,
-    /// `partition u`, `like s`, `root b` (a root filesystem's archive and nothing else, with its end).
+    /// `partition u`, `like s`, `root b` (a root filesystem's archive and nothing else, with its end),
+    /// `replace b`, and those of [`ImageSettings`](crate::ImageSettings).
     fn import(
         &self,
         path: &str,
@@ -133,7 +138,11 @@ pub trait Images {
     /// One more name for an image. Option: `replace b`.
     fn tag_image(&self, image: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
-    /// Options: `labels as`, `unused_for t` (seconds), `max_size t` (bytes), `dry_run b`.
+    /// Makes an image that differs from another only in what it says of programs. Options: `replace b`, and
+    /// those of [`ImageSettings`](crate::ImageSettings).
+    fn derive_image(&self, image: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+
+    /// Options: `labels as`, `unused_for t` (seconds), `max_size t` (bytes), `build_cache b`, `dry_run b`.
     fn prune_images(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Vec<PrunedRow>>;
 
     fn disk_usage(&self) -> zbus::Result<Vec<UsageRow>>;

@@ -14,6 +14,7 @@ pub mod options;
 pub mod path;
 pub mod service;
 pub mod session;
+pub mod settings;
 pub mod vm;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,6 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use access::Access;
 pub use error::{Error, ErrorKind};
 pub use options::Options;
+pub use settings::ImageSettings;
 
 /// What every fallible call of this project returns.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -273,7 +273,8 @@ pub trait Manager {
     /// Makes an image of what a VM's disk holds, with the environment, command and user of the image
     /// that it was made of. Writers to the disk of a running VM wait meanwhile; a VM that does not run is started
     /// for it without any program of its own, and stopped again. The job's outcome is the image's
-    /// name. There are no options yet.
+    /// name. Options: `replace b` (take the name from the image that has it), and those of
+    /// [`ImageSettings`](crate::ImageSettings): what the image is to say of programs instead.
     ///
     /// Errors: `NoSuchVm`, `NameTaken`, `VmPaused`, `VmNotRunning` if it goes down meanwhile.
     #[zbus(allow_interactive_auth)]

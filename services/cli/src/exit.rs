@@ -11,6 +11,7 @@ Exit status:
   3    there is no such VM, image, kernel, …
   4    not allowed
   5    a service of banger cannot be reached
+  6    a step of banger image build failed
   130  interrupted: the work was canceled
 
 run, exec and shell exit as the command in the guest did, with 128 + N if signal N ended it. What
@@ -28,6 +29,8 @@ const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 const DENIED: u8 = 4;
 const UNAVAILABLE: u8 = 5;
+/// Of a build.
+pub const STEP_FAILED: u8 = 6;
 const BEFORE_COMMAND: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const COMMAND_NOT_FOUND: u8 = 127;
@@ -72,7 +75,12 @@ impl Status {
 
 /// Says what went wrong: one line, whatever is in it.
 pub fn complain(error: &Error) {
-    eprintln!("banger: {}", line(&advise(error)));
+    say(&advise(error));
+}
+
+/// The same, of what is no error of banger's.
+pub fn say(what: &str) {
+    eprintln!("banger: {}", line(what));
 }
 
 /// The bus, whose own words these may be, does not know what to do about a service that is not

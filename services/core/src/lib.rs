@@ -18,6 +18,7 @@ pub mod network;
 pub mod reference;
 pub mod snapshot;
 pub mod spec;
+pub mod tar;
 pub mod timeline;
 pub mod units;
 pub mod vm;

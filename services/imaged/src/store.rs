@@ -2,6 +2,7 @@
 //! rules that need several of them are one transaction.
 
 use banger_api::Result;
+use banger_api::image::BUILD_PREFIX;
 use banger_daemon::store::db;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
@@ -84,6 +85,11 @@ pub struct ImageRow {
 impl ImageRow {
     pub fn name(&self) -> &str {
         self.names.first().map_or("<none>", String::as_str)
+    }
+
+    /// Whether only builds know it, which keep it to be faster the next time.
+    pub fn is_build_cache(&self) -> bool {
+        !self.names.is_empty() && self.names.iter().all(|name| name.starts_with(BUILD_PREFIX))
     }
 
     /// Twelve digits, as everybody shows them.
@@ -183,6 +189,7 @@ pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, blobs: &[String]) -> 
         ],
     )
     .map_err(db)?;
+    set_image_kernel(t, &image.id, &image.kernel)?;
     for blob in blobs {
         t.execute("INSERT OR IGNORE INTO image_blobs VALUES (?, ?)", [&image.id, blob]).map_err(db)?;
     }

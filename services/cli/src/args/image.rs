@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use banger_core::units::parse_seconds;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::parse::parse_limit;
+use super::parse::{Words, parse_limit, parse_pair, parse_words};
 
 #[derive(Debug, Default, Args)]
 pub struct Pull {
@@ -53,9 +53,83 @@ pub struct Import {
     pub path: PathBuf,
 }
 
+/// What an image is to say of the programs in it, where that is to change.
+#[derive(Debug, Args)]
+pub struct ImageSettings {
+    /// Environment variable of programs
+    #[arg(short, long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub environment: Vec<(String, String)>,
+    /// User of programs: user, uid, user:group or uid:gid
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Directory that programs start in
+    #[arg(short, long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// What every command begins with: words, or a list such as '["sh", "-c"]'
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words, allow_hyphen_values = true)]
+    pub entrypoint: Option<Words>,
+    /// The command if none is given
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words, allow_hyphen_values = true)]
+    pub command: Option<Words>,
+    /// Label, for people and programs
+    #[arg(short, long = "label", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+FILE is TOML, for example:
+
+  base = \"debian:12\"
+  name = \"web\"
+  arguments = { version = \"1.2\" }        # variables of scripts that --arg sets
+  machine = { memory = \"2G\" }            # of the VM: cpus, memory, disk, network
+
+  [[step]]
+  packages = [\"nginx\"]                 # by apt, apk, dnf or xbps of the image
+
+  [[step]]
+  copy = \"site\"                        # a file or directory next to FILE
+  to = \"/srv/site\"
+  owner = \"www-data:www-data\"          # root without it; and mode = \"0644\" of a file
+
+  [[step]]
+  run = \"make -C /srv/site\"             # by shell = [\"/bin/sh\", \"-ec\"]
+
+  [[step]]                             # for later scripts, and for the image
+  environment = { LANG = \"C.UTF-8\" }
+  user = \"www-data\"
+  workdir = \"/srv/site\"
+  entrypoint = []                      # for the image alone, as labels are
+  command = [\"nginx\", \"-g\", \"daemon off;\"]
+
+The steps are done in a VM that is deleted afterwards. After each script and each installation of packages an
+image is kept (build/DIGEST, see banger images --all), and a later build goes on from the last one whose steps, files and base are
+still the same. banger image prune --build-cache removes them. What the steps write is shown as they write it. If one fails, the exit
+status is 6.")]
+pub struct Build {
+    /// Name of the image, instead of the file's; it is taken from the image that has it
+    #[arg(short = 't', long)]
+    pub name: Option<String>,
+    /// Value of an argument of the file
+    #[arg(long = "arg", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub arguments: Vec<(String, String)>,
+    /// Do all steps, whatever is kept of earlier builds
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Look for a newer base in its registry
+    #[arg(long)]
+    pub pull: bool,
+    #[arg(default_value = "banger.toml")]
+    pub file: PathBuf,
+}
+
 /// Which images are meant.
 #[derive(Debug, Args)]
 pub struct Images {
+    /// Those that builds have kept, too
+    #[arg(short, long)]
+    pub all: bool,
     /// Only those with a label
     #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
     pub labels: Vec<String>,
@@ -69,7 +143,7 @@ pub struct Images {
 #[derive(Debug, Args)]
 pub struct Prune {
     /// All that no VM uses
-    #[arg(short, long, required_unless_present_any = ["unused_for", "max_size"])]
+    #[arg(short, long, required_unless_present_any = ["unused_for", "max_size", "build_cache"])]
     pub all: bool,
     /// Those that nobody has used for so long, such as 30d
     #[arg(long, value_name = "SPAN", value_parser = parse_seconds, conflicts_with = "all")]
@@ -77,6 +151,9 @@ pub struct Prune {
     /// So many that all images take no more, those used longest ago first
     #[arg(long, value_name = "SIZE", value_parser = parse_limit, conflicts_with = "all")]
     pub max_size: Option<u64>,
+    /// Only what builds have kept
+    #[arg(long)]
+    pub build_cache: bool,
     /// Only those with a label
     #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
     pub labels: Vec<String>,
@@ -91,6 +168,8 @@ pub enum Image {
     Pull(Pull),
     /// Import a root filesystem: archive, directory, filesystem or disk
     Import(Import),
+    /// Make an image from a file that says how
+    Build(Build),
     /// Write an image to a file
     Export {
         /// An OCI layout in a tar, or a bundle to be signed
@@ -105,8 +184,13 @@ pub enum Image {
     /// What is mounted in the VM (its work disk, volumes, /tmp if it is a tmpfs) is not part of it, nor is
     /// what banger puts into every VM: name, machine id, synced files, authorized keys. Writers in a running VM
     /// wait until its disk has been read. A VM that does not run is started for it, without anything of its own,
-    /// and stopped again. Environment, command and user are those of the VM's image.
+    /// and stopped again. Environment, command and user are those of the VM's image where nothing else is said.
     Promote {
+        #[command(flatten)]
+        settings: ImageSettings,
+        /// Take the name from the image that has it
+        #[arg(short, long)]
+        force: bool,
         vm: String,
         /// Name of the new image
         name: String,
@@ -121,6 +205,19 @@ pub enum Image {
         #[arg(short, long)]
         force: bool,
         image: String,
+        name: String,
+    },
+    /// Make an image that differs from another only in what it says of programs
+    ///
+    /// Both have one root filesystem on the disk.
+    Derive {
+        #[command(flatten)]
+        settings: ImageSettings,
+        /// Take the name from the image that has it
+        #[arg(short, long)]
+        force: bool,
+        image: String,
+        /// Name of the new image
         name: String,
     },
     /// Remove images that no VM uses

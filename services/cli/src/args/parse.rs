@@ -34,6 +34,17 @@ pub fn parse_pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// A command line.
+pub type Words = Vec<String>;
+
+/// Words, or a list of them in JSON for those with spaces in them.
+pub fn parse_words(text: &str) -> Result<Words, String> {
+    if !text.trim_start().starts_with('[') {
+        return Ok(text.split_whitespace().map(str::to_owned).collect());
+    }
+    serde_json::from_str(text).map_err(|error| format!("{text:?} is not a list of words: {error}"))
+}
+
 /// As a size, but 0 is no limit.
 pub fn parse_limit(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { parse_size(text) }
@@ -60,6 +71,14 @@ pub fn parse_signal(text: &str) -> Result<i32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words() {
+        assert_eq!(parse_words("nginx  -g"), Ok(vec!["nginx".into(), "-g".into()]));
+        assert_eq!(parse_words(r#"["sh", "a b"]"#), Ok(vec!["sh".into(), "a b".into()]));
+        assert_eq!(parse_words(""), Ok(vec![]));
+        assert!(parse_words("[sh]").is_err());
+    }
 
     #[test]
     fn volumes_and_signals() {

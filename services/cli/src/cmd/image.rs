@@ -7,14 +7,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use banger_api::image::ImageProxy;
+use banger_api::image::{BUILD_PREFIX, ImageProxy};
 use banger_api::options::OptionsBuilder;
-use banger_api::{Error, ErrorKind, IMAGED, Result, Service, VMD};
+use banger_api::{Error, ErrorKind, IMAGED, ImageSettings, Result, Service, VMD};
 use serde::Serialize;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
-use crate::args::{Format, Image, Images, Import, Prune, Pull};
+use crate::args::{self, Format, Image, Images, Import, Prune, Pull};
 use crate::credentials;
 use crate::exit::SUCCESS;
 use crate::job;
@@ -25,7 +25,16 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         Image::Pull(arguments) => pull(context, arguments).await?,
         Image::Import(arguments) => import(context, arguments).await?,
         Image::Export { format, image, path } => export(context, &image, format, &path).await?,
-        Image::Promote { vm, name } => promote(context, &vm, &name).await?,
+        Image::Build(arguments) => return super::build::build(context, arguments).await,
+        Image::Promote { settings, force, vm, name } => {
+            let options = derived(settings, force).build();
+            let promoting = context.bus.vms().await?.promote_vm(&vm, &name, options).await?;
+            finish_at(context, VMD, promoting, &format!("promote {vm}")).await?;
+        }
+        Image::Derive { settings, force, image, name } => {
+            let options = derived(settings, force).build();
+            context.bus.images().await?.derive_image(&image, &name, options).await?;
+        }
         Image::Ls(wanted) => list(context, wanted).await?,
         Image::Presets => presets(context).await?,
         Image::Tag { image, name, force } => {
@@ -62,6 +71,7 @@ struct Row {
 }
 
 pub async fn list(context: &Context, wanted: Images) -> Result<()> {
+    let all = wanted.all || wanted.pattern.as_ref().is_some_and(|pattern| pattern.starts_with(BUILD_PREFIX));
     let options = OptionsBuilder::new()
         .set("pattern", wanted.pattern)
         .set("labels", (!wanted.labels.is_empty()).then_some(wanted.labels))
@@ -75,6 +85,7 @@ pub async fn list(context: &Context, wanted: Images) -> Result<()> {
         .await?
         .into_iter()
         .map(|(name, id, size_bytes, created_usec, vms, _)| Row { name, id, size_bytes, created_usec, vms })
+        .filter(|row| all || !row.name.starts_with(BUILD_PREFIX))
         .collect();
     context.output.rows(&rows, &["NAME", "ID", "SIZE", "CREATED", "VMS"], |row| {
         let id = row.id.strip_prefix("sha256:").unwrap_or(&row.id);
@@ -111,6 +122,7 @@ async fn prune(context: &Context, arguments: Prune) -> Result<()> {
         .set("labels", (!arguments.labels.is_empty()).then_some(arguments.labels))
         .set("unused_for", arguments.unused_for)
         .set("max_size", arguments.max_size)
+        .set("build_cache", arguments.build_cache.then_some(true))
         .set("dry_run", arguments.dry_run.then_some(true))
         .build();
     let removed = context.bus.images().await?.prune_images(options).await?;
@@ -202,9 +214,17 @@ pub async fn start_pull(context: &Context, arguments: &Pull) -> Result<(u32, Own
     Ok(context.bus.images().await?.pull(&arguments.reference, options).await?)
 }
 
-async fn promote(context: &Context, vm: &str, name: &str) -> Result<()> {
-    let promoting = context.bus.vms().await?.promote_vm(vm, name, OptionsBuilder::new().build()).await?;
-    finish_at(context, VMD, promoting, &format!("promote {vm}")).await
+/// The options of an image that is made of another.
+fn derived(settings: args::ImageSettings, force: bool) -> OptionsBuilder<'static> {
+    let settings = ImageSettings {
+        environment: settings.environment.into_iter().collect(),
+        user: settings.user,
+        working_directory: settings.workdir,
+        entrypoint: settings.entrypoint,
+        command: settings.command,
+        labels: settings.labels.into_iter().collect(),
+    };
+    settings.put(OptionsBuilder::new().set("replace", force.then_some(true)))
 }
 
 /// Follows a job of imaged's, as [`finish_at`].

@@ -1,6 +1,7 @@
 //! The commands, one file per noun.
 
 mod analyze;
+mod build;
 mod image;
 mod kernel;
 mod network;

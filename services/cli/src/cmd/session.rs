@@ -129,7 +129,7 @@ async fn conduct(
 
 /// How a session ended. The guest remembers it, so a session service that was restarted in
 /// between can be asked again.
-async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
+pub async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
     let mut lost: Option<Instant> = None;
     loop {
         let answer = async { Ok::<_, Error>(context.bus.sessions().await?.wait_session(vm, id).await?) };

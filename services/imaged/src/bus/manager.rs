@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use banger_api::image::{BootSet, ImageRow, KernelRow, PrunedRow, UsageRow};
-use banger_api::{Options, Result};
+use banger_api::{ImageSettings, Options, Result};
 use banger_daemon::{Gate, Jobs};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -107,7 +107,9 @@ impl Manager {
     /// Options: `sha256 s` (what the file must be, hexadecimal), `signature s` (content of the file's
     /// `.minisig`), `partition u` (of a disk, the one with the root filesystem), `like s` (an image whose
     /// environment, command and user the new one gets, if the file says nothing of them), `root b` (it is
-    /// a tar of a root filesystem, whatever is in it, and must have the block of zeros that a tar ends with).
+    /// a tar of a root filesystem, whatever is in it, and must have the block of zeros that a tar ends with),
+    /// `replace b` (take the name from the image that has it); and what the image is to say of programs
+    /// instead, as `DeriveImage` has it, unless the file is of layers (OCI, `docker save`).
     #[zbus(out_args("job_id", "job"))]
     async fn import(
         &self,
@@ -225,12 +227,36 @@ impl Manager {
         Ok(())
     }
 
+    /// Makes an image that differs from another only in what it says of programs; they share the root
+    /// filesystem.
+    ///
+    /// Options: `environment a{ss}` and `labels a{ss}` (added to what there is), `user s` (`user`, `uid`,
+    /// `user:group` or `uid:gid`), `working_directory s`, `entrypoint as`, `command as`, and `replace b` (take
+    /// the name from the image that has it).
+    async fn derive_image(
+        &self,
+        image: String,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("image", &image), ("name", &name)]).await?;
+        let mut given = Options::from(options);
+        let replace = given.take("replace")?.unwrap_or_default();
+        let settings = ImageSettings::take(&mut given)?;
+        given.finish()?;
+        self.service.derive_image(&image, &name, &settings, replace).await?;
+        Ok(())
+    }
+
     /// Removes images that no VM uses, with all their names, and returns of each its id, its name and the
     /// bytes set free.
     ///
     /// Options: `labels as` (each `KEY` or `KEY=VALUE`), `unused_for t` (only those that nobody has used
     /// for so many seconds), `max_size t` (only so many, used longest ago first, that all images take no
-    /// more bytes), `dry_run b` (only say which).
+    /// more bytes), `build_cache b` (only what builds keep to be faster the next time), `dry_run b` (only
+    /// say which).
     #[zbus(out_args("removed"))]
     async fn prune_images(
         &self,
@@ -244,6 +270,7 @@ impl Manager {
             labels: given.take("labels")?.unwrap_or_default(),
             unused_for: given.take::<u64>("unused_for")?.map(|seconds| seconds.saturating_mul(1_000_000)),
             max_size: given.take("max_size")?,
+            build_cache: given.take("build_cache")?.unwrap_or_default(),
         };
         let dry_run = given.take("dry_run")?.unwrap_or_default();
         given.finish()?;
@@ -253,7 +280,7 @@ impl Manager {
             .collect())
     }
 
-    /// What images and kernels take of the disk: `image` or `kernel`, name, id (of images), bytes that
+    /// What images and kernels take of the disk: `image`, `build` (what builds keep) or `kernel`, name, id (of images), bytes that
     /// would be free without it, bytes it shares with other images, number of leases.
     #[zbus(out_args("usage"))]
     async fn disk_usage(
@@ -263,7 +290,8 @@ impl Manager {
     ) -> Result<Vec<UsageRow>> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
         let images = self.service.image_usage().await?.into_iter().map(|Usage { row, own, shared }| {
-            ("image".into(), row.name().to_owned(), row.id, own, shared, row.holders.len() as u32)
+            let kind = if row.is_build_cache() { "build" } else { "image" };
+            (kind.into(), row.name().to_owned(), row.id, own, shared, row.holders.len() as u32)
         });
         let kernels = self.service.kernel_usage().await?.into_iter().map(|Usage { row, own, shared }| {
             ("kernel".into(), row.name, String::new(), own, shared, row.holders.len() as u32)
@@ -528,6 +556,8 @@ fn import_options(options: Given) -> Result<ImportOptions> {
         partition: given.take("partition")?,
         like: given.take("like")?,
         root: given.take("root")?.unwrap_or_default(),
+        replace: given.take("replace")?.unwrap_or_default(),
+        settings: ImageSettings::take(&mut given)?,
     };
     given.finish()?;
     Ok(options)

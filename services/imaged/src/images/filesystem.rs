@@ -12,6 +12,7 @@ use tokio::process::Command;
 
 use super::build::{Built, describe, digest_of, row};
 use super::disk::{self, Content, Filesystem};
+use super::import::Told;
 use super::publish::Claim;
 use super::rootfs_name;
 use crate::digest;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::files::{Files, copy_range, create, remove};
 use crate::limits::Limits;
 use crate::progress::Progress;
-use crate::registry::manifest::{Process, RootFs};
+use crate::registry::manifest::RootFs;
 use crate::registry::{Config, Platform};
 use crate::service::{Service, blocking};
 use crate::store::ImageRow;
@@ -70,13 +71,13 @@ impl Service {
         &self,
         file: File,
         place: Place,
-        process: Process,
+        told: Told,
         claim: Claim,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         progress.stage("copy");
         let (files, limits) = (self.0.files.clone(), self.0.settings.limits.clone());
-        let built = blocking(move || take(&file, &place, process, &files, &limits)).await?;
+        let built = blocking(move || take(&file, &place, told, &files, &limits)).await?;
         let _build = self.0.builds.lock(&format!("image {}", built.image.id)).await;
         if let Some(image) = self.claim_existing(&built.image.id, &claim).await? {
             return Ok(image);
@@ -124,7 +125,20 @@ impl Drop for Gone {
     }
 }
 
-fn take(file: &File, place: &Place, process: Process, files: &Files, limits: &Limits) -> Result<Built> {
+/// The image of a root filesystem that came ready made: its id comes from that and what is told of it.
+pub(super) fn of_rootfs(architecture: String, digest: &str, told: Told) -> Result<ImageRow> {
+    let config = Config {
+        architecture,
+        os: "linux".into(),
+        config: told.process,
+        rootfs: RootFs { diff_ids: vec![digest.to_owned()] },
+        ..Config::default()
+    };
+    let id = digest::sha256(&serde_json::to_vec(&config).map_err(banger_api::Error::internal)?);
+    Ok(ImageRow { rootfs_digest: digest.to_owned(), kernel: told.kernel, ..row(&id, &config) })
+}
+
+fn take(file: &File, place: &Place, told: Told, files: &Files, limits: &Limits) -> Result<Built> {
     let Place { start, filesystem: Filesystem { kind, size } } = *place;
     if size > limits.unpacked {
         return Err(Error::TooLarge(format!("its {kind} has more than {} bytes", limits.unpacked)));
@@ -136,15 +150,8 @@ fn take(file: &File, place: &Place, process: Process, files: &Files, limits: &Li
     let size = size.next_multiple_of(BLOCK);
     copy.set_len(size).map_err(Error::io("cannot copy the filesystem"))?;
     let digest = digest_of(copy)?;
-    let config = Config {
-        architecture: Platform::host().architecture,
-        os: "linux".into(),
-        config: process,
-        rootfs: RootFs { diff_ids: vec![digest.clone()] },
-        ..Config::default()
-    };
-    let id = digest::sha256(&serde_json::to_vec(&config).map_err(banger_api::Error::internal)?);
-    let image = ImageRow { size, rootfs_digest: digest, fstype: kind.into(), ..row(&id, &config) };
+    let mut image = of_rootfs(Platform::host().architecture, &digest, told)?;
+    (image.size, image.fstype) = (size, kind.into());
     describe(&image, staged.path())?;
     staged.sync()?;
     Ok(Built { staged, image, blobs: Vec::new() })

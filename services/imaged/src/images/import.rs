@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use banger_api::ImageSettings;
 use banger_daemon::failpoint;
 
 use super::build::{Layer, Making, check_diff_ids};
@@ -35,6 +36,18 @@ pub struct ImportOptions {
     pub like: Option<String>,
     /// It is an archive of a root filesystem, whatever is in it, and whole only with its end.
     pub root: bool,
+    /// Take the name from the image that has it.
+    pub replace: bool,
+    /// What it is to say of programs instead.
+    pub settings: ImageSettings,
+}
+
+/// What is known of an image beside its root filesystem.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    pub process: Process,
+    /// Of VMs that name none; empty for the default one.
+    pub kernel: String,
 }
 
 impl Service {
@@ -47,11 +60,14 @@ impl Service {
         options: ImportOptions,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        let claim = Claim::new(name, "")?;
+        let claim = Claim::new(name, "")?.replacing(options.replace);
         self.check_claim(&claim).await?;
-        let process = match &options.like {
-            Some(image) => self.image(image).await?.process,
-            None => Process::default(),
+        let told = match &options.like {
+            Some(image) => {
+                let image = self.image(image).await?;
+                Told { process: image.process.with(&options.settings), kernel: image.kernel }
+            }
+            None => Told { process: Process::default().with(&options.settings), ..Told::default() },
         };
         progress.stage("read");
         let making = Making::new(self, progress);
@@ -59,7 +75,7 @@ impl Service {
         let held = self.hold(file, &options.claims, &making.cancel, &read);
         let (file, path) = watched(progress, &read, 0, held).await?;
         if options.root {
-            return self.import_root_archive(file, process, claim, &making, progress).await;
+            return self.import_root_archive(file, told, claim, &making, progress).await;
         }
         let file = match disk::content(&file).map_err(Error::io("cannot read the file"))? {
             Content::Qcow2 => self.unpack_qcow2(&path.0, progress).await?,
@@ -67,8 +83,8 @@ impl Service {
         };
         drop(path);
         match filesystem::find(&file, options.partition)? {
-            Some(place) => self.import_filesystem(file, place, process, claim, progress).await,
-            None => self.import_archive(file, process, claim, &making, progress).await,
+            Some(place) => self.import_filesystem(file, place, told, claim, progress).await,
+            None => self.import_archive(file, told, &options.settings, claim, &making, progress).await,
         }
     }
 
@@ -105,7 +121,7 @@ impl Service {
     async fn import_root_archive(
         &self,
         file: File,
-        process: Process,
+        told: Told,
         claim: Claim,
         making: &Making<'_>,
         progress: &dyn Progress,
@@ -119,13 +135,14 @@ impl Service {
                 reason: "the archive was cut off: it has no end".into(),
             });
         }
-        self.import_root(Layer::File(file), indexed, size, process, claim, making, progress).await
+        self.import_root(Layer::File(file), indexed, size, told, claim, making, progress).await
     }
 
     async fn import_archive(
         &self,
         file: File,
-        process: Process,
+        told: Told,
+        settings: &ImageSettings,
         claim: Claim,
         making: &Making<'_>,
         progress: &dyn Progress,
@@ -134,6 +151,9 @@ impl Service {
         let (indexed, size) = index_file(&file, making, progress).await?;
         let (files, limits) = (self.0.files.clone(), self.0.settings.limits.clone());
         let cancel = making.cancel.clone();
+        if !settings.is_empty() && (layout::is_layout(&indexed) || docker::is_saved(&indexed)) {
+            return Err(not_to_be_changed());
+        }
         if layout::is_layout(&indexed) {
             let staged = self.0.files.stage()?;
             let staged = blocking(move || layout::unpack(&file, staged, &limits, cancel)).await?;
@@ -146,9 +166,11 @@ impl Service {
         }
         if bundle::is_bundle(&indexed) {
             let (manifest, root) = blocking(move || bundle::unpack(&file, &files, &limits, &cancel)).await?;
-            return self.import_bundle(manifest, root, claim, making, progress).await;
+            let told = Told { process: manifest.config.with(settings), kernel: told.kernel };
+            check_platform("linux", &manifest.architecture)?;
+            return self.import_bundle(root, told, claim, making, progress).await;
         }
-        self.import_root(Layer::File(file), indexed, size, process, claim, making, progress).await
+        self.import_root(Layer::File(file), indexed, size, told, claim, making, progress).await
     }
 
     async fn import_saved(
@@ -178,20 +200,19 @@ impl Service {
 
     async fn import_bundle(
         &self,
-        manifest: bundle::Manifest,
         root: File,
+        told: Told,
         claim: Claim,
         making: &Making<'_>,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        check_platform("linux", &manifest.architecture)?;
         if let Some(place) = filesystem::find(&root, None)? {
-            return self.import_filesystem(root, place, manifest.config, claim, progress).await;
+            return self.import_filesystem(root, place, told, claim, progress).await;
         }
         let size = root.metadata().map_err(Error::io("cannot look at the file"))?.len();
         let layer = Layer::File(Arc::new(root));
         let indexed = making.index(layer.clone(), 0, Arc::default()).await?;
-        self.import_root(layer, indexed, size, manifest.config, claim, making, progress).await
+        self.import_root(layer, indexed, size, told, claim, making, progress).await
     }
 
     /// Imports by path: a file as [`Service::import_file`], or the directory of an OCI layout.
@@ -216,7 +237,10 @@ impl Service {
         if !options.claims.are_idle(&self.0.settings.trust) {
             return Err(Error::Untrusted("a directory cannot be verified: import an archive of it".into()));
         }
-        let claim = Claim::new(name, "")?;
+        if !options.settings.is_empty() {
+            return Err(not_to_be_changed());
+        }
+        let claim = Claim::new(name, "")?.replacing(options.replace);
         self.check_claim(&claim).await?;
         self.import_layout(path, claim, progress).await
     }
@@ -228,7 +252,7 @@ impl Service {
         layer: Layer,
         indexed: LayerIndex,
         size: u64,
-        process: Process,
+        told: Told,
         claim: Claim,
         making: &Making<'_>,
         progress: &dyn Progress,
@@ -236,7 +260,7 @@ impl Service {
         let config = Config {
             architecture: Platform::host().architecture,
             os: "linux".into(),
-            config: process,
+            config: told.process,
             rootfs: RootFs { diff_ids: vec![format!("sha256:{}", indexed.diff_id)] },
             ..Config::default()
         };
@@ -245,7 +269,8 @@ impl Service {
         if let Some(image) = self.claim_existing(&id, &claim).await? {
             return Ok(image);
         }
-        let built = making.build(&id, &config, vec![indexed], vec![layer], size).await?;
+        let mut built = making.build(&id, &config, vec![indexed], vec![layer], size).await?;
+        built.image.kernel = told.kernel;
         self.publish(&Arc::new(built), &claim, progress).await
     }
 
@@ -313,6 +338,14 @@ async fn index_file(
     let read = Arc::new(AtomicU64::new(0));
     let indexed = making.index(Layer::File(file.clone()), 0, read.clone());
     Ok((watched(progress, &read, size, indexed).await?, size))
+}
+
+/// The id of an image of layers comes from what its file says.
+fn not_to_be_changed() -> Error {
+    Error::BadArgument(
+        "the file says by itself what is to be run in the image: import it, then use DeriveImage (banger image derive)"
+            .into(),
+    )
 }
 
 /// Whether what a file says it is for is this machine; it may say nothing.

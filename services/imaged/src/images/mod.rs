@@ -7,6 +7,7 @@
 
 mod build;
 mod bundle;
+mod derive;
 mod disk;
 mod docker;
 mod export;

@@ -51,6 +51,8 @@ pub struct Prune {
     pub unused_for: Option<u64>,
     /// So many, those that were used longest ago first, that all images together take no more bytes.
     pub max_size: Option<u64>,
+    /// Only what builds keep to be faster the next time.
+    pub build_cache: bool,
 }
 
 /// What an image takes of the disk.
@@ -59,7 +61,7 @@ pub struct Cost {
     pub image: ImageRow,
     /// Bytes of its own directory.
     pub own: u64,
-    /// Its blobs, which other images may have as well, and their bytes.
+    /// Its blobs, and its root filesystem if that is linked, which other images have as well, and their bytes.
     pub blobs: Vec<(String, u64)>,
 }
 
@@ -119,7 +121,9 @@ impl Prune {
                 self.unused_for.is_some_and(|span| cost.image.used_usec.saturating_add(span) <= now_usec);
             let over = self.max_size.is_some_and(|limit| total > limit);
             let any = self.unused_for.is_none() && self.max_size.is_none();
-            if (old || over || any) && !filter.names(&cost.image).is_empty() {
+            let fits =
+                !filter.names(&cost.image).is_empty() && (!self.build_cache || cost.image.is_build_cache());
+            if (old || over || any) && fits {
                 let bytes = left.leave(&cost);
                 total -= bytes;
                 pruned.push(Pruned { image: cost.image, bytes });
@@ -176,6 +180,17 @@ mod tests {
         assert_eq!(pruned(Prune { max_size: Some(400), ..Prune::default() }), "");
         assert_eq!(pruned(Prune { labels: vec!["team".into()], ..Prune::default() }), "ad");
         assert_eq!(pruned(Prune { labels: vec!["team=red".into()], ..Prune::default() }), "a");
+        assert_eq!(pruned(Prune { build_cache: true, ..Prune::default() }), "");
+    }
+
+    #[test]
+    fn what_has_another_name_is_no_cache() {
+        let mut named = image("build/2", 20, &[], &[]);
+        named.names.push("web".into());
+        let images = [image("build/1", 10, &[], &[]), named, image("", 30, &[], &[])];
+        let costs = images.map(|image| Cost { image, own: 100, blobs: Vec::new() }).into();
+        let goes = Prune { build_cache: true, ..Prune::default() }.plan(costs, 50);
+        assert_eq!(goes.iter().map(|cost| cost.image.name()).collect::<Vec<_>>(), ["build/1"]);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Claim {
     pub name: String,
     /// Empty for an import. Only the same reference may move a name to other content.
     pub reference: String,
+    /// Take it from whatever image has it.
+    pub replace: bool,
 }
 
 impl Claim {
@@ -36,7 +38,11 @@ impl Claim {
     pub fn new(name: impl Into<String>, reference: impl Into<String>) -> Result<Self> {
         let (name, reference) = (name.into(), reference.into());
         check_name(&name)?;
-        Ok(Self { name, reference })
+        Ok(Self { name, reference, replace: false })
+    }
+
+    pub fn replacing(self, replace: bool) -> Self {
+        Self { replace, ..self }
     }
 }
 
@@ -178,6 +184,9 @@ fn put_in_place(
     if !built.staged.path().exists() {
         return Err(Error::NoSuchImage(built.image.id.clone()).into());
     }
+    if !built.image.kernel.is_empty() {
+        crate::kernel::find(t, &built.image.kernel)?;
+    }
     let target = files.image(&built.image.id);
     let trash = files.withdraw(&target)?;
     built.staged.publish(&target)?;
@@ -189,7 +198,8 @@ fn put_in_place(
 /// Whether the claim may have its name: `Some` with the image that has it now.
 fn check_claim(t: &rusqlite::Transaction<'_>, claim: &Claim) -> banger_api::Result<Option<NameRow>> {
     let Some(row) = store::name(t, &claim.name)? else { return Ok(None) };
-    if claim.reference.is_empty() || row.reference != claim.reference {
+    let is_same = !claim.reference.is_empty() && row.reference == claim.reference;
+    if !is_same && !claim.replace {
         return Err(Error::NameTaken(claim.name.clone()).into());
     }
     Ok(Some(row))

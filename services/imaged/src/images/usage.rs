@@ -8,7 +8,7 @@ use banger_api::ErrorKind;
 use banger_api::now_usec;
 
 use super::prune::Sharing;
-use super::{Cost, Prune, Pruned};
+use super::{Cost, Prune, Pruned, rootfs_name};
 use crate::error::Result;
 use crate::service::Service;
 use crate::store::{self, ImageRow, KernelRow};
@@ -19,7 +19,7 @@ pub struct Usage<Row> {
     pub row: Row,
     /// Bytes that would be free without it.
     pub own: u64,
-    /// Bytes of blobs that other images have as well.
+    /// Bytes of blobs, or of a root filesystem, that other images have as well.
     pub shared: u64,
 }
 
@@ -43,8 +43,11 @@ impl Service {
                 (digest, bytes)
             };
             let cost = |image: ImageRow| -> banger_api::Result<Cost> {
-                let blobs = store::image_blobs(t, &image.id)?.into_iter().map(sized).collect();
-                Ok(Cost { own: allocated(&files.image(&image.id)), blobs, image })
+                let directory = files.image(&image.id);
+                let linked = linked(&directory.join(rootfs_name(&image.fstype)));
+                let own = allocated(&directory) - linked.as_ref().map_or(0, |(_, bytes)| *bytes);
+                let blobs = store::image_blobs(t, &image.id)?.into_iter().map(sized);
+                Ok(Cost { own, blobs: blobs.chain(linked).collect(), image })
             };
             store::images(t)?.into_iter().map(cost).collect::<banger_api::Result<Vec<_>>>()
         });
@@ -74,6 +77,13 @@ impl Service {
         }
         Ok(removed)
     }
+}
+
+/// The root filesystem in an image's directory, by what tells it from others, and its bytes, if it is linked from
+/// another image's as well.
+fn linked(rootfs: &Path) -> Option<(String, u64)> {
+    let metadata = fs::metadata(rootfs).ok().filter(|metadata| metadata.nlink() > 1)?;
+    Some((format!("inode {}", metadata.ino()), metadata.blocks() * 512))
 }
 
 /// Bytes on disk of a file, or of a directory and what is in it; a link to a file that was counted counts

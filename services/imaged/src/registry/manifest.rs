@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use banger_api::ImageSettings;
 use serde::{Deserialize, Serialize};
 
 use crate::digest;
@@ -304,6 +305,22 @@ pub struct Process {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Process {
+    /// As somebody wants it instead.
+    pub fn with(mut self, settings: &ImageSettings) -> Self {
+        let name_of = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+        self.env.retain(|variable| !settings.environment.contains_key(&name_of(variable)));
+        self.env.extend(settings.environment.iter().map(|(name, value)| format!("{name}={value}")));
+        self.labels.extend(settings.labels.clone());
+        let ImageSettings { user, working_directory, entrypoint, command, .. } = settings.clone();
+        self.user = user.unwrap_or(self.user);
+        self.working_dir = working_directory.unwrap_or(self.working_dir);
+        self.entrypoint = entrypoint.unwrap_or(self.entrypoint);
+        self.cmd = command.unwrap_or(self.cmd);
+        self
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 pub struct RootFs {
@@ -397,6 +414,29 @@ mod tests {
         let error = Document::choose(&offers, &wish, "x").expect_err("not offered").to_string();
         assert!(error.ends_with("it offers linux/amd64, linux/arm/v5"), "{error}");
         assert!("windows/amd64".parse::<Platform>().is_err());
+    }
+
+    #[test]
+    fn settings_are_laid_over() {
+        let before = Process {
+            env: vec!["PATH=/bin".into(), "A=1".into(), "AB=2".into()],
+            cmd: vec!["sh".into()],
+            user: "www".into(),
+            ..Process::default()
+        };
+        let pairs = [("A", "x=y"), ("C", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = ImageSettings {
+            environment: pairs.clone().into(),
+            labels: pairs.into(),
+            user: Some(String::new()),
+            entrypoint: Some(vec!["/init".into()]),
+            ..ImageSettings::default()
+        };
+        let after = before.clone().with(&settings);
+        assert_eq!(after.env, ["PATH=/bin", "AB=2", "A=x=y", "C="]);
+        assert_eq!((after.user.as_str(), &after.cmd[..]), ("", &["sh".to_owned()][..]));
+        assert_eq!((after.entrypoint.len(), after.labels.len()), (1, 2));
+        assert_eq!(before.clone().with(&ImageSettings::default()), before);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use banger_api::access::IMAGE_MANAGE;
 use banger_api::agent::Port;
 use banger_api::vm::{ForwardRow, LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
-use banger_api::{Options, Result};
+use banger_api::{ImageSettings, Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::request::{
     Change, Create, delete_options, listen_of, new_forward, snapshot_name, stop_options, vm_name,
 };
-use crate::supervisor::{Supervisor, vm_path};
+use crate::supervisor::{Promotion, Supervisor, vm_path};
 
 #[derive(Clone)]
 pub struct Manager {
@@ -318,7 +318,11 @@ impl Manager {
     /// Makes an image of what a VM's disk holds, with the environment, command and user of the image
     /// that it was made of. Writers to the disk of a running VM wait meanwhile; a VM that does not run is
     /// started for it without any program of its own, and stopped again. The job's outcome is the
-    /// image's name. Options: none yet.
+    /// image's name.
+    ///
+    /// Options: `replace b` (take the name from the image that has it), and what the image is to say of
+    /// programs instead: `environment a{ss}` and `labels a{ss}` (added to what there is), `user s`,
+    /// `working_directory s`, `entrypoint as`, `command as`.
     #[zbus(out_args("job_id", "job"))]
     async fn promote_vm(
         &self,
@@ -330,8 +334,14 @@ impl Manager {
     ) -> Result<(u32, OwnedObjectPath)> {
         let call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
         self.gate.ask_also(&call, IMAGE_MANAGE, &header, connection, &[("image", &image)]).await?;
-        Options::from(options).finish()?;
-        self.supervisor.promote_job(vm_name(name)?, image).await
+        let mut options = Options::from(options);
+        let wanted = Promotion {
+            image,
+            replace: options.take("replace")?.unwrap_or_default(),
+            settings: ImageSettings::take(&mut options)?,
+        };
+        options.finish()?;
+        self.supervisor.promote_job(vm_name(name)?, wanted).await
     }
 
     /// Makes a volume: a disk that exists by itself, with an empty filesystem.

@@ -16,6 +16,8 @@ use std::collections::HashMap;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
+use crate::supervisor::Promotion;
+
 pub use banger_api::image::BootSet;
 pub use banger_api::network::{Counters as NetCounters, Lease as NetLease};
 
@@ -99,11 +101,21 @@ impl Peers {
         }
     }
 
-    /// Makes an image of a root filesystem's archive, like another in all else. Passes the progress on, and
+    /// Makes an image of a root filesystem's archive, like another in what is not said. Passes the progress on, and
     /// the cancellation.
-    pub async fn import(&self, archive: OwnedFd, name: &str, like: &str, progress: &Progress) -> Result<()> {
-        let options = OptionsBuilder::new().set("root", Some(true)).set("like", Some(like)).build();
-        let (_, job) = self.images().await?.import_fd(archive.into(), name, options).await?;
+    pub async fn import(
+        &self,
+        archive: OwnedFd,
+        wanted: &Promotion,
+        like: &str,
+        progress: &Progress,
+    ) -> Result<()> {
+        let options = OptionsBuilder::new()
+            .set("root", Some(true))
+            .set("like", Some(like))
+            .set("replace", wanted.replace.then_some(true));
+        let options = wanted.settings.clone().put(options).build();
+        let (_, job) = self.images().await?.import_fd(archive.into(), &wanted.image, options).await?;
         self.follow(job, progress, |stage| progress.stage(stage)).await.map(drop)
     }
 

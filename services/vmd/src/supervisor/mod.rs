@@ -57,6 +57,7 @@ use crate::effects::runtime;
 use crate::effects::units::{UnitView, Units};
 use crate::store::{VmRow, VmStore};
 use locks::Locks;
+pub use promote::Promotion;
 
 /// All VMs. Cheap to clone.
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, ErrorKind, ImageSettings, Result};
 use banger_core::name::VmName;
 use banger_core::vm::State;
 use banger_daemon::{Progress, failpoint};
@@ -19,39 +19,52 @@ use zbus::OwnedObjectPath;
 use super::{Supervisor, lock, plan};
 use crate::store::VmRow;
 
+/// What is to become of a VM's disk.
+#[derive(Debug)]
+pub struct Promotion {
+    /// Name of the image.
+    pub image: String,
+    /// Take the name from the image that has it.
+    pub replace: bool,
+    /// Where it is not to be like the VM's image.
+    pub settings: ImageSettings,
+}
+
 impl Supervisor {
     /// Starts the job that makes an image of a VM's disk.
-    pub async fn promote_job(&self, name: VmName, image: String) -> Result<(u32, OwnedObjectPath)> {
+    pub async fn promote_job(&self, name: VmName, wanted: Promotion) -> Result<(u32, OwnedObjectPath)> {
         self.get(&name)?;
-        self.0.peers.check_image_name(&image).await?;
+        if !wanted.replace {
+            self.0.peers.check_image_name(&wanted.image).await?;
+        }
         let (this, subject) = (self.clone(), name.to_string());
         let work = |progress: Progress| async move {
-            this.promote(&name, &image, &progress).await?;
-            tracing::info!(vm = name.as_str(), image, "promoted");
-            Ok(image)
+            this.promote(&name, &wanted, &progress).await?;
+            tracing::info!(vm = name.as_str(), image = wanted.image, "promoted");
+            Ok(wanted.image)
         };
         Ok(self.0.context.jobs.start("promote", &subject, work).await)
     }
 
-    async fn promote(&self, name: &VmName, image: &str, progress: &Progress) -> Result<()> {
+    async fn promote(&self, name: &VmName, wanted: &Promotion, progress: &Progress) -> Result<()> {
         let guard = progress.cancelable(async { Ok(self.lock(name).await) }).await?;
         let row = self.get(name)?;
         match self.state(&row) {
             State::Running => {
                 drop(guard);
-                self.stream(&row, image, progress).await
+                self.stream(&row, wanted, progress).await
             }
             State::Paused => Err(ErrorKind::VmPaused.error(format!(
                 "{name} is paused, so that nobody in it can read its disk: resume it with `banger resume {name}`, or stop it"
             ))),
             state if state.is_up() => Err(ErrorKind::NotReady
                 .error(format!("{name} is {}: wait until it is up, or down", state.as_str()))),
-            _ => self.promote_stopped(&row, image, progress).await,
+            _ => self.promote_stopped(&row, wanted, progress).await,
         }
     }
 
     /// Reads a VM, whose lock the caller holds, that runs for nothing else.
-    async fn promote_stopped(&self, row: &VmRow, image: &str, progress: &Progress) -> Result<()> {
+    async fn promote_stopped(&self, row: &VmRow, wanted: &Promotion, progress: &Progress) -> Result<()> {
         let name = &row.name;
         let interrupt = Arc::new(Notify::new());
         self.0.reading_marks.set(name)?;
@@ -61,7 +74,7 @@ impl Supervisor {
             self.start_locked(name, progress).await?;
             failpoint!("promote.started");
             tokio::select! {
-                read = self.stream(row, image, progress) => read,
+                read = self.stream(row, wanted, progress) => read,
                 () = interrupt.notified() => Err(went_down(name)),
             }
         };
@@ -107,15 +120,15 @@ impl Supervisor {
         if self.is_read(&row.name) { VmRow { spec: plan::for_reading(&row.spec), ..row } } else { row }
     }
 
-    async fn stream(&self, row: &VmRow, image: &str, progress: &Progress) -> Result<()> {
+    async fn stream(&self, row: &VmRow, wanted: &Promotion, progress: &Progress) -> Result<()> {
         let name = &row.name;
         progress.stage("read");
         let archive = async { self.agent(name).await?.archive().await };
         let archive = UnixStream::from(progress.cancelable(archive).await?);
-        let wanted = Wanted(archive.try_clone()?);
+        let open = Wanted(archive.try_clone()?);
         failpoint!("promote.streaming");
-        let imported = self.0.peers.import(OwnedFd::from(archive), image, &row.image_id, progress).await;
-        drop(wanted);
+        let imported = self.0.peers.import(OwnedFd::from(archive), wanted, &row.image_id, progress).await;
+        drop(open);
         match imported {
             // Its stream ended too early.
             Err(error) if error.kind() == ErrorKind::InvalidImage && !self.runs(name).await? => {

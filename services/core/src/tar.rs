@@ -2,14 +2,17 @@
 //! has them (`SCHILY.xattr.NAME`) and sparse files as GNU tar has them (PAX form 1.0).
 //!
 //! A number or name that the old header has no room for goes to an extension header before it;
-//! names are bytes throughout.
+//! names are bytes throughout. For guests whose tar knows no PAX, such as busybox's, there is GNU tar's own
+//! form of long names.
 
-use std::io::{self, Write};
+use std::io;
 
 const BLOCK: usize = 512;
 
 /// Room for a name, and for the target of a link, in the header itself.
 const NAME: usize = 100;
+/// The same, with a slash after it.
+const GNU_NAME: usize = NAME - 1;
 /// The largest numbers that fields of 8 and 12 octal digits hold, one of them a terminator.
 const MAX_SHORT: u64 = 0o7_777_777;
 const MAX_LONG: u64 = 0o77_777_777_777;
@@ -84,8 +87,35 @@ pub fn padding(size: u64) -> &'static [u8] {
 }
 
 /// What tells that the archive is whole.
-pub fn end(out: &mut impl Write) -> io::Result<()> {
-    out.write_all(&[0; 2 * BLOCK])
+pub const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+
+/// The head of an entry in the old format of GNU tar, which every tar reads (see `tar.5` of libarchive):
+/// names that are too long come before it, in entries of their own. It has no extended attributes.
+pub fn gnu_head(header: &Header<'_>, size: u64) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    for (kind, name) in [(b'K', header.link), (b'L', header.path)] {
+        if name.len() > GNU_NAME {
+            let length = name.len() as u64 + 1;
+            let mut block = Block::new(b"././@LongLink", kind);
+            block.number(124, 12, length);
+            out.extend(block.finish());
+            out.extend(name);
+            out.push(0);
+            out.extend(padding(length));
+        }
+    }
+    let short = |name: u64| if name > MAX_SHORT { Err("an owner") } else { Ok(name) };
+    let fits = short(header.uid.into()).and(short(header.gid.into()));
+    let fits = fits.and(if size > MAX_LONG { Err("the size of a file") } else { Ok(size) });
+    fits.map_err(|what| io::Error::other(format!("{what} does not fit into an archive")))?;
+    let header = Header {
+        path: &header.path[..header.path.len().min(GNU_NAME)],
+        link: &header.link[..header.link.len().min(GNU_NAME)],
+        xattrs: &[],
+        ..header.clone()
+    };
+    out.extend(entry(&header, header.path, size, Vec::new())?);
+    Ok(out)
 }
 
 fn entry(header: &Header<'_>, path: &[u8], size: u64, mut records: Vec<u8>) -> io::Result<Vec<u8>> {
@@ -271,6 +301,21 @@ mod tests {
         assert!(self::records(&big).contains(" size=9663676416\n"));
         let small = super::head(&file(b"most"), MAX_LONG).expect("fits");
         assert_eq!(small.len(), BLOCK);
+    }
+
+    #[test]
+    fn long_names_without_extensions() {
+        let (path, link) = ([b'n'; 150], [b'l'; 99]);
+        let header = Header { link: &link, kind: Kind::Symlink, mtime: 7, ..file(&path) };
+        let head = gnu_head(&header, 0).expect("fits");
+        assert_eq!(head.len(), 3 * BLOCK);
+        assert!(head.starts_with(b"././@LongLink\0") && head[156] == b'L');
+        assert_eq!(&head[124..136], b"00000000227\0");
+        assert_eq!(&head[BLOCK..BLOCK + 151], [&path[..], b"\0"].concat());
+        assert_eq!(&head[2 * BLOCK..][..100], [&path[..99], b"\0"].concat());
+        assert_eq!((head[2 * BLOCK + 156], &head[2 * BLOCK + 157..][..99]), (b'2', &link[..]));
+        assert!(gnu_head(&file(b"big"), MAX_LONG + 1).is_err());
+        assert!(gnu_head(&Header { uid: 1 << 21, ..file(b"far") }, 0).is_err());
     }
 
     #[test]

@@ -1,0 +1,304 @@
+//! The VM that an image is built in. It is thrown away, whatever happens: by us, and if we are killed by
+//! vmd, as its time is short and only we prolong it.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use banger_api::options::OptionsBuilder;
+use banger_api::{Error, ErrorKind, Result, VMD};
+use futures_util::FutureExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::file::Machine;
+use crate::Context;
+use crate::cmd::{session, vm};
+use crate::exit::Status;
+use crate::job;
+
+/// How long a VM lives that nobody prolongs any more, and how often we do.
+const TTL: Duration = Duration::from_secs(600);
+const PERIOD: Duration = Duration::from_secs(150);
+/// A line that is longer is told in pieces.
+const MAX_LINE: usize = 64 << 10;
+
+/// The label of these VMs: the name of the image that is built.
+pub const LABEL: &str = "banger.build";
+
+/// Whoever waits for a build wants it to end.
+pub struct Interrupt {
+    signals: [Signal; 3],
+}
+
+impl Interrupt {
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            signals: [
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::hangup())?,
+            ],
+        })
+    }
+
+    async fn came(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+
+    /// # Errors
+    /// `JobCanceled` if it has been.
+    pub fn check(&mut self) -> Result<()> {
+        match self.came().now_or_never() {
+            Some(()) => Err(interrupted()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn interrupted() -> Error {
+    ErrorKind::JobCanceled.error("the build was interrupted; what was done so far is kept for the next")
+}
+
+/// A command in the VM.
+#[derive(Debug, Default)]
+pub struct Command<'a> {
+    pub argv: Vec<&'a str>,
+    pub environment: BTreeMap<String, String>,
+    /// `None`: as the image says.
+    pub user: Option<&'a str>,
+    pub directory: Option<&'a str>,
+}
+
+/// Writes the input of a command. Its error is told if the command did not fail by itself.
+pub type Input = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + Send>;
+
+pub struct BuildVm<'a> {
+    context: &'a Context,
+    interrupt: &'a mut Interrupt,
+    name: String,
+    started: Instant,
+}
+
+impl<'a> BuildVm<'a> {
+    /// A name for a VM that is not there yet.
+    pub fn fresh_name() -> String {
+        format!("build-{:x}-{:x}", std::process::id(), banger_api::now_usec() & 0xffff_ffff)
+    }
+
+    /// Creates and starts a VM.
+    pub async fn start(
+        context: &'a Context,
+        interrupt: &'a mut Interrupt,
+        name: String,
+        image: &str,
+        machine: &Machine,
+        purpose: &str,
+    ) -> Result<Self> {
+        let labels = HashMap::from([(LABEL.to_owned(), purpose.to_owned())]);
+        let options = OptionsBuilder::new()
+            .set("cpus", machine.cpus)
+            .set("memory", machine.memory)
+            .set("disk", machine.disk)
+            .set("network", machine.network)
+            // Services of the image have nothing to do in it.
+            .set("init", Some("agent"))
+            .set("restart", Some("no"))
+            .set("labels", Some(labels))
+            .set("ttl", Some(TTL.as_secs()))
+            .set("expiry", Some("delete"))
+            .set("start", Some(true))
+            .build();
+        let created = context.bus.vms().await?.create_vm(&name, image, options).await?;
+        let started = Instant::now();
+        job::follow(context, VMD, created, &format!("start {name}")).await?;
+        interrupt.check()?;
+        Ok(Self { context, interrupt, name, started })
+    }
+
+    /// Makes an image of what its disk holds now.
+    pub async fn promote(&mut self, image: &str) -> Result<()> {
+        self.prolong().await?;
+        let options = OptionsBuilder::new().set("replace", Some(true)).build();
+        let promoting = self.context.bus.vms().await?.promote_vm(&self.name, image, options).await?;
+        job::follow(self.context, VMD, promoting, "keep").await?;
+        self.interrupt.check()
+    }
+
+    /// Runs a command, and tells each line of its output as it comes: with `stdout` or `stderr`.
+    ///
+    /// # Errors
+    /// `JobCanceled` if somebody does not want to wait.
+    pub async fn run(
+        &mut self,
+        command: &Command<'_>,
+        input: Option<Input>,
+        mut tell: impl FnMut(&'static str, &[u8]),
+    ) -> Result<Status> {
+        self.prolong().await?;
+        let options =
+            OptionsBuilder::new().set("user", command.user).set("directory", command.directory).build();
+        let sessions = self.context.bus.sessions().await?;
+        let (id, _, stdin, out, err) =
+            sessions.exec(&self.name, &command.argv, &command.environment, options).await?;
+        let fed = feed(OwnedFd::from(stdin).into(), input);
+        let (lines, mut received) = mpsc::channel(256);
+        read_lines(OwnedFd::from(out).into(), "stdout", lines.clone());
+        read_lines(OwnedFd::from(err).into(), "stderr", lines);
+
+        let (context, name) = (self.context, self.name.clone());
+        let ended = session::wait(context, &name, &id);
+        tokio::pin!(ended);
+        let mut status = None;
+        let mut ticks = interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_open = true;
+        // What a command leaves running keeps its output open, but not the build waiting.
+        while status.is_none() {
+            tokio::select! {
+                biased;
+                () = self.interrupt.came() => return Err(interrupted()),
+                line = received.recv(), if is_open => match line {
+                    Some((stream, line)) => tell(stream, &line),
+                    None => is_open = false,
+                },
+                ended = &mut ended => status = Some(ended?),
+                _ = ticks.tick() => self.prolong().await?,
+            }
+        }
+        while is_open {
+            let rest = tokio::time::timeout(Duration::from_secs(2), received.recv());
+            match rest.await {
+                Ok(Some((stream, line))) => tell(stream, &line),
+                _ => is_open = false,
+            }
+        }
+        let status = status.unwrap_or(Status { status: 0, signal: 0 });
+        if status.code() == 0
+            && let Some(fed) = fed
+        {
+            fed.await.unwrap_or_else(|_| Err(Error::internal("the input was not written")))?;
+        }
+        Ok(status)
+    }
+
+    /// Has it live on from now for as long as it lives without us.
+    async fn prolong(&self) -> Result<()> {
+        let ttl = (self.started.elapsed() + TTL).as_secs();
+        let options = OptionsBuilder::new().set("ttl", Some(ttl)).build();
+        self.context.bus.vms().await?.set_vm(&self.name, options).await?;
+        Ok(())
+    }
+}
+
+/// Throws a VM away, whether it is there or not.
+pub async fn discard(context: &Context, name: &str) -> Result<()> {
+    match vm::remove_one(context, name, true).await {
+        Err(error) if error.kind() == ErrorKind::NoSuchVm => Ok(()),
+        outcome => outcome.map_err(|error| error.context(format!("{name} is not deleted"))),
+    }
+}
+
+/// Writes a command's input on a thread of its own; without any, the command sees its end at once.
+fn feed(mut stdin: UnixStream, input: Option<Input>) -> Option<oneshot::Receiver<Result<()>>> {
+    let Some(input) = input else {
+        crate::stream::close_write(&stdin.into());
+        return None;
+    };
+    let (done, fed) = oneshot::channel();
+    std::thread::spawn(move || {
+        let outcome = stdin.set_nonblocking(false).map_err(Error::from).and_then(|()| input(&mut stdin));
+        crate::stream::close_write(&stdin.into());
+        // Nobody waits for it if the command failed.
+        let _ = done.send(outcome);
+    });
+    Some(fed)
+}
+
+/// Sends the lines of a stream, on a thread of its own: nobody waits for it if the stream never ends.
+fn read_lines(mut from: UnixStream, stream: &'static str, lines: mpsc::Sender<(&'static str, Vec<u8>)>) {
+    std::thread::spawn(move || {
+        let mut splitter = Lines::default();
+        let mut buffer = vec![0; MAX_LINE];
+        let mut send = |line: &[u8]| lines.blocking_send((stream, line.to_vec())).is_ok();
+        // Reading ends with the VM, and how that ended is told elsewhere.
+        let _ = from.set_nonblocking(false);
+        while let Ok(got @ 1..) = from.read(&mut buffer) {
+            if !splitter.push(&buffer[..got], &mut send) {
+                return;
+            }
+        }
+        splitter.end(&mut send);
+    });
+}
+
+/// Bytes as lines without their ends.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    /// Returns whether the lines are still wanted.
+    fn push(&mut self, bytes: &[u8], send: &mut impl FnMut(&[u8]) -> bool) -> bool {
+        self.0.extend(bytes);
+        let mut from = 0;
+        while let Some(length) = self.0[from..].iter().position(|&byte| byte == b'\n') {
+            if !send(without_return(&self.0[from..from + length])) {
+                return false;
+            }
+            from += length + 1;
+        }
+        self.0.drain(..from);
+        if self.0.len() >= MAX_LINE {
+            return send(&std::mem::take(&mut self.0));
+        }
+        true
+    }
+
+    fn end(&mut self, send: &mut impl FnMut(&[u8]) -> bool) {
+        if !self.0.is_empty() {
+            send(without_return(&self.0));
+        }
+    }
+}
+
+/// Of a line that was written over and over, what would be seen at its end.
+fn without_return(line: &[u8]) -> &[u8] {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    line.rsplit(|&byte| byte == b'\r').next().unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_one_by_one() {
+        let mut seen: Vec<String> = Vec::new();
+        let mut lines = Lines::default();
+        let mut send = |line: &[u8]| {
+            seen.push(String::from_utf8_lossy(line).into_owned());
+            true
+        };
+        for piece in ["a\nb", "c\r\n\n10%\r100%\r\nlast"] {
+            assert!(lines.push(piece.as_bytes(), &mut send));
+        }
+        lines.end(&mut send);
+        assert_eq!(seen, ["a", "bc", "", "100%", "last"]);
+        assert!(!Lines::default().push(b"x\n", &mut |_| false));
+        let mut long = Vec::new();
+        Lines::default().push(&[b'x'; MAX_LINE + 1], &mut |line| {
+            long.push(line.len());
+            true
+        });
+        assert_eq!(long, [MAX_LINE + 1]);
+    }
+}
