@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::plan::Task;
-use crate::exit::Status;
 use crate::output::Output;
 
 pub struct Log<'a> {
@@ -31,9 +30,9 @@ impl<'a> Log<'a> {
         }
     }
 
-    pub fn failed(&self, task: &Task, status: Status) {
+    pub fn failed(&self, task: &Task, reason: &str) {
         if self.output.json {
-            self.tell(task, "", json!({"state": "failed", "status": status.status, "signal": status.signal}));
+            self.tell(task, "", json!({"state": "failed", "message": reason}));
         }
     }
 

@@ -143,13 +143,17 @@ async fn make(
         let mut vm = started?;
         for task in tasks {
             log.begun(task);
-            let status = perform(&mut vm, build, task, log).await.map_err(|error| match error.kind() {
-                ErrorKind::JobCanceled => error,
-                _ => error.context(format!("{} ({})", log.place(task), task.title)),
-            })?;
-            if status.code() != 0 {
-                log.failed(task, status);
-                return Ok(Some(format!("{} ({}) {}", log.place(task), task.title, ended(status))));
+            let place = format!("{} ({})", log.place(task), task.title);
+            let failure = match perform(&mut vm, build, task, log).await {
+                Ok(status) if status.code() == 0 => None,
+                Ok(status) => Some(format!("{place} {}", ended(status))),
+                Err(error) if is_of_step(error.kind()) => Some(format!("{place}: {}", error.message())),
+                Err(error) if error.kind() == ErrorKind::JobCanceled => return Err(error),
+                Err(error) => return Err(error.context(place)),
+            };
+            if let Some(failure) = failure {
+                log.failed(task, &failure);
+                return Ok(Some(failure));
             }
             if task.keep {
                 vm.promote(&task.image()).await?;
@@ -169,6 +173,12 @@ async fn make(
             Err(error)
         }
     }
+}
+
+/// Whether what could not be started is at fault, and not banger.
+fn is_of_step(kind: ErrorKind) -> bool {
+    use ErrorKind as E;
+    matches!(kind, E::CommandNotFound | E::NotExecutable | E::NoSuchUser | E::NoSuchDirectory)
 }
 
 fn ended(status: Status) -> String {
