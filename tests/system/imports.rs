@@ -144,6 +144,103 @@ fn files_are_what_they_were_said_to_be() {
 }
 
 #[test]
+fn a_root_filesystem_is_registered_with_its_kernel() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let root = root(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let version = sh("ls /lib/modules | sort -V | tail -n 1").ok().trim().to_owned();
+    let vmlinuz = format!("/boot/vmlinuz-{version}");
+    // An initrd as boot loaders are given it: microcode, and then the rest, compressed.
+    sh(&format!(
+        "cd {} && mke2fs -q -t ext4 -d {root} root.ext4 32M && tar -C oci -cf oci.tar . && echo nothing >nothing &&
+         mkdir -p kernel/x86 && find kernel | cpio -o -H newc --quiet >initrd && head -c 1024 /dev/zero >>initrd &&
+         here=$PWD && cd / && find usr/lib/modules/{version} -name '*.ko*' -o -name modules.builtin |
+         cpio -o -H newc --quiet | zstd -1 -q >>$here/initrd",
+        dir.path().display()
+    ))
+    .ok();
+    let digest = |file: &str| sh(&format!("sha256sum {file} | cut -c1-64")).ok().trim().to_owned();
+    let name = "t-register:1";
+    let forget = || {
+        let _ = banger(&["image", "rm", name]);
+        let _ = banger(&["kernel", "rm", "t-register-1"]);
+        let _ = banger(&["kernel", "rm", "t-register-own"]);
+    };
+    forget();
+    let register = |file: &str, more: &[&str]| {
+        banger(&[&["image", "register", "--kernel", &vmlinuz][..], more, &[&at(file), name]].concat())
+    };
+    let is_there = |kernel: &str| banger(&["kernel", "show", kernel]).status == 0;
+    let nothing_is_left = || {
+        assert_ne!(banger(&["image", "show", name]).status, 0);
+        assert!(!is_there("t-register-1"));
+        assert_eq!(sh("ls -A /var/lib/banger/imaged/staging | wc -l").ok().trim(), "0");
+    };
+
+    // Whichever of the two cannot be had, the other does not stay.
+    let initrd = at("initrd");
+    register("nothing", &["--initrd", &initrd]).failed(&[]);
+    nothing_is_left();
+    register("root.ext4", &[]).refused(&["it has no modules"]);
+    nothing_is_left();
+    register("root.ext4", &["--initrd", &at("nothing")]).failed(&[]);
+    register("root.ext4", &["--initrd", &initrd, "--sha256", &"0".repeat(64)]).refused(&["has the digest"]);
+    register("root.ext4", &["--initrd", &initrd, "--kernel-sha256", &"0".repeat(64)])
+        .refused(&["has the digest"]);
+    register("root.ext4", &["--initrd", &initrd, "--initrd-sha256", &"0".repeat(64)])
+        .refused(&["has the digest"]);
+    register("oci.tar", &["--initrd", &initrd]).refused(&["banger image set"]);
+    nothing_is_left();
+
+    let (of_root, of_kernel, of_initrd) = (digest(&at("root.ext4")), digest(&vmlinuz), digest(&initrd));
+    let digests = ["--sha256", &of_root, "--kernel-sha256", &of_kernel, "--initrd-sha256", &of_initrd];
+    let registered = register("root.ext4", &[&["--initrd", &initrd, "--env", "A=1"][..], &digests].concat());
+    assert_eq!(registered.ok(), format!("{name}\n"));
+    let image = json(&["image", "show", name]);
+    assert_eq!(
+        (image["kernel"].as_str(), image["rootfs_type"].as_str()),
+        (Some("t-register-1"), Some("ext4"))
+    );
+    let ran = banger(&["run", "--rm", "--name", "t-register", name, "--", "sh", "-c", "uname -r; echo $A"]);
+    assert_eq!(ran.ok(), format!("{version}\n1\n"));
+    // It was copied: what becomes of the file is all the same.
+    std::fs::write(at("root.ext4"), "changed").expect("writes");
+    banger(&["image", "verify", name]).ok();
+    banger(&["kernel", "rm", "t-register-1"]).refused(&["t-register"]);
+    // What is made of it has its kernel, too.
+    banger(&["image", "derive", "-e", "A=2", name, "t-register:2"]).ok();
+    assert_eq!(json(&["image", "show", "t-register:2"])["kernel"], "t-register-1");
+    banger(&["image", "rm", "t-register:2", name]).ok();
+    forget();
+
+    // By D-Bus, with open files.
+    sh(&format!("cd {} && mke2fs -q -F -t ext4 -d {root} root.ext4 32M", dir.path().display())).ok();
+    let modules = format!("/lib/modules/{version}");
+    let options = format!("2 modules s {modules} kernel_name s t-register-own");
+    let call = format!(
+        "busctl call org.banger.Image1 /org/banger/Image1 org.banger.Image1.Manager RegisterImage \
+         'hahsa{{sv}}' 3 1 4 {name} {options} 3<{} 4<{vmlinuz}",
+        at("root.ext4")
+    );
+    Way::Bus.wait(IMAGED, sh(&call)).ok();
+    assert!(is_there("t-register-own") && !is_there("t-register-1"));
+    register("root.ext4", &["--initrd", &initrd]).refused(&["is taken"]);
+    banger(&[
+        "image",
+        "register",
+        "--kernel",
+        &vmlinuz,
+        "--initrd",
+        &initrd,
+        &at("root.ext4"),
+        "t-register:3",
+    ])
+    .refused(&["is there already", "banger image set"]);
+    assert!(!is_there("t-register-3"));
+    forget();
+}
+
+#[test]
 fn images_are_exported() {
     let dir = tempfile::tempdir().expect("tempdir");
     let at = |name: &str| dir.path().join(name).display().to_string();

@@ -20,6 +20,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "Pull", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "Import", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportFd", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "RegisterImage", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "Export", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ListPresets", Access::Read),
     (MANAGER, "ListImages", Access::Read),
@@ -115,6 +116,16 @@ pub trait Images {
     fn import_fd(
         &self,
         file: OwnedFd,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    /// Makes an image of a root filesystem and of the kernel of its VMs, both or nothing. Options: those of
+    /// `ImportFd` but `root`, `kernel_name s`, `kernel_sha256 as`, `modules s`, `description s`.
+    fn register_image(
+        &self,
+        rootfs: OwnedFd,
+        kernel: Vec<OwnedFd>,
         name: &str,
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;

@@ -124,6 +124,46 @@ pub struct Build {
     pub file: PathBuf,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+ROOTFS is a filesystem (squashfs, erofs, ext4), a disk with one (raw, qcow2) or an archive of one, as banger image
+import takes it. It is copied, by sharing its blocks where the filesystem beneath can; a hard link would let whoever may write the file change the image.
+Image and kernel are both there afterwards, or neither.")]
+pub struct Register {
+    /// vmlinuz, vmlinux, package or archive; several if they are a kernel together
+    #[arg(long = "kernel", required = true, value_name = "FILE")]
+    pub kernels: Vec<PathBuf>,
+    /// Initrd that has the modules which the kernel needs; nothing else of it is used
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Directory with the kernel's modules, such as /lib/modules/VERSION
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
+    /// Name of the kernel; like the image's without it
+    #[arg(long, value_name = "NAME")]
+    pub kernel_name: Option<String>,
+    /// What the root filesystem's file must be
+    #[arg(long, value_name = "DIGEST")]
+    pub sha256: Option<String>,
+    /// What the kernel's files must be, in their order
+    #[arg(long, value_name = "DIGEST")]
+    pub kernel_sha256: Vec<String>,
+    /// What the initrd must be
+    #[arg(long, value_name = "DIGEST", requires = "initrd")]
+    pub initrd_sha256: Option<String>,
+    /// Of a disk: the partition with the root filesystem
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    #[command(flatten)]
+    pub settings: ImageSettings,
+    /// Take the name from the image that has it
+    #[arg(short, long)]
+    pub force: bool,
+    pub rootfs: PathBuf,
+    /// Name of the image
+    pub name: String,
+}
+
 /// Which images are meant.
 #[derive(Debug, Args)]
 pub struct Images {
@@ -168,6 +208,8 @@ pub enum Image {
     Pull(Pull),
     /// Import a root filesystem: archive, directory, filesystem or disk
     Import(Import),
+    /// Make an image of a root filesystem and the kernel of its VMs
+    Register(Register),
     /// Make an image from a file that says how
     Build(Build),
     /// Write an image to a file

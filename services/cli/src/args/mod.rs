@@ -12,7 +12,7 @@ use banger_core::forward::{Forward, Listen};
 use clap::{Args, Parser, Subcommand};
 
 pub use guest::{Exec, Process, Run, Session, Settings, Shell};
-pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull};
+pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
 use parse::parse_listen;

@@ -14,7 +14,7 @@ use serde::Serialize;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
-use crate::args::{self, Format, Image, Images, Import, Prune, Pull};
+use crate::args::{self, Format, Image, Images, Import, Prune, Pull, Register};
 use crate::credentials;
 use crate::exit::SUCCESS;
 use crate::job;
@@ -25,6 +25,7 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         Image::Pull(arguments) => pull(context, arguments).await?,
         Image::Import(arguments) => import(context, arguments).await?,
         Image::Export { format, image, path } => export(context, &image, format, &path).await?,
+        Image::Register(arguments) => register(context, arguments).await?,
         Image::Build(arguments) => return super::build::build(context, arguments).await,
         Image::Promote { settings, force, vm, name } => {
             let options = derived(settings, force).build();
@@ -270,6 +271,32 @@ async fn import(context: &Context, arguments: Import) -> Result<()> {
         .set("like", arguments.like);
     let importing = images.import_fd(file, name, options.build()).await?;
     finish(context, importing, &format!("import {name}")).await
+}
+
+async fn register(context: &Context, arguments: Register) -> Result<()> {
+    let bare = |digest: &str| digest.trim_start_matches("sha256:").to_owned();
+    let mut digests: Vec<String> = arguments.kernel_sha256.iter().map(|digest| bare(digest)).collect();
+    if digests.len() > arguments.kernels.len() {
+        return Err(ErrorKind::InvalidArgs.error("there are more --kernel-sha256 than --kernel"));
+    }
+    let files =
+        arguments.kernels.iter().chain(&arguments.initrd).map(|path| open(path)).collect::<Result<_>>()?;
+    digests.resize(arguments.kernels.len(), String::new());
+    digests.extend(
+        arguments.initrd.iter().map(|_| arguments.initrd_sha256.as_deref().map(bare).unwrap_or_default()),
+    );
+    let modules = arguments.modules.as_deref().map(absolute).transpose()?;
+    let options = derived(arguments.settings, arguments.force)
+        .set("sha256", arguments.sha256.as_deref().map(bare))
+        .set("signature", signature(&arguments.rootfs, None)?)
+        .set("partition", arguments.partition)
+        .set("kernel_name", arguments.kernel_name)
+        .set("kernel_sha256", Some(digests))
+        .set("modules", modules);
+    let rootfs = open(&arguments.rootfs)?;
+    let images = context.bus.images().await?;
+    let registering = images.register_image(rootfs, files, &arguments.name, options.build()).await?;
+    finish(context, registering, &format!("register {}", arguments.name)).await
 }
 
 /// A file that could not be written whole goes again.

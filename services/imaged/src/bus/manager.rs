@@ -120,7 +120,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
-        let options = import_options(options)?;
+        let options = import_options(Options::from(options))?;
         let (service, subject) = (self.service.clone(), name.clone());
         let work = move |progress: banger_daemon::Progress| async move {
             let import =
@@ -141,7 +141,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
-        let options = import_options(options)?;
+        let options = import_options(Options::from(options))?;
         let file = into_file(file);
         let (service, subject) = (self.service.clone(), name.clone());
         let work = move |progress: banger_daemon::Progress| async move {
@@ -149,6 +149,41 @@ impl Manager {
             progress.cancelable(import).await.map(|_| name)
         };
         Ok(self.jobs.start("import", &subject, work).await)
+    }
+
+    /// Makes an image of a root filesystem (as `ImportFd` takes it, but no layers) and of the kernel of its
+    /// VMs (as `ImportKernelFd` takes it; the modules may be in an initrd). Both are there in the same moment, or
+    /// neither. The job's outcome is the image's name.
+    ///
+    /// Options: those of `ImportFd` but `root`; `kernel_name s` (by default like the image's), `kernel_sha256 as` (what
+    /// the kernel's files must be, in their order, hexadecimal; an empty one is not checked), `modules s` and
+    /// `description s` as of `ImportKernel`.
+    #[zbus(out_args("job_id", "job"))]
+    async fn register_image(
+        &self,
+        rootfs: zbus::OwnedFd,
+        kernel: Vec<zbus::OwnedFd>,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
+        let mut given = Options::from(options);
+        let kernel_name = given.take("kernel_name")?.unwrap_or_default();
+        let sha256 = given.take("kernel_sha256")?.unwrap_or_default();
+        let (modules, description) = (modules(&mut given)?, given.take("description")?);
+        let options = import_options(given)?;
+        let files = kernel.into_iter().map(into_file).collect();
+        let kernel = KernelOptions { name: kernel_name, description, sha256 };
+        let kernel = (KernelSource::Files(files, modules), kernel);
+        let (service, subject, rootfs) = (self.service.clone(), name.clone(), into_file(rootfs));
+        let work = move |progress: banger_daemon::Progress| async move {
+            let register =
+                async { Ok(service.register_image(rootfs, &name, options, kernel, &progress).await?) };
+            progress.cancelable(register).await.map(|_| name)
+        };
+        Ok(self.jobs.start("register", &subject, work).await)
     }
 
     /// Writes an image to an open file or pipe. The job's outcome is the image's name.
@@ -331,7 +366,8 @@ impl Manager {
     ///
     /// Options: `with as` (paths of further files, such as the package with the modules),
     /// `modules s` (a directory of modules, such as `/lib/modules/VERSION`), `description s` (instead
-    /// of what the kernel says of itself).
+    /// of what the kernel says of itself), `sha256 as` (what the files must be, in their order, hexadecimal; an
+    /// empty one is not checked).
     #[zbus(out_args("job_id", "job"))]
     async fn import_kernel(
         &self,
@@ -387,7 +423,8 @@ impl Manager {
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("kernel", &name)]).await?;
         let mut given = Options::from(options);
-        let options = KernelOptions { name, description: given.take("description")? };
+        let description = given.take("description")?;
+        let options = KernelOptions { name, description, ..KernelOptions::default() };
         let pull = pull_options(given)?;
         let (service, subject) = (self.service.clone(), reference.clone());
         let work = move |progress: banger_daemon::Progress| async move {
@@ -548,8 +585,7 @@ fn pull_options(mut given: Options) -> Result<PullOptions> {
     Ok(options)
 }
 
-fn import_options(options: Given) -> Result<ImportOptions> {
-    let mut given = Options::from(options);
+fn import_options(mut given: Options) -> Result<ImportOptions> {
     let claims = Claims { sha256: given.take("sha256")?, signature: given.take("signature")? };
     let options = ImportOptions {
         claims,
@@ -558,6 +594,7 @@ fn import_options(options: Given) -> Result<ImportOptions> {
         root: given.take("root")?.unwrap_or_default(),
         replace: given.take("replace")?.unwrap_or_default(),
         settings: ImageSettings::take(&mut given)?,
+        kernel: None,
     };
     given.finish()?;
     Ok(options)
@@ -565,13 +602,20 @@ fn import_options(options: Given) -> Result<ImportOptions> {
 
 /// What imports of kernels have in common: where the modules are, and the rest.
 fn kernel_options(name: String, mut given: Options) -> Result<(Option<PathBuf>, KernelOptions)> {
-    let modules = given.take::<String>("modules")?.map(PathBuf::from);
-    let options = KernelOptions { name, description: given.take("description")? };
+    let modules = modules(&mut given)?;
+    let sha256 = given.take("sha256")?.unwrap_or_default();
+    let options = KernelOptions { name, description: given.take("description")?, sha256 };
     given.finish()?;
+    Ok((modules, options))
+}
+
+/// The directory of modules.
+fn modules(given: &mut Options) -> Result<Option<PathBuf>> {
+    let modules = given.take::<String>("modules")?.map(PathBuf::from);
     if modules.as_ref().is_some_and(|path| !path.is_absolute()) {
         return Err(banger_api::ErrorKind::InvalidArgs.error("the option modules is not an absolute path"));
     }
-    Ok((modules, options))
+    Ok(modules)
 }
 
 fn into_file(file: zbus::OwnedFd) -> File {

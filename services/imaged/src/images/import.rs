@@ -17,6 +17,7 @@ use super::{bundle, layout};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{private_copy, spool};
+use crate::kernel::{self, KernelOptions, KernelSource, NewKernel};
 use crate::layers::LayerIndex;
 use crate::layers::stream::{Cancel, Source};
 use crate::progress::{Progress, watched};
@@ -40,6 +41,8 @@ pub struct ImportOptions {
     pub replace: bool,
     /// What it is to say of programs instead.
     pub settings: ImageSettings,
+    /// The kernel that comes with it.
+    pub kernel: Option<Arc<NewKernel>>,
 }
 
 /// What is known of an image beside its root filesystem.
@@ -60,15 +63,18 @@ impl Service {
         options: ImportOptions,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        let claim = Claim::new(name, "")?.replacing(options.replace);
+        let claim = Claim { kernel: options.kernel, ..Claim::new(name, "")?.replacing(options.replace) };
         self.check_claim(&claim).await?;
-        let told = match &options.like {
+        let mut told = match &options.like {
             Some(image) => {
                 let image = self.image(image).await?;
                 Told { process: image.process.with(&options.settings), kernel: image.kernel }
             }
             None => Told { process: Process::default().with(&options.settings), ..Told::default() },
         };
+        if let Some(kernel) = &claim.kernel {
+            told.kernel = kernel.name().to_owned();
+        }
         progress.stage("read");
         let making = Making::new(self, progress);
         let read = Arc::new(AtomicU64::new(0));
@@ -151,6 +157,12 @@ impl Service {
         let (indexed, size) = index_file(&file, making, progress).await?;
         let (files, limits) = (self.0.files.clone(), self.0.settings.limits.clone());
         let cancel = making.cancel.clone();
+        if claim.kernel.is_some() && (layout::is_layout(&indexed) || docker::is_saved(&indexed)) {
+            return Err(Error::BadArgument(
+                "the file has no root filesystem but layers: import it and the kernel, and choose that with `banger image set`"
+                    .into(),
+            ));
+        }
         if !settings.is_empty() && (layout::is_layout(&indexed) || docker::is_saved(&indexed)) {
             return Err(not_to_be_changed());
         }
@@ -213,6 +225,26 @@ impl Service {
         let layer = Layer::File(Arc::new(root));
         let indexed = making.index(layer.clone(), 0, Arc::default()).await?;
         self.import_root(layer, indexed, size, told, claim, making, progress).await
+    }
+
+    /// Imports a root filesystem and the kernel of its VMs, both or nothing.
+    pub async fn register_image(
+        &self,
+        rootfs: File,
+        name: &str,
+        options: ImportOptions,
+        kernel: (KernelSource, KernelOptions),
+        progress: &dyn Progress,
+    ) -> Result<ImageRow> {
+        let claim = Claim::new(name, "")?.replacing(options.replace);
+        self.check_claim(&claim).await?;
+        let (source, mut given) = kernel;
+        if given.name.is_empty() {
+            given.name = kernel::name_like(name);
+        }
+        let kernel = self.prepare_kernel(source, given, progress).await?;
+        let options = ImportOptions { kernel: Some(Arc::new(kernel)), ..options };
+        self.import_file(rootfs, name, options, progress).await
     }
 
     /// Imports by path: a file as [`Service::import_file`], or the directory of an OCI layout.

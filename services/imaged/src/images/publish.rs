@@ -18,6 +18,7 @@ use super::{Freed, drop_unused, find};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{Files, Staged};
+use crate::kernel::NewKernel;
 use crate::progress::Progress;
 use crate::service::{Event, Service, discard};
 use crate::store::{self, ImageRow, NameRow};
@@ -30,6 +31,8 @@ pub(super) struct Claim {
     pub reference: String,
     /// Take it from whatever image has it.
     pub replace: bool,
+    /// Comes with the image, in the same moment, and is that of its VMs.
+    pub kernel: Option<Arc<NewKernel>>,
 }
 
 impl Claim {
@@ -38,7 +41,7 @@ impl Claim {
     pub fn new(name: impl Into<String>, reference: impl Into<String>) -> Result<Self> {
         let (name, reference) = (name.into(), reference.into());
         check_name(&name)?;
-        Ok(Self { name, reference, replace: false })
+        Ok(Self { name, reference, replace: false, kernel: None })
     }
 
     pub fn replacing(self, replace: bool) -> Self {
@@ -63,6 +66,7 @@ impl Service {
                 if store::image(t, &key)?.is_none() {
                     return Ok(None);
                 }
+                check_no_kernel(t, &claim, &key)?;
                 let freed = take_name(t, &claim, &key)?;
                 Ok(store::image(t, &key)?.map(|image| (image, freed)))
             })
@@ -112,12 +116,15 @@ impl Service {
         progress.stage("publish");
         failpoint!("publish.synced");
         let (files, built, claim) = (self.0.files.clone(), built.clone(), claim.clone());
+        let kernel = claim.kernel.as_ref().map(|kernel| kernel.name().to_owned());
         let id = built.image.id.clone();
         let published = self
             .0
             .store
             .transact(move |t| {
                 check_claim(t, &claim)?;
+                check_no_kernel(t, &claim, &built.image.id)?;
+                let kernel = claim.kernel.as_ref().map(|kernel| kernel.install(t, &files)).transpose()?;
                 let trash = match store::image(t, &built.image.id)? {
                     Some(_) => None,
                     None => put_in_place(t, &files, &built)?,
@@ -125,7 +132,7 @@ impl Service {
                 let freed = take_name(t, &claim, &built.image.id)?;
                 failpoint!(blocking "publish.rows");
                 let image = store::image(t, &built.image.id)?.unwrap_or_else(|| built.image.clone());
-                Ok((image, freed, trash))
+                Ok((image, freed, (trash, kernel.flatten())))
             })
             .await;
         failpoint!("publish.done");
@@ -136,10 +143,18 @@ impl Service {
                 if let Err(second) = self.sweep(&id).await {
                     tracing::warn!("cannot remove what is left of image {id}: {second}");
                 }
+                if let Some(kernel) = kernel
+                    && let Err(second) = self.sweep_kernel(&kernel).await
+                {
+                    tracing::warn!("cannot remove what is left of kernel {kernel}: {second}");
+                }
                 return Err(error.into());
             }
         };
         discard(trash).await?;
+        if let Some(kernel) = kernel {
+            self.touch(Event::Kernel(kernel)).await;
+        }
         self.touch(Event::Image(image.id.clone())).await;
         self.moved(freed).await?;
         Ok(image)
@@ -203,6 +218,18 @@ fn check_claim(t: &rusqlite::Transaction<'_>, claim: &Claim) -> banger_api::Resu
         return Err(Error::NameTaken(claim.name.clone()).into());
     }
     Ok(Some(row))
+}
+
+/// An image has one kernel, whatever names it has, and nobody asked those who use it.
+fn check_no_kernel(t: &rusqlite::Transaction<'_>, claim: &Claim, id: &str) -> banger_api::Result<()> {
+    match store::image(t, id)? {
+        Some(image) if claim.kernel.is_some() => Err(Error::BadArgument(format!(
+            "the root filesystem is there already, as {}: import the kernel (banger kernel import), and choose it with `banger image set`",
+            image.name()
+        ))
+        .into()),
+        _ => Ok(()),
+    }
 }
 
 /// Gives the name to the image, taking it from the one that had it.

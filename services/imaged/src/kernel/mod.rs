@@ -24,13 +24,14 @@ use banger_daemon::failpoint;
 
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::{self, Files, create, spool, write_file};
+use crate::files::{self, Files, Staged, create, private_copy, spool, write_file};
 use crate::images::PullOptions;
 use crate::layers::stream::Cancel;
 use crate::progress::Progress;
 use crate::service::{Event, Inner, Service, blocking, discard};
 use crate::store::{self, KernelRow};
 use banger_api::now_usec;
+use crate::trust::{Claims, Policy};
 use cpio::Cpio;
 use source::{Gathered, Image, Named};
 
@@ -41,6 +42,8 @@ pub const INITRAMFS: &str = "initramfs.img";
 const AGENT_DIGEST: &str = "initramfs.agent";
 /// The needed modules, each file's name beginning with its place in the order of loading.
 const MODULES: &str = "modules";
+
+const MAX_NAME: usize = 64;
 
 /// A file a kernel comes in, such as a package with all its modules.
 const MAX_GIVEN: u64 = 2 << 30;
@@ -62,16 +65,51 @@ pub struct KernelOptions {
     pub name: String,
     /// Instead of what the kernel says of itself.
     pub description: Option<String>,
+    /// What the given files must be, in their order, hexadecimal; of an empty one anything. Nothing is
+    /// checked without any.
+    pub sha256: Vec<String>,
+}
+
+/// A kernel in staging.
+#[derive(Debug)]
+pub struct NewKernel {
+    staged: Staged,
+    row: KernelRow,
+}
+
+impl NewKernel {
+    pub fn name(&self) -> &str {
+        &self.row.name
+    }
+
+    /// Puts it in its place, and returns what was there without a row. A transaction that fails afterwards
+    /// leaves files for [`Service::sweep_kernel`].
+    pub(crate) fn install(
+        &self,
+        t: &rusqlite::Transaction<'_>,
+        files: &Files,
+    ) -> banger_api::Result<Option<Staged>> {
+        if store::kernel(t, &self.row.name)?.is_some() {
+            return Err(Error::NameTaken(self.row.name.clone()).into());
+        }
+        let target = files.kernel(&self.row.name);
+        let trash = files.withdraw(&target)?;
+        self.staged.publish(&target)?;
+        failpoint!(blocking "kernel.renamed");
+        let is_default = store::kernel(t, "")?.is_none();
+        store::insert_kernel(t, &KernelRow { is_default, ..self.row.clone() })?;
+        Ok(trash)
+    }
 }
 
 impl Service {
-    /// Imports a kernel. An empty name stands for its version. The first becomes the default.
-    pub async fn import_kernel(
+    /// Makes everything of a kernel but its row. An empty name stands for its version.
+    pub(crate) async fn prepare_kernel(
         &self,
         source: KernelSource,
         options: KernelOptions,
         progress: &dyn Progress,
-    ) -> Result<KernelRow> {
+    ) -> Result<NewKernel> {
         if !options.name.is_empty() {
             check_name(&options.name)?;
             self.check_kernel_name(&options.name).await?;
@@ -82,39 +120,35 @@ impl Service {
         let staged = self.0.files.stage()?;
         let files = self.0.files.clone();
         let agent = self.0.settings.agent.clone();
-        let (built, row) = blocking(move || {
-            let gathered = gather(source, &files, &cancel)?;
+        blocking(move || {
+            let gathered = gather(source, &options.sha256, &files, &cancel)?;
             let dir = staged.path();
             write_kernel(dir, &gathered)?;
             build_initramfs(dir, &agent, &gathered.version)?;
             let row = describe(dir, gathered, options)?;
             failpoint!(blocking "kernel.written");
             staged.sync()?;
-            Ok((staged, row))
+            Ok(NewKernel { staged, row })
         })
-        .await?;
+        .await
+    }
+
+    /// Imports a kernel. The first becomes the default.
+    pub async fn import_kernel(
+        &self,
+        source: KernelSource,
+        options: KernelOptions,
+        progress: &dyn Progress,
+    ) -> Result<KernelRow> {
+        let kernel = self.prepare_kernel(source, options, progress).await?;
         progress.stage("publish");
         let files = self.0.files.clone();
-        let name = row.name.clone();
-        let published = self
-            .0
-            .store
-            .transact(move |t| {
-                let mut row = row;
-                if store::kernel(t, &row.name)?.is_some() {
-                    return Err(Error::NameTaken(row.name).into());
-                }
-                row.is_default = store::kernel(t, "")?.is_none();
-                let target = files.kernel(&row.name);
-                let trash = files.withdraw(&target)?;
-                built.publish(&target)?;
-                failpoint!(blocking "kernel.renamed");
-                store::insert_kernel(t, &row)?;
-                Ok((row, trash))
-            })
-            .await;
+        let name = kernel.name().to_owned();
+        let key = name.clone();
+        let published =
+            self.0.store.transact(move |t| Ok((kernel.install(t, &files)?, find(t, &key)?))).await;
         failpoint!("kernel.done");
-        let (row, trash) = match published {
+        let (trash, row) = match published {
             Ok(published) => published,
             Err(error) => {
                 // What is to be told is why it was not published.
@@ -221,7 +255,7 @@ impl Service {
     }
 
     /// Removes a kernel's files if it has no row.
-    async fn sweep_kernel(&self, name: &str) -> Result<()> {
+    pub(crate) async fn sweep_kernel(&self, name: &str) -> Result<()> {
         let (files, name) = (self.0.files.clone(), name.to_owned());
         let work = move |t: &rusqlite::Transaction<'_>| match store::kernel(t, &name)? {
             Some(_) => Ok(None),
@@ -247,16 +281,25 @@ pub(crate) fn find(t: &rusqlite::Transaction<'_>, name: &str) -> banger_api::Res
     })
 }
 
+/// A kernel's name that says which image it came with.
+pub(crate) fn name_like(image: &str) -> String {
+    let usable = |c: char| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '-' };
+    image.trim_start_matches('[').chars().map(usable).take(MAX_NAME).collect()
+}
+
 fn check_name(name: &str) -> Result<()> {
-    let fine = name.len() <= 64
+    let fine = name.len() <= MAX_NAME
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+~-".contains(&b));
     if fine { Ok(()) } else { Err(Error::BadName(name.chars().take(100).collect())) }
 }
 
-fn gather(source: KernelSource, files: &Files, cancel: &Cancel) -> Result<Gathered> {
-    let (given, modules) = match source {
-        KernelSource::Host => return source::host(files),
+fn gather(source: KernelSource, digests: &[String], files: &Files, cancel: &Cancel) -> Result<Gathered> {
+    let (given, modules): (Vec<Named>, _) = match source {
+        KernelSource::Host if digests.is_empty() => return source::host(files),
+        KernelSource::Host => {
+            return Err(Error::BadArgument("the host's own kernel has no digest to be checked".into()));
+        }
         KernelSource::Paths(paths, modules) => {
             (paths.iter().map(|path| open(path)).collect::<Result<_>>()?, modules)
         }
@@ -268,7 +311,33 @@ fn gather(source: KernelSource, files: &Files, cancel: &Cancel) -> Result<Gather
             (given.into_iter().map(spooled).collect::<Result<_>>()?, modules)
         }
     };
-    source::from_files(given, modules.as_deref(), files)
+    if !digests.is_empty() && digests.len() != given.len() {
+        let (digests, given) = (digests.len(), given.len());
+        return Err(Error::BadArgument(format!("there are {digests} digests for {given} files")));
+    }
+    let mut checked = Vec::new();
+    for (place, named) in given.into_iter().enumerate() {
+        let digest = digests.get(place).filter(|digest| !digest.is_empty());
+        checked.push(match digest {
+            Some(digest) => check(named, digest, files, cancel)?,
+            None => named,
+        });
+    }
+    source::from_files(checked, modules.as_deref(), files)
+}
+
+/// A copy of a file that is what it was said to be, which nobody can change afterwards.
+fn check(named: Named, digest: &str, files: &Files, cancel: &Cancel) -> Result<Named> {
+    let (file, path) = private_copy(named.file, files, MAX_GIVEN, cancel, &std::sync::Arc::default())?;
+    files::remove(&path);
+    let claims = Claims { sha256: Some(digest.to_owned()), signature: None };
+    claims.check(&file, &Policy::default()).map_err(|error| match error {
+        Error::DigestMismatch { wanted, found, .. } => {
+            Error::DigestMismatch { what: named.what.clone(), wanted, found }
+        }
+        error => error,
+    })?;
+    Ok(Named { file, what: named.what })
 }
 
 fn open(path: &Path) -> Result<Named> {

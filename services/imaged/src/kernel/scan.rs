@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::cpio::CpioReader;
@@ -28,6 +28,9 @@ pub enum Part {
     Rpm(File),
     /// A tar, compressed or not.
     Archive(File),
+    /// What a kernel is given by a boot loader: archives of cpio one after the other, the last one
+    /// compressed or not.
+    Initrd(File),
     /// A directory such as `/lib/modules/6.1.0-40-cloud-amd64`.
     Tree(PathBuf),
 }
@@ -79,6 +82,8 @@ impl Part {
             Ok(Self::Deb(file))
         } else if rpm::is_rpm(start) {
             Ok(Self::Rpm(file))
+        } else if is_cpio(start) {
+            Ok(Self::Initrd(file))
         } else if is_archive(start) {
             Ok(Self::Archive(file))
         } else {
@@ -120,7 +125,8 @@ impl Part {
                     rpm::find_payload(&mut again(file, 0)?).map_err(|error| unsupported(what, error))?;
                 walk_cpio(again(file, start)?, what, visit)
             }
-            Self::Archive(file) => walk_tar(again(file, 0)?, what, visit),
+            Self::Archive(file) => walk_archive(again(file, 0)?, what, visit),
+            Self::Initrd(file) => walk_initrd(again(file, 0)?, what, visit),
             Self::Tree(tree) => walk_tree(tree, visit),
         }
     }
@@ -217,6 +223,43 @@ impl<R: Read> Read for TarEntry<'_, R> {
     }
 }
 
+/// Whether an archive of cpio begins here (newc, with or without checksums).
+fn is_cpio(start: &[u8]) -> bool {
+    start.starts_with(b"070701") || start.starts_with(b"070702")
+}
+
+/// A tar, or an initrd that is compressed as a whole.
+fn walk_archive(mut file: File, what: &str, visit: &mut Visit<'_>) -> Result<()> {
+    let unreadable = |error| torn(what, error);
+    let mut start = [0; 6];
+    let mut unpacked = decompress(file.try_clone().map_err(unreadable)?).map_err(unreadable)?;
+    let found = unpacked.read_exact(&mut start);
+    drop(unpacked);
+    file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+    match found {
+        Ok(()) if is_cpio(&start) => walk_cpio(file, what, visit),
+        _ => walk_tar(file, what, visit),
+    }
+}
+
+/// Microcode comes in an archive of its own before that with the modules; zeros are between them.
+fn walk_initrd(file: File, what: &str, visit: &mut Visit<'_>) -> Result<()> {
+    let unreadable = |error| torn(what, error);
+    let mut file = BufReader::with_capacity(128 << 10, file);
+    loop {
+        let start = file.fill_buf().map_err(unreadable)?;
+        match start {
+            [] => return Ok(()),
+            [0, ..] => {
+                let zeros = start.iter().take_while(|&&byte| byte == 0).count();
+                file.consume(zeros);
+            }
+            start if is_cpio(start) => visit_entries(&mut CpioReader::new(&mut file), what, visit)?,
+            _ => return walk_cpio(file, what, visit),
+        }
+    }
+}
+
 fn walk_tar(data: impl Read + Send + 'static, what: &str, visit: &mut Visit<'_>) -> Result<()> {
     let explain = |error: TarError| match error {
         TarError::Io(error) => torn(what, error),
@@ -234,10 +277,13 @@ fn walk_tar(data: impl Read + Send + 'static, what: &str, visit: &mut Visit<'_>)
 
 fn walk_cpio(data: impl Read + Send + 'static, what: &str, visit: &mut Visit<'_>) -> Result<()> {
     let stream = decompress(data).map_err(|error| torn(what, error))?;
-    let mut cpio = CpioReader::new(stream.take(MAX_PACKAGE));
+    visit_entries(&mut CpioReader::new(stream.take(MAX_PACKAGE)), what, visit)
+}
+
+fn visit_entries<R: Read>(cpio: &mut CpioReader<R>, what: &str, visit: &mut Visit<'_>) -> Result<()> {
     while let Some((path, mode)) = cpio.next_entry().map_err(|error| torn(what, error))? {
         if mode & 0o170_000 == 0o100_000 {
-            visit(&path, &mut cpio)?;
+            visit(&path, cpio)?;
         }
     }
     Ok(())
@@ -343,6 +389,50 @@ pub fn read_limited(mut content: &mut dyn Read, limit: u64) -> io::Result<Vec<u8
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn file_of(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().expect("a file");
+        io::Write::write_all(&mut file, bytes).expect("writes");
+        file
+    }
+
+    #[test]
+    fn an_initrd_may_be_several_archives() {
+        let archive = |path: &str| {
+            let mut cpio = crate::kernel::cpio::Cpio::default();
+            cpio.file(path, false, path.as_bytes());
+            cpio.finish()
+        };
+        let (early, main) =
+            (archive("kernel/x86/microcode/GenuineIntel.bin"), archive("usr/lib/modules/6.1/a.ko"));
+        let packed = zstd::encode_all(main.as_slice(), 1).expect("packs");
+        let wanted = ["kernel/x86/microcode/GenuineIntel.bin", "usr/lib/modules/6.1/a.ko"];
+        for (bytes, paths) in [
+            (main.clone(), &wanted[1..]),
+            (packed.clone(), &wanted[1..]),
+            ([early.clone(), main.clone()].concat(), &wanted[..]),
+            ([early.clone(), vec![0; 4096], packed].concat(), &wanted[..]),
+        ] {
+            let part = Part::of(file_of(&bytes)).expect("reads").unwrap_or_else(|_| panic!("no part"));
+            let mut found = Vec::new();
+            for _ in 0..2 {
+                found.clear();
+                part.walk("x", &mut |path, content| {
+                    let mut text = String::new();
+                    content.read_to_string(&mut text).expect("reads");
+                    assert_eq!(text, path);
+                    found.push(path.to_owned());
+                    Ok(())
+                })
+                .expect("walks");
+            }
+            assert_eq!(found, paths);
+        }
+        for bad in [main[..200].to_vec(), [early, b"no cpio".to_vec()].concat()] {
+            let part = Part::of(file_of(&bad)).expect("reads").unwrap_or_else(|_| panic!("no part"));
+            assert!(part.walk("x", &mut |_, _| Ok(())).is_err());
+        }
+    }
 
     #[test]
     fn knows_the_places_of_distributions() {
