@@ -21,6 +21,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "Import", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ImportFd", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "RegisterImage", Access::Action(IMAGE_MANAGE)),
+    (MANAGER, "RegisterImageFd", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "Export", Access::Action(IMAGE_MANAGE)),
     (MANAGER, "ListPresets", Access::Read),
     (MANAGER, "ListImages", Access::Read),
@@ -121,8 +122,16 @@ pub trait Images {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Makes an image of a root filesystem and of the kernel of its VMs, both or nothing. Options: those of
-    /// `ImportFd` but `root`, `kernel_name s`, `kernel_sha256 as`, `modules s`, `description s`.
+    /// `Import` but `root`, `kernel_name s`, `kernel_sha256 as`, `modules s`, `description s`.
     fn register_image(
+        &self,
+        rootfs: &str,
+        kernel: &[&str],
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(u32, OwnedObjectPath)>;
+
+    fn register_image_fd(
         &self,
         rootfs: OwnedFd,
         kernel: Vec<OwnedFd>,

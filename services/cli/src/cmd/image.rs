@@ -295,7 +295,7 @@ async fn register(context: &Context, arguments: Register) -> Result<()> {
         .set("modules", modules);
     let rootfs = open(&arguments.rootfs)?;
     let images = context.bus.images().await?;
-    let registering = images.register_image(rootfs, files, &arguments.name, options.build()).await?;
+    let registering = images.register_image_fd(rootfs, files, &arguments.name, options.build()).await?;
     finish(context, registering, &format!("register {}", arguments.name)).await
 }
 

@@ -12,7 +12,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use super::{image_path, kernel_path};
-use crate::images::{Filter, Format, ImportOptions, Prune, PullOptions, Usage};
+use crate::images::{Filter, Format, ImportOptions, Prune, PullOptions, Usage, open_path};
 use crate::kernel::{KernelOptions, KernelSource};
 use crate::service::Service;
 use crate::trust::Claims;
@@ -56,6 +56,32 @@ impl Manager {
             progress.cancelable(import).await.map(|kernel| kernel.name)
         };
         self.jobs.start("import-kernel", subject, work).await
+    }
+}
+
+impl Manager {
+    async fn start_register(
+        &self,
+        rootfs: File,
+        source: impl FnOnce(Option<PathBuf>) -> KernelSource,
+        name: String,
+        options: Given,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let mut given = Options::from(options);
+        let kernel = KernelOptions {
+            name: given.take("kernel_name")?.unwrap_or_default(),
+            description: given.take("description")?,
+            sha256: given.take("kernel_sha256")?.unwrap_or_default(),
+        };
+        let kernel = (source(modules(&mut given)?), kernel);
+        let options = import_options(given)?;
+        let (service, subject) = (self.service.clone(), name.clone());
+        let work = move |progress: banger_daemon::Progress| async move {
+            let register =
+                async { Ok(service.register_image(rootfs, &name, options, kernel, &progress).await?) };
+            progress.cancelable(register).await.map(|_| name)
+        };
+        Ok(self.jobs.start("register", &subject, work).await)
     }
 }
 
@@ -151,15 +177,32 @@ impl Manager {
         Ok(self.jobs.start("import", &subject, work).await)
     }
 
-    /// Makes an image of a root filesystem (as `ImportFd` takes it, but no layers) and of the kernel of its
-    /// VMs (as `ImportKernelFd` takes it; the modules may be in an initrd). Both are there in the same moment, or
-    /// neither. The job's outcome is the image's name.
+    /// Makes an image of a root filesystem (a file by its absolute path, as `Import` takes it, but no layers) and of
+    /// the kernel of its VMs (files by their absolute paths, as `ImportKernel` takes them; the modules may be in an
+    /// initrd). Both are there in the same moment, or neither. The job's outcome is the image's name.
     ///
-    /// Options: those of `ImportFd` but `root`; `kernel_name s` (by default like the image's), `kernel_sha256 as` (what
+    /// Options: those of `Import` but `root`; `kernel_name s` (by default like the image's), `kernel_sha256 as` (what
     /// the kernel's files must be, in their order, hexadecimal; an empty one is not checked), `modules s` and
     /// `description s` as of `ImportKernel`.
     #[zbus(out_args("job_id", "job"))]
     async fn register_image(
+        &self,
+        rootfs: String,
+        kernel: Vec<String>,
+        name: String,
+        options: Given,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u32, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
+        let rootfs = open_path(Path::new(&rootfs))?;
+        let paths = kernel.into_iter().map(PathBuf::from).collect();
+        self.start_register(rootfs, |modules| KernelSource::Paths(paths, modules), name, options).await
+    }
+
+    /// Registers as `RegisterImage`, from open files or pipes.
+    #[zbus(out_args("job_id", "job"))]
+    async fn register_image_fd(
         &self,
         rootfs: zbus::OwnedFd,
         kernel: Vec<zbus::OwnedFd>,
@@ -169,21 +212,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
-        let mut given = Options::from(options);
-        let kernel_name = given.take("kernel_name")?.unwrap_or_default();
-        let sha256 = given.take("kernel_sha256")?.unwrap_or_default();
-        let (modules, description) = (modules(&mut given)?, given.take("description")?);
-        let options = import_options(given)?;
         let files = kernel.into_iter().map(into_file).collect();
-        let kernel = KernelOptions { name: kernel_name, description, sha256 };
-        let kernel = (KernelSource::Files(files, modules), kernel);
-        let (service, subject, rootfs) = (self.service.clone(), name.clone(), into_file(rootfs));
-        let work = move |progress: banger_daemon::Progress| async move {
-            let register =
-                async { Ok(service.register_image(rootfs, &name, options, kernel, &progress).await?) };
-            progress.cancelable(register).await.map(|_| name)
-        };
-        Ok(self.jobs.start("register", &subject, work).await)
+        let source = |modules| KernelSource::Files(files, modules);
+        self.start_register(into_file(rootfs), source, name, options).await
     }
 
     /// Writes an image to an open file or pipe. The job's outcome is the image's name.

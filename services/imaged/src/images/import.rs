@@ -255,15 +255,8 @@ impl Service {
         options: ImportOptions,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        if !path.is_absolute() {
-            return Err(Error::BadArgument(format!("the path {} is not absolute", path.display())));
-        }
-        let unreadable = |error: std::io::Error| Error::Unreadable {
-            what: path.display().to_string(),
-            reason: format!("{error}; pass it as a file descriptor if only you may read it"),
-        };
-        let file = File::open(path).map_err(unreadable)?;
-        if !file.metadata().map_err(unreadable)?.is_dir() {
+        let file = open_path(path)?;
+        if !path.is_dir() {
             return self.import_file(file, name, options, progress).await;
         }
         if !options.claims.are_idle(&self.0.settings.trust) {
@@ -370,6 +363,17 @@ async fn index_file(
     let read = Arc::new(AtomicU64::new(0));
     let indexed = making.index(Layer::File(file.clone()), 0, read.clone());
     Ok((watched(progress, &read, size, indexed).await?, size))
+}
+
+/// Opens a file or a directory of somebody's.
+pub(crate) fn open_path(path: &Path) -> Result<File> {
+    if !path.is_absolute() {
+        return Err(Error::BadArgument(format!("the path {} is not absolute", path.display())));
+    }
+    File::open(path).map_err(|error| Error::Unreadable {
+        what: path.display().to_string(),
+        reason: format!("{error}; pass it as a file descriptor if only you may read it"),
+    })
 }
 
 /// The id of an image of layers comes from what its file says.

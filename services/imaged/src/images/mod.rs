@@ -28,6 +28,7 @@ use crate::store::{self, ImageRow};
 
 pub use export::Format;
 pub use import::ImportOptions;
+pub(crate) use import::open_path;
 pub use prune::{Cost, Filter, Prune, Pruned};
 pub(crate) use pull::Images;
 pub use pull::PullOptions;
