@@ -65,7 +65,7 @@ fn set_up_ipv6(network: &Network6) -> anyhow::Result<()> {
         // It has it already, after a snapshot of itself.
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
         result => {
-            result.with_context(|| format!("cannot give {INTERFACE} the address {}", network.address))?
+            result.with_context(|| format!("cannot give {INTERFACE} the address {}", network.address))?;
         }
     }
     let anywhere = address6(Ipv6Addr::UNSPECIFIED);

@@ -30,8 +30,8 @@ use crate::layers::stream::Cancel;
 use crate::progress::Progress;
 use crate::service::{Event, Inner, Service, blocking, discard};
 use crate::store::{self, KernelRow};
-use banger_api::now_usec;
 use crate::trust::{Claims, Policy};
+use banger_api::now_usec;
 use cpio::Cpio;
 use source::{Gathered, Image, Named};
 
