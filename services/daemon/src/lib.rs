@@ -18,6 +18,7 @@ pub mod gate;
 pub mod hub;
 pub mod idle;
 pub mod jobs;
+pub mod locks;
 pub mod log;
 mod peer;
 mod record;
@@ -47,6 +48,7 @@ pub use gate::{Call, Gate};
 pub use hub::Hub;
 pub use idle::Idle;
 pub use jobs::{Jobs, Progress};
+pub use locks::Locks;
 pub use store::Store;
 
 /// A named point at which tests end or delay the service, in asynchronous code or, with `blocking`,

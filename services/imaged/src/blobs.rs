@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use banger_daemon::locks::{Held, Locks};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -22,7 +23,6 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
 use crate::flights::{Flight, Flights};
-use crate::keyed::{Keyed, KeyedGuard};
 use crate::registry::{Descriptor, Endpoint};
 use crate::service::blocking;
 use partial::Partial;
@@ -32,7 +32,7 @@ use receive::{layer_of, receive};
 pub struct Blobs {
     files: Files,
     flights: Flights<AtomicU64, ()>,
-    locks: Keyed,
+    locks: Locks,
     /// Of all pulls together.
     downloads: Arc<Semaphore>,
     pins: Arc<Mutex<HashMap<String, usize>>>,
@@ -50,7 +50,7 @@ impl Blobs {
         Self {
             files,
             flights: Flights::default(),
-            locks: Keyed::default(),
+            locks: Locks::default(),
             downloads: Arc::new(Semaphore::new(downloads)),
             pins: Arc::default(),
         }
@@ -102,7 +102,7 @@ impl Blobs {
         &self,
         endpoint: &Endpoint,
         blob: &Descriptor,
-        mine: KeyedGuard,
+        mine: Held,
         arrived: &AtomicU64,
     ) -> Result<()> {
         let path = self.files.partial(blob.hex());

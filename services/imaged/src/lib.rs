@@ -14,7 +14,6 @@ pub mod files;
 pub mod flights;
 pub mod images;
 pub mod kernel;
-pub mod keyed;
 pub mod layers;
 pub mod leases;
 pub mod limits;

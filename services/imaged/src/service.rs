@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use banger_daemon::Store;
+use banger_daemon::{Locks, Store};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::blobs::{Blobs, Pins};
 use crate::error::{Error, Result};
 use crate::files::{self, Files};
 use crate::images::Images;
-use crate::keyed::Keyed;
 use crate::limits::Limits;
 use crate::presets::Presets;
 use crate::registry::Host;
@@ -56,7 +55,7 @@ pub struct Inner {
     /// Images being pulled.
     pub(crate) pulls: Images,
     /// One build of an image, and one of a kernel's initramfs, at a time.
-    pub builds: Keyed,
+    pub builds: Locks,
     pub unpacks: Semaphore,
     events: mpsc::UnboundedSender<(Event, oneshot::Sender<()>)>,
 }
@@ -77,7 +76,7 @@ impl Service {
             store,
             files,
             pulls: Images::default(),
-            builds: Keyed::default(),
+            builds: Locks::default(),
             unpacks: Semaphore::new(UNPACKS),
             events,
         }));

@@ -5,13 +5,13 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use banger_daemon::locks::Held;
 use sha2::{Digest, Sha256};
 
 use super::keep;
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::keyed::KeyedGuard;
 
 pub struct Partial {
     /// Bytes in it.
@@ -20,7 +20,7 @@ pub struct Partial {
     path: PathBuf,
     hash: Sha256,
     /// Nobody else writes to it meanwhile.
-    _mine: KeyedGuard,
+    _mine: Held,
 }
 
 impl Partial {
@@ -28,7 +28,7 @@ impl Partial {
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn open(path: PathBuf, size: u64, mine: KeyedGuard) -> Result<Self> {
+    pub fn open(path: PathBuf, size: u64, mine: Held) -> Result<Self> {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -54,7 +54,7 @@ impl Supervisor {
         let mut timeline = self.begin_timeline(name);
         let Ready { vmm, synced } = self.preflight(&row).await?;
         report(name, &synced);
-        let _holding = self.0.holding.of(name).await;
+        let _holding = self.0.holding.lock(name.as_str()).await;
         self.check_whole(name)?;
         let held = match self.hold(&row, uid).await {
             Ok(held) => held,
@@ -240,7 +240,7 @@ impl Supervisor {
         failpoint!("release.begun");
         self.keep_timeline(name);
         let asked = self.0.units.is_stop_asked(name).await?;
-        let _holding = self.0.holding.of(name).await;
+        let _holding = self.0.holding.lock(name.as_str()).await;
         let verdict = match self.get(name) {
             Ok(_) if self.is_read(name) => Verdict { failed: false, again: false, reason: "read" },
             Ok(row) => {

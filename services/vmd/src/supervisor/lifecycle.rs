@@ -319,8 +319,6 @@ impl Supervisor {
         self.forget_timeline(name);
         self.0.store.remove(name).await?;
         failpoint!("delete.row");
-        self.0.locks.forget(name);
-        self.0.holding.forget(name);
         self.0.units.forget(name);
         let path = vm_path(name);
         self.0.context.hub.remove(&path).await;
@@ -333,7 +331,7 @@ impl Supervisor {
     /// Decides that a VM goes: from here on it does not start, and whatever cuts this off, the next
     /// reconciliation goes on.
     async fn doom(&self, name: &VmName) -> Result<()> {
-        let _holding = self.0.holding.of(name).await;
+        let _holding = self.0.holding.lock(name.as_str()).await;
         // Its unit needs nobody's lock to start.
         if self.0.units.is_up(name).await? {
             return Err(ErrorKind::VmRunning

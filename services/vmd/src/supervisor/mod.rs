@@ -14,7 +14,6 @@
 //! - `promote`: images of what VMs' disks hold
 //! - `volumes`: disks that exist by themselves
 //! - `reconcile`: what an instance that was cut off may have left
-//! - `locks`: one for each VM
 //!
 //! Starting a VM is starting its unit, whoever does it; the unit calls [`Supervisor::prepare`]
 //! before it executes the VMM, and [`Supervisor::release`] after the VMM's end.
@@ -26,7 +25,6 @@ mod forwards;
 mod idle;
 mod launch;
 mod lifecycle;
-mod locks;
 mod plan;
 mod promote;
 mod reap;
@@ -45,8 +43,9 @@ use banger_api::{Error, Result, VMD, path};
 use banger_core::health::Health;
 use banger_core::name::VmName;
 use banger_core::vm::State;
-use banger_daemon::{Context, Progress};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use banger_daemon::locks::Held;
+use banger_daemon::{Context, Locks, Progress};
+use tokio::sync::Notify;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use crate::bus::VmObject;
@@ -56,7 +55,6 @@ use crate::effects::peers::Peers;
 use crate::effects::runtime;
 use crate::effects::units::{UnitView, Units};
 use crate::store::{VmRow, VmStore};
-use locks::Locks;
 pub use promote::Promotion;
 
 /// All VMs. Cheap to clone.
@@ -196,8 +194,8 @@ impl Supervisor {
         self.0.store.get(name)
     }
 
-    async fn lock(&self, name: &VmName) -> OwnedMutexGuard<()> {
-        self.0.locks.of(name).await
+    async fn lock(&self, name: &VmName) -> Held {
+        self.0.locks.lock(name.as_str()).await
     }
 
     fn signal(&self, member: &'static str, name: &VmName, path: OwnedObjectPath) {

@@ -64,7 +64,7 @@ impl Supervisor {
     /// A deletion that failed is finished.
     async fn reconcile_rows(&self, repairs: &mut Repairs) -> Result<()> {
         for row in self.0.store.list().into_iter().filter(|row| !row.whole) {
-            let Some(_guard) = self.0.locks.try_of(&row.name) else { continue };
+            let Some(_guard) = self.0.locks.try_lock(row.name.as_str()) else { continue };
             if self.get(&row.name).is_ok_and(|row| !row.whole) {
                 self.unpublish(&row.name).await?;
                 repairs.add(&row.name, "removed, as its creation or deletion was cut off");
@@ -95,12 +95,12 @@ impl Supervisor {
 
     async fn reconcile_disks(&self, repairs: &mut Repairs) -> Result<()> {
         for name in self.0.disks.list().await? {
-            let Some(_guard) = self.0.locks.try_of(&name) else { continue };
+            let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
             let forks = lock(&self.0.forks).clone();
             if self.0.store.contains(&name) && self.0.disks.tidy_snapshots(&name, &forks).await? {
                 repairs.add(&name, "removed a snapshot that was cut off");
             }
-            let _holding = self.0.holding.of(&name).await;
+            let _holding = self.0.holding.lock(name.as_str()).await;
             if self.0.units.is_up(&name).await? {
                 continue;
             }
@@ -112,7 +112,6 @@ impl Supervisor {
                 }
                 Err(_) => {
                     self.0.disks.remove(&name).await?;
-                    self.0.locks.forget(&name);
                     repairs.add(&name, "removed the disks of a VM that is not there");
                 }
             }
@@ -141,7 +140,7 @@ impl Supervisor {
                 repairs.0.push(format!("{listen}: closed a port that is forwarded to no VM"));
                 continue;
             };
-            let Some(_guard) = self.0.locks.try_of(&name) else { continue };
+            let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
             if let Ok(row) = self.get(&name)
                 && !row
                     .spec
@@ -154,7 +153,7 @@ impl Supervisor {
             }
         }
         for row in self.0.store.list() {
-            let Some(_guard) = self.0.locks.try_of(&row.name) else { continue };
+            let Some(_guard) = self.0.locks.try_lock(row.name.as_str()) else { continue };
             if let Err(error) = self.follow_forwards(&row, &[]).await {
                 tracing::warn!(vm = row.name.as_str(), "{error}");
             }
@@ -165,10 +164,9 @@ impl Supervisor {
     async fn reconcile_images(&self, repairs: &mut Repairs) -> Result<()> {
         for holder in self.0.peers.image_leases().await? {
             let Ok(name) = VmName::new(&holder) else { continue };
-            let Some(_guard) = self.0.locks.try_of(&name) else { continue };
+            let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
             if !self.0.store.contains(&name) && !self.0.units.is_up(&name).await? {
                 self.0.peers.release_image(&holder).await?;
-                self.0.locks.forget(&name);
                 repairs.add(&name, "released the image of a VM that is not there");
             }
         }
@@ -178,8 +176,8 @@ impl Supervisor {
     async fn reconcile_networks(&self, repairs: &mut Repairs) -> Result<()> {
         for holder in self.0.peers.net_leases().await? {
             let Ok(name) = VmName::new(&holder) else { continue };
-            let Some(_guard) = self.0.locks.try_of(&name) else { continue };
-            let _holding = self.0.holding.of(&name).await;
+            let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
+            let _holding = self.0.holding.lock(name.as_str()).await;
             if !self.0.units.is_up(&name).await? {
                 self.give_back(&name).await?;
                 repairs.add(&name, "released the network of a VM that does not run");
