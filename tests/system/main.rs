@@ -17,6 +17,7 @@ mod images;
 mod imports;
 mod isolation;
 mod kernels;
+mod leases;
 mod lifecycle;
 mod network;
 mod promote;

@@ -200,6 +200,15 @@ pub trait Network {
     /// What of the host's own is in the way of guests, each with what to do about it.
     #[zbus(property(emits_changed_signal = "false"))]
     fn warnings(&self) -> zbus::Result<Vec<String>>;
+    /// Interfaces through which guests leave the host.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn uplinks(&self) -> zbus::Result<Vec<String>>;
+    /// TAPs made in advance, at most.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn pool_size(&self) -> zbus::Result<u32>;
+    /// TAPs that wait for leases now.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn pool_free(&self) -> zbus::Result<u32>;
     /// Name servers that new leases get.
     #[zbus(property(emits_changed_signal = "false"))]
     fn dns(&self) -> zbus::Result<Vec<String>>;

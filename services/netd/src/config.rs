@@ -22,6 +22,9 @@ pub struct Config {
     pub range: Ipv4Net,
     /// Whether guests have IPv6 as well, where the host has it.
     pub ipv6: bool,
+    /// TAPs made in advance.
+    #[serde(deserialize_with = "pool")]
+    pub pool: usize,
     /// Whether leases that do not say otherwise let their guest leave the host.
     pub nat: bool,
     /// Name servers of the guests; `None` has them ask us.
@@ -48,6 +51,7 @@ impl Default for Config {
             bridge: "banger0".into(),
             range,
             ipv6: true,
+            pool: 8,
             nat: true,
             dns: None,
             domain,
@@ -64,6 +68,17 @@ fn bridge<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
     let name = String::deserialize(deserializer)?;
     check_bridge(&name).map_err(de::Error::custom)?;
     Ok(name)
+}
+
+/// Each is an interface of the host's that everything which lists them will show.
+const MAX_POOL: usize = 256;
+
+fn pool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size = usize::deserialize(deserializer)?;
+    if size <= MAX_POOL {
+        return Ok(size);
+    }
+    Err(de::Error::custom(format!("a pool of {size} TAPs is too large: {MAX_POOL} at most")))
 }
 
 fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
@@ -138,6 +153,7 @@ mod tests {
         }
         assert!(refusal("domain = \"vm.local\"").contains("a meaning of its own"));
         assert!(refusal("[host]\nallow = [\"tcp/0\"]").contains("tcp/0"));
+        assert!(refusal("pool = 257").contains("256 at most"));
         assert!(refusal("rnge = \"10.0.0.0/8\"").contains("unknown field"));
     }
 

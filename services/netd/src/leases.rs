@@ -11,7 +11,7 @@ use banger_api::network::{
 };
 use banger_api::{Error, ErrorKind, NETD, Result};
 use banger_core::network::Policy;
-use banger_daemon::{Call, Hub, Store};
+use banger_daemon::{Call, Hub, Locks, Store};
 use ipnet::{IpNet, Ipv6Net};
 use tokio::sync::{Mutex, watch};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
@@ -29,9 +29,10 @@ use crate::{plan, resolvers, store, warnings};
 /// Marks the interfaces that we made, and may remove.
 const BRIDGE_ALIAS: &str = "banger: guests";
 const TAP_ALIAS: &str = "banger: ";
+const SPARE_ALIAS: &str = "banger: spare";
 
-/// Routes are looked at again after this long: uplinks come and go.
-const ROUTES_FRESH: Duration = Duration::from_secs(10);
+/// The bridge and the host's routes are looked at again after this long: uplinks come and go.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// All leases. Cheap to clone.
 #[derive(Clone)]
@@ -50,19 +51,26 @@ struct Inner {
     serves_names: bool,
     /// The guests' network of IPv6; `None` where they have none.
     prefix6: Option<Ipv6Net>,
-    /// Held while rows and kernel are changed together: local system calls and the disk, never the
-    /// network.
+    /// One for whatever is done to the lease of a holder.
+    holders: Locks,
+    /// Held while links are changed: local system calls and the disk, never the network.
     kernel: Mutex<Kernel>,
+    /// What the firewall holds for the guests, as far as we have seen to it. Whoever waits for it
+    /// may find that those before have done what is to be done: so many leases at once are few
+    /// transactions. Taken after `kernel` by who needs both.
+    rules: Mutex<Option<Contents>>,
+    /// Held by who fills the pool up.
+    filling: Mutex<()>,
     /// The lease objects on the bus.
     objects: StdMutex<BTreeMap<String, watch::Sender<Row>>>,
 }
 
 #[derive(Default)]
 struct Kernel {
-    /// When the host's routes were last found to leave room for ours.
-    routes_checked: Option<Instant>,
-    /// What the firewall holds for the guests, as far as we have seen to it.
-    rules: Option<Contents>,
+    /// The bridge, and when it was last found to be complete and in nobody's way.
+    bridge: Option<(Link, Instant)>,
+    /// TAPs that are ports of the bridge already, and nobody's yet.
+    spares: Vec<Link>,
 }
 
 /// The guests' network of IPv6, if they have it: this host's own, drawn when it is first needed.
@@ -93,7 +101,10 @@ impl Leases {
             bridge: watch::Sender::new(None),
             serves_names,
             prefix6,
+            holders: Locks::default(),
             kernel: Mutex::default(),
+            rules: Mutex::default(),
+            filling: Mutex::default(),
             objects: StdMutex::default(),
         })))
     }
@@ -142,20 +153,25 @@ impl Leases {
         let row = Row { holder, address, uid: options.uid, policy };
         let leases = self.clone();
         detached(async move {
-            let _call = call;
-            leases.acquire_row(row).await
+            let lease = leases.acquire_row(row).await;
+            // Whoever waits for the lease does not wait for this.
+            tokio::spawn(async move {
+                leases.fill_pool().await;
+                drop(call);
+            });
+            lease
         })
         .await
     }
 
     pub(crate) async fn acquire_row(&self, row: Row) -> Result<Lease> {
-        let mut kernel = self.0.kernel.lock().await;
+        let _held = self.0.holders.lock(&row.holder).await;
         let claimed = row.clone();
         let before = self.0.store.transact(move |t| store::claim(t, &claimed)).await?;
-        let bridge = match self.realise(&mut kernel, &row, before.as_ref()).await {
+        let bridge = match self.realise(&row, before.as_ref()).await {
             Ok(bridge) => bridge,
             Err(error) => {
-                self.take_back(&mut kernel, &row, before).await;
+                self.take_back(&row, before).await;
                 return Err(error);
             }
         };
@@ -176,16 +192,30 @@ impl Leases {
     }
 
     /// Bridge, TAP and rules for a lease that is written down.
-    async fn realise(&self, kernel: &mut Kernel, row: &Row, before: Option<&Row>) -> Result<Link> {
-        let bridge = self.ensure_bridge(kernel).await?;
-        // The rules come first: a TAP without them lets nothing through.
-        self.apply_rules(kernel).await?;
+    async fn realise(&self, row: &Row, before: Option<&Row>) -> Result<Link> {
+        let asks_again = before == Some(row);
+        if asks_again {
+            // For what should be there already: so it may not be.
+            *self.0.rules.lock().await = None;
+        }
+        // The rules come before the TAP, which lets nothing through without them.
+        self.apply_rules().await?;
+        let mut kernel = self.0.kernel.lock().await;
+        if asks_again {
+            kernel.bridge = None;
+        }
+        let bridge = self.ensure_bridge(&mut kernel).await?;
+        let Err(error) = self.give_tap(&mut kernel, row, before, &bridge).await else { return Ok(bridge) };
+        tracing::debug!("once more, as the bridge may have gone since it was looked at: {error}");
+        kernel.bridge = None;
+        let bridge = self.ensure_bridge(&mut kernel).await?;
         self.ensure_tap(row, before, &bridge).await?;
         Ok(bridge)
     }
 
     /// After a failed acquire: what was there before, or nothing.
-    async fn take_back(&self, kernel: &mut Kernel, row: &Row, before: Option<Row>) {
+    async fn take_back(&self, row: &Row, before: Option<Row>) {
+        let kernel = self.0.kernel.lock().await;
         if before.is_none()
             && let Err(error) = self.delete_tap(row.address).await
         {
@@ -199,9 +229,9 @@ impl Leases {
         if let Err(error) = undone.await {
             tracing::error!("cannot take the lease of {} back: {error}", row.holder);
         }
-        if kernel.rules.is_some()
-            && let Err(error) = self.apply_rules(kernel).await
-        {
+        drop(kernel);
+        let has_rules = self.0.rules.lock().await.is_some();
+        if has_rules && let Err(error) = self.apply_rules().await {
             tracing::warn!("{error}");
         }
     }
@@ -217,11 +247,11 @@ impl Leases {
     }
 
     async fn set_policy_of(&self, holder: String, options: PolicyOptions) -> Result<()> {
-        let mut kernel = self.0.kernel.lock().await;
+        let _held = self.0.holders.lock(&holder).await;
         let before = self.0.store.transact(move |t| store::find(t, &holder)).await?;
         let row = Row { policy: changed(&before.policy, options)?, ..before.clone() };
         self.put(row.clone()).await?;
-        if let Err(error) = self.apply_rules(&mut kernel).await {
+        if let Err(error) = self.apply_rules().await {
             self.put(before).await?;
             return Err(error);
         }
@@ -244,18 +274,21 @@ impl Leases {
     }
 
     async fn release_row(&self, holder: String) -> Result<()> {
-        let mut kernel = self.0.kernel.lock().await;
+        let _held = self.0.holders.lock(&holder).await;
         let row = {
             let holder = holder.clone();
             self.0.store.transact(move |t| store::find(t, &holder)).await?
         };
+        // Nothing makes the TAP again in between.
+        let kernel = self.0.kernel.lock().await;
         // The row goes last: until then the lease is there and can be released again.
         self.delete_tap(row.address).await?;
         let gone = holder.clone();
         self.0.store.transact(move |t| store::delete(t, &gone)).await?;
+        drop(kernel);
         self.unpublish(&holder).await;
         // A rule too many about an address that nobody has does no harm, and goes with the next.
-        if let Err(error) = self.apply_rules(&mut kernel).await {
+        if let Err(error) = self.apply_rules().await {
             tracing::warn!("after the release of {holder}: {error}");
         }
         Ok(())
@@ -291,13 +324,15 @@ impl Leases {
     /// happened to either. What cannot be made true is logged; the next `Acquire` says it to its caller.
     pub async fn reconcile(&self) -> Result<()> {
         let mut kernel = self.0.kernel.lock().await;
-        kernel.routes_checked = None;
+        kernel.bridge = None;
+        *self.0.rules.lock().await = None;
         let rows = self.0.store.transact(store::all).await?;
         for row in &rows {
             self.publish(row.clone()).await;
         }
-        if let Err(error) = self.remove_orphans(&rows).await {
-            tracing::error!("{error}");
+        match self.remove_orphans(&rows).await {
+            Ok(spares) => kernel.spares = spares,
+            Err(error) => tracing::error!("{error}"),
         }
         let (usable, foreign): (Vec<_>, Vec<_>) =
             rows.iter().partition(|row| self.config().range.contains(&row.address));
@@ -318,7 +353,7 @@ impl Leases {
         }
         let restored = async {
             let bridge = self.ensure_bridge(&mut kernel).await?;
-            self.apply_rules(&mut kernel).await?;
+            self.apply_rules().await?;
             for row in usable {
                 self.ensure_tap(row, Some(row), &bridge).await?;
             }
@@ -340,16 +375,19 @@ impl Leases {
         .await
     }
 
-    /// Removes TAPs of ours that no lease owns.
-    async fn remove_orphans(&self, rows: &[Row]) -> Result<()> {
+    /// Removes TAPs of ours that no lease owns, but for those of the pool: these are returned.
+    async fn remove_orphans(&self, rows: &[Row]) -> Result<Vec<Link>> {
+        let mut spares = Vec::new();
         for link in self.our_taps().await? {
-            if rows.iter().any(|row| plan::tap(row.address) == link.name) {
-                continue;
+            let is_spare = link.alias.as_deref() == Some(SPARE_ALIAS) && !link.is_up;
+            if is_spare && spares.len() < self.config().pool {
+                spares.push(link);
+            } else if !rows.iter().any(|row| plan::tap(row.address) == link.name) {
+                tracing::info!("removing {}, which no lease owns", link.name);
+                self.0.netlink.delete(&link).await?;
             }
-            tracing::info!("removing {}, which no lease owns", link.name);
-            self.0.netlink.delete(&link).await?;
         }
-        Ok(())
+        Ok(spares)
     }
 
     /// TAPs with our names that also are ours by their alias or their bridge.
@@ -387,8 +425,11 @@ impl Leases {
             )));
         }
         *kernel = Kernel::default();
+        *self.0.rules.lock().await = None;
         self.0.bridge.send_replace(None);
-        self.remove_orphans(&[]).await?;
+        for tap in self.our_taps().await? {
+            self.0.netlink.delete(&tap).await?;
+        }
         if let Some(bridge) = self.0.netlink.link(&self.config().bridge).await?
             && bridge.alias.as_deref() == Some(BRIDGE_ALIAS)
         {
@@ -403,6 +444,11 @@ impl Leases {
 
     /// The bridge: there, with its addresses, up, and routed.
     async fn ensure_bridge(&self, kernel: &mut Kernel) -> Result<Link> {
+        if let Some((bridge, when)) = &kernel.bridge
+            && when.elapsed() < FRESH
+        {
+            return Ok(bridge.clone());
+        }
         let Config { bridge: name, range, .. } = self.config();
         let gateway = plan::gateway(*range);
         let mut wanted = vec![IpNet::new(gateway.into(), range.prefix_len()).expect("a valid prefix")];
@@ -429,10 +475,6 @@ impl Leases {
         let complete = old.is_empty()
             && wanted.iter().all(|address| addresses.contains(address))
             && found.as_ref().is_some_and(|link| link.is_up);
-        let fresh = kernel.routes_checked.is_some_and(|when| when.elapsed() < ROUTES_FRESH);
-        if complete && fresh {
-            return Ok(found.expect("it has an address"));
-        }
 
         let routes = netlink.routes().await?;
         let own = found.as_ref().map(|link| link.index);
@@ -461,7 +503,7 @@ impl Leases {
             for address in wanted {
                 netlink.add_address(&bridge, address).await?;
             }
-            netlink.up(&bridge).await?;
+            netlink.up(name).await?;
         }
         let links = netlink.links().await?;
         self.ensure_mtu(&routes, &links, &mut bridge).await?;
@@ -469,7 +511,7 @@ impl Leases {
         if self.0.prefix6.is_some() {
             self.ensure_forwarding6(&routes, &links, &bridge).await?;
         }
-        kernel.routes_checked = Some(Instant::now());
+        kernel.bridge = Some((bridge.clone(), Instant::now()));
         self.0.bridge.send_replace(Some(bridge.index));
         Ok(bridge)
     }
@@ -495,6 +537,16 @@ impl Leases {
     /// What of the host's is in the way of guests, each with what to do about it.
     pub async fn warnings(&self) -> Vec<String> {
         self.find_obstacles().await.unwrap_or_else(|error| vec![error.message().to_owned()])
+    }
+
+    /// Names of the links through which guests leave the host.
+    pub async fn uplinks(&self) -> Result<Vec<String>> {
+        let links = self.0.netlink.links().await?;
+        let bridge = links.iter().find(|link| link.name == self.config().bridge).map(|link| link.index);
+        let routes = self.0.netlink.routes().await?;
+        let indexes = [plan::uplinks, plan::uplinks6].map(|of| of(&routes, bridge)).concat();
+        let uplinks = links.into_iter().filter(|link| indexes.contains(&link.index) && link.name != "lo");
+        Ok(uplinks.map(|link| link.name).collect())
     }
 
     async fn find_obstacles(&self) -> Result<Vec<String>> {
@@ -606,7 +658,8 @@ impl Leases {
             created => created?,
         }
         sysctl::write(&sysctl::disable_ipv6(&name), "1")?;
-        self.0.netlink.attach(&name, bridge, &format!("{TAP_ALIAS}{}", row.holder)).await
+        self.0.netlink.attach(&name, bridge, &format!("{TAP_ALIAS}{}", row.holder)).await?;
+        self.0.netlink.up(&name).await
     }
 
     async fn delete_tap(&self, address: Ipv4Addr) -> Result<()> {
@@ -616,8 +669,62 @@ impl Leases {
         }
     }
 
+    /// The TAP of a lease: one of the pool for a new one, if there is any.
+    async fn give_tap(
+        &self,
+        kernel: &mut Kernel,
+        row: &Row,
+        before: Option<&Row>,
+        bridge: &Link,
+    ) -> Result<()> {
+        let spare = if before.is_none() { kernel.spares.pop() } else { None };
+        let Some(spare) = spare else { return self.ensure_tap(row, before, bridge).await };
+        let name = plan::tap(row.address);
+        // One message to the kernel, which also says whether the bridge is the one that we know.
+        self.0.netlink.adopt(&spare, &name, bridge, &format!("{TAP_ALIAS}{}", row.holder)).await?;
+        tap::create(&name, row.uid)
+    }
+
+    /// Makes TAPs for those who come next.
+    async fn fill_pool(&self) {
+        let Ok(_filling) = self.0.filling.try_lock() else { return };
+        // Whoever waits for a lease goes before the next one, since the lock has a queue.
+        while match self.add_spare().await {
+            Ok(added) => added,
+            Err(error) => {
+                tracing::warn!("the pool of TAPs is not full: {error}");
+                false
+            }
+        } {}
+    }
+
+    /// Whether one was wanting.
+    async fn add_spare(&self) -> Result<bool> {
+        let mut kernel = self.0.kernel.lock().await;
+        // Without it nobody has asked for anything yet, or all was torn down.
+        let Some((bridge, _)) = kernel.bridge.clone() else { return Ok(false) };
+        if kernel.spares.len() >= self.config().pool {
+            return Ok(false);
+        }
+        let is_free = |name: &String| kernel.spares.iter().all(|spare| spare.name != *name);
+        let name = (0..).map(plan::spare_tap).find(is_free).expect("more names than TAPs");
+        // Ours until it is somebody's: one without an owner may be opened by everybody.
+        tap::create(&name, nix::unistd::geteuid().as_raw())?;
+        sysctl::write(&sysctl::disable_ipv6(&name), "1")?;
+        self.0.netlink.attach(&name, &bridge, SPARE_ALIAS).await?;
+        let made = self.0.netlink.link(&name).await?;
+        kernel.spares.push(made.ok_or_else(|| Error::internal(format!("{name} vanished")))?);
+        Ok(true)
+    }
+
+    /// How many TAPs wait for leases.
+    pub async fn spares(&self) -> usize {
+        self.0.kernel.lock().await.spares.len()
+    }
+
     /// Has the firewall agree with what is written down.
-    async fn apply_rules(&self, kernel: &mut Kernel) -> Result<()> {
+    async fn apply_rules(&self) -> Result<()> {
+        let mut rules = self.0.rules.lock().await;
         let Config { bridge, range, host, .. } = self.config();
         let rows = self.0.store.transact(store::all).await?;
         let usable = rows.iter().filter(|row| range.contains(&row.address));
@@ -626,13 +733,13 @@ impl Leases {
             address6: self.0.prefix6.map(|prefix| plan::address6(prefix, row.address)),
             policy: &row.policy,
         }));
-        // Where nothing is to change, the caller asks for what should be there already.
-        if let Some(before) = kernel.rules.take()
-            && before != wanted
-        {
+        if rules.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        if let Some(before) = rules.take() {
             match nft::apply(&firewall::change(&before, &wanted)).await {
                 Ok(()) => {
-                    kernel.rules = Some(wanted);
+                    *rules = Some(wanted);
                     return Ok(());
                 }
                 Err(error) => tracing::warn!("the firewall is not as we left it and is made anew: {error}"),
@@ -640,7 +747,7 @@ impl Leases {
         }
         let frame = Frame { bridge, range: *range, prefix6: self.0.prefix6, host: &host.allow };
         nft::apply(&firewall::ruleset(&frame, &wanted)).await?;
-        kernel.rules = Some(wanted);
+        *rules = Some(wanted);
         Ok(())
     }
 
@@ -845,7 +952,7 @@ pub(crate) mod tests {
         let netlink = &host.leases.0.netlink;
         netlink.add_bridge("lan0", [2, 0, 0, 0, 0, 1], "x").await.expect("adds");
         let lan = host.link("lan0").await.expect("the bridge");
-        netlink.up(&lan).await.expect("up");
+        netlink.up("lan0").await.expect("up");
         netlink.add_address(&lan, "10.209.7.1/24".parse().expect("network")).await.expect("adds");
 
         let error = host.leases.acquire_row(row("web", 2)).await.expect_err("in the way");
@@ -926,7 +1033,7 @@ pub(crate) mod tests {
         assert_eq!(lease.mtu, 1400);
         ip("link set lan0 mtu 1450");
         // As some seconds later.
-        host.leases.0.kernel.lock().await.routes_checked = None;
+        host.leases.0.kernel.lock().await.bridge = None;
         let lease = host.leases.acquire_row(row("other", 3)).await.expect("acquires");
         assert_eq!(lease.mtu, 1450);
         for name in ["banger0", "bg-0ad10002", "bg-0ad10003"] {
@@ -966,9 +1073,66 @@ pub(crate) mod tests {
         host.leases.acquire_row(row("one-more", 250)).await.expect("acquires");
         println!("one more in {:?}", started.elapsed());
         let started = Instant::now();
-        host.leases.0.kernel.lock().await.rules = None;
+        *host.leases.0.rules.lock().await = None;
         host.leases.acquire_row(row("one-more", 250)).await.expect("acquires");
         println!("the whole firewall anew in {:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn leases_take_taps_of_the_pool() {
+        let host = Host::new().await;
+        host.leases.fill_pool().await;
+        assert!(host.taps().await.is_empty(), "nothing is touched before the first lease");
+        host.leases.acquire_row(row("first", 2)).await.expect("acquires");
+        host.leases.fill_pool().await;
+        let spare = host.link("bg-spare-7").await.expect("a full pool");
+        let bridge = host.link("banger0").await.expect("the bridge");
+        assert!(!spare.is_up && spare.controller == Some(bridge.index));
+
+        host.leases.acquire_row(row("second", 3)).await.expect("acquires");
+        let tap = host.link("bg-0ad10003").await.expect("the TAP");
+        assert_eq!((tap.index, tap.is_up, tap.alias.as_deref()), (spare.index, true, Some("banger: second")));
+        assert!(tun_owner("bg-0ad10003").contains("user 12345"));
+        assert!(tun_owner("bg-spare-6").contains("user root"));
+
+        // It is found again, and one that is nobody's in particular is not taken for it.
+        tap::create("bg-0ad100ff", 0).expect("makes");
+        host.leases.0.netlink.attach("bg-0ad100ff", &bridge, SPARE_ALIAS).await.expect("attaches");
+        host.leases.0.netlink.up("bg-0ad100ff").await.expect("brings up");
+        let host = host.restarted().await;
+        assert_eq!((host.leases.spares().await, host.taps().await.len()), (7, 9));
+        host.leases.fill_pool().await;
+        assert_eq!(host.leases.spares().await, 8);
+
+        for holder in ["first", "second"] {
+            host.leases.release_row(holder.into()).await.expect("releases");
+        }
+        host.leases.tear_down_now().await.expect("tears down");
+        assert!(host.taps().await.is_empty());
+    }
+
+    /// A lease must not fail because the pool, or its bridge, is not what it was.
+    #[tokio::test]
+    #[ignore = "needs root, /dev/net/tun and nft"]
+    async fn a_pool_that_vanished_is_no_matter() {
+        let host = Host::new().await;
+        host.leases.acquire_row(row("first", 2)).await.expect("acquires");
+        host.leases.fill_pool().await;
+        let last = host.link("bg-spare-7").await.expect("a full pool");
+        host.leases.0.netlink.delete(&last).await.expect("deletes");
+        host.leases.acquire_row(row("second", 3)).await.expect("acquires");
+        let bridge = host.link("banger0").await.expect("the bridge");
+        host.leases.0.netlink.delete(&bridge).await.expect("deletes");
+        host.leases.acquire_row(row("third", 4)).await.expect("acquires");
+        let bridge = host.link("banger0").await.expect("the bridge");
+        let tap = host.link("bg-0ad10004").await.expect("the TAP");
+        assert!(tap.is_up && tap.controller == Some(bridge.index));
+    }
+
+    fn tun_owner(name: &str) -> String {
+        let output = std::process::Command::new("ip").args(["-d", "link", "show", name]).output();
+        String::from_utf8(output.expect(NEEDS).stdout).expect("text")
     }
 
     #[tokio::test]

@@ -81,6 +81,11 @@ pub fn tap(address: Ipv4Addr) -> String {
     format!("{TAP_PREFIX}{:08x}", u32::from(address))
 }
 
+/// The name of a TAP that waits for a lease.
+pub fn spare_tap(number: u32) -> String {
+    format!("{TAP_PREFIX}spare-{number}")
+}
+
 /// The first route that shares addresses with the range and does not lead through our own bridge.
 /// Default routes do not count.
 pub fn conflict(range: Ipv4Net, routes: &[Route], bridge: Option<u32>) -> Option<&Route> {

@@ -1,14 +1,15 @@
 //! `banger net`.
 
-use banger_api::Result;
+use banger_api::network::Counters;
 use banger_api::options::OptionsBuilder;
 use banger_api::vm::ForwardRow;
+use banger_api::{Error, ErrorKind, Result};
 use banger_core::forward::{Forward, Listen};
 use serde::Serialize;
 
 use crate::Context;
 use crate::args::{ForwardCommand, Net};
-use crate::output::yes;
+use crate::output::{size, yes};
 
 pub async fn dispatch(context: &Context, command: Net) -> Result<()> {
     match command {
@@ -22,6 +23,7 @@ async fn status(context: &Context) -> Result<()> {
     let network = context.bus.network().await?;
     let status = serde_json::json!({
         "bridge": network.bridge().await?,
+        "uplinks": network.uplinks().await?,
         "range": network.range().await?,
         "gateway": network.gateway().await?,
         "range6": network.range6().await?,
@@ -30,7 +32,9 @@ async fn status(context: &Context) -> Result<()> {
         "domain": network.domain().await?,
         "resolved": network.resolved_state().await?,
         "problems": network.dns_problems().await?,
+        "pool": {"size": network.pool_size().await?, "free": network.pool_free().await?},
         "leases": network.list_leases().await?.len(),
+        "forwards": context.bus.vms().await?.list_forwards().await?.len(),
         "warnings": network.warnings().await?,
     });
     context.output.description(&status.to_string())
@@ -43,20 +47,31 @@ struct Row {
     tap: String,
     mac: String,
     nat: bool,
+    /// As the guest sees them.
+    counters: Counters,
 }
 
 async fn leases(context: &Context) -> Result<()> {
-    let rows: Vec<Row> = context
-        .bus
-        .network()
-        .await?
-        .list_leases()
-        .await?
-        .into_iter()
-        .map(|(holder, address, tap, mac, nat, _)| Row { holder, address, tap, mac, nat })
-        .collect();
-    context.output.rows(&rows, &["VM", "ADDRESS", "TAP", "MAC", "NAT"], |row| {
-        vec![row.holder.clone(), row.address.clone(), row.tap.clone(), row.mac.clone(), yes(row.nat)]
+    let network = context.bus.network().await?;
+    let mut rows = Vec::new();
+    for (holder, address, tap, mac, nat, _) in network.list_leases().await? {
+        match network.get_counters(&holder).await.map_err(Error::from) {
+            Ok(counters) => rows.push(Row { holder, address, tap, mac, nat, counters }),
+            // Released since.
+            Err(error) if error.kind() == ErrorKind::NoSuchLease => {}
+            Err(error) => return Err(error),
+        }
+    }
+    context.output.rows(&rows, &["VM", "ADDRESS", "TAP", "MAC", "NAT", "RECEIVED", "SENT"], |row| {
+        vec![
+            row.holder.clone(),
+            row.address.clone(),
+            row.tap.clone(),
+            row.mac.clone(),
+            yes(row.nat),
+            size(row.counters.received_bytes),
+            size(row.counters.sent_bytes),
+        ]
     })
 }
 

@@ -7,7 +7,7 @@ use banger_api::{Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, fdo, interface};
 
 use crate::leases::Leases;
 use crate::routing::Routing;
@@ -183,6 +183,25 @@ impl Manager {
     #[zbus(property(emits_changed_signal = "false"))]
     async fn warnings(&self) -> Vec<String> {
         self.leases.warnings().await
+    }
+
+    /// Interfaces through which guests leave the host: those of its default routes. Looked for when it is
+    /// read.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn uplinks(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.leases.uplinks().await?)
+    }
+
+    /// TAPs made in advance, at most.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn pool_size(&self) -> u32 {
+        self.leases.config().pool.try_into().unwrap_or(u32::MAX)
+    }
+
+    /// TAPs that wait for leases now; the pool is filled up after each that was taken.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn pool_free(&self) -> u32 {
+        self.leases.spares().await.try_into().unwrap_or(u32::MAX)
     }
 
     /// Name servers that new leases get.

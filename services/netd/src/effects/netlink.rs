@@ -80,19 +80,30 @@ impl Netlink {
     }
 
     /// Brings an interface up.
-    pub async fn up(&self, link: &Link) -> Result<()> {
-        self.set(&link.name, LinkUnspec::new_with_index(link.index).up()).await
+    pub async fn up(&self, name: &str) -> Result<()> {
+        self.set(name, LinkUnspec::new_with_name(name).up()).await
     }
 
     pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
         self.set(&link.name, LinkUnspec::new_with_index(link.index).mtu(mtu)).await
     }
 
-    /// Makes an interface a port of a bridge and brings it up.
+    /// Makes an interface a port of a bridge.
     pub async fn attach(&self, name: &str, bridge: &Link, alias: &str) -> Result<()> {
-        let message =
-            LinkUnspec::new_with_name(name).alias(alias).mtu(bridge.mtu).controller(bridge.index).up();
+        let message = LinkUnspec::new_with_name(name).alias(alias).mtu(bridge.mtu).controller(bridge.index);
         self.set(name, message).await
+    }
+
+    /// Makes a port of a bridge, which is down, another one by name, and brings it up. Fails if its bridge
+    /// is gone.
+    pub async fn adopt(&self, port: &Link, name: &str, bridge: &Link, alias: &str) -> Result<()> {
+        let message = LinkUnspec::new_with_index(port.index)
+            .name(name.to_owned())
+            .alias(alias)
+            .mtu(bridge.mtu)
+            .controller(bridge.index)
+            .up();
+        self.set(&port.name, message).await
     }
 
     async fn set(&self, name: &str, message: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
