@@ -285,6 +285,14 @@ impl Drop for Vm {
     }
 }
 
+/// Waits until imaged has nothing half-made: others may be at work there just now.
+#[track_caller]
+pub fn nothing_is_staged() {
+    let is_empty =
+        || std::fs::read_dir("/var/lib/banger/imaged/staging").is_ok_and(|mut files| files.next().is_none());
+    eventually("nothing is staged", is_empty);
+}
+
 /// Asks until the answer is yes, for at most a minute; for what happens soon but not at once.
 #[track_caller]
 pub fn eventually(what: &str, is_so: impl FnMut() -> bool) {

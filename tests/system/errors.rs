@@ -4,19 +4,14 @@ use std::fs;
 use std::io::Write;
 
 use banger_api::{IMAGED, VMD};
-use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, job_error, oci, run, sh};
+use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, job_error, nothing_is_staged, oci, run, sh};
 
 /// Runs a pull by `busctl`, and returns the name of the error its job ends with.
 #[track_caller]
 fn pull_error(reference: &str) -> String {
     let name = job_error(IMAGED, "Pull", &["sa{sv}", reference, "0"]);
-    // Others may be at work in it just now.
-    eventually("the staging directory is empty", || residue() == 0);
+    nothing_is_staged();
     name
-}
-
-fn residue() -> usize {
-    fs::read_dir("/var/lib/banger/imaged/staging").map_or(0, Iterator::count)
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Images: pulls, imports, publication, references.
 
 use banger_api::IMAGED;
-use banger_tests::{BUSYBOX, Vm, Way, banger, job_property, json, oci, run, sh, start};
+use banger_tests::{BUSYBOX, Vm, Way, banger, job_property, json, nothing_is_staged, oci, run, sh, start};
 
 /// How often the registry has been asked for blobs of a repository since a time.
 fn blob_requests(repository: &str, since: &str) -> usize {
@@ -81,8 +81,7 @@ fn a_name_is_published_once() {
     for loser in outcomes.into_iter().filter(|done| done.status != 0) {
         loser.refused(&["t-published"]);
     }
-    let staging = std::fs::read_dir("/var/lib/banger/imaged/staging").expect("reads");
-    assert_eq!(staging.count(), 0, "the losers leave nothing behind");
+    nothing_is_staged();
     banger(&["image", "rm", "t-published"]).ok();
 }
 

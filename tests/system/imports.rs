@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use banger_api::IMAGED;
-use banger_tests::{BUSYBOX, Way, banger, eventually, json, sh};
+use banger_tests::{BUSYBOX, Way, banger, json, nothing_is_staged, sh};
 
 /// The root filesystem of busybox's image, as a directory in `dir`.
 fn root(dir: &Path) -> String {
@@ -105,7 +105,7 @@ fn disks_are_imported() {
     banger(&["image", "import", "--name", "t-import-bad", "--partition", "1", &at("disk.raw")])
         .refused(&["partitions"]);
     banger(&["image", "import", "--name", "t-import-bad", &at("backed.qcow2")]).refused(&["backing file"]);
-    assert_eq!(sh("ls -A /var/lib/banger/imaged/staging | wc -l").ok().trim(), "0");
+    nothing_is_staged();
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_root_filesystem_is_registered_with_its_kernel() {
     let nothing_is_left = || {
         assert_ne!(banger(&["image", "show", name]).status, 0);
         assert!(!is_there("t-register-1"));
-        eventually("staging is empty", || sh("ls -A /var/lib/banger/imaged/staging").ok().is_empty());
+        nothing_is_staged();
     };
 
     // Whichever of the two cannot be had, the other does not stay.

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use banger_api::job::INTERFACE;
 use banger_api::{IMAGED, VMD};
-use banger_tests::{BUSYBOX, DEBIAN, Vm, Way, banger, error_name, eventually, job_property, json, sh, start};
+use banger_tests::{
+    BUSYBOX, DEBIAN, Vm, Way, banger, error_name, eventually, job_property, json, nothing_is_staged, sh,
+    start,
+};
 
 /// Whatever a root filesystem can hold, made in a VM that comes from busybox. The last lines leave
 /// marks of overlayfs behind that it tidies up later.
@@ -68,7 +71,7 @@ fn content(image: &str, path: &str) -> String {
 #[track_caller]
 fn nothing_is_left(image: &Image) {
     assert!(!image.is_there());
-    eventually("staging is empty", || sh("ls /var/lib/banger/imaged/staging").ok().is_empty());
+    nothing_is_staged();
 }
 
 /// Begins to promote a VM, and returns when some of it is read.
