@@ -230,7 +230,8 @@ fn a_reset_is_a_reboot_whoever_does_it_and_a_power_off_is_none() {
         assert_eq!(reason, "the guest powered itself off", "{off}");
         banger(&["start", vm.name()]).ok();
     }
-    // A panic is a reset, too, but nothing that anybody wants.
+    // A panic is a reset, too, but nothing that anybody wants. Which it was the guest must have said that it can tell.
+    eventually("it is heard", || json(&["vm", "show", vm.name()])["health"] == "healthy");
     let _ = vm.sh("echo c >/proc/sysrq-trigger");
     eventually("it fails", || vm.state() == "failed");
     assert_eq!(json(&["vm", "show", vm.name()])["ended"]["reason"], "the guest's kernel panicked");

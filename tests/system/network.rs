@@ -96,8 +96,8 @@ fn rules_in_the_way_are_named_with_what_to_do() {
     remove();
     let before = warnings();
     // It drops by its policy, though nothing gets that far: other tests go on.
-    sh("nft add table inet t-site && nft 'add chain inet t-site fwd { type filter hook forward priority 50; policy drop; }' \
-        && nft add rule inet t-site fwd accept").ok();
+    sh("nft add table inet t-site && nft 'add chain inet t-site onward { type filter hook forward priority 50; policy drop; }' \
+        && nft add rule inet t-site onward accept").ok();
     let after = warnings();
     let told = after.iter().find(|warning| !before.contains(warning)).and_then(|warning| warning.as_str());
     let told = told.map(str::to_owned);
@@ -105,7 +105,7 @@ fn rules_in_the_way_are_named_with_what_to_do() {
     let remedy = told.as_deref().and_then(|told| told.split_once(": ")).map(|(_, remedy)| sh(remedy));
     let seen_to = warnings();
     remove().ok();
-    assert!(told.expect("a warning").contains("t-site fwd"));
+    assert!(told.expect("a warning").contains("t-site onward"));
     remedy.expect("a remedy").ok();
     assert_eq!(seen_to, before);
 }

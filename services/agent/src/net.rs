@@ -56,8 +56,9 @@ fn set_up_ipv6(network: &Network6) -> anyhow::Result<()> {
     if std::fs::read_to_string(format!("{conf}/disable_ipv6")).map_or(true, |off| off.trim() != "0") {
         return Ok(());
     }
-    // Nobody else can have the address, and until that was asked it could not be used.
-    let _ = std::fs::write(format!("{conf}/dad_transmits"), "0");
+    // Nobody else can have the address. Until it is asked whether somebody has, it could not be used, and that
+    // begins after up to a second, even where it is asked no times (`dad_transmits`).
+    let _ = std::fs::write(format!("{conf}/accept_dad"), "0");
     let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let index = nix::net::if_::if_nametoindex(INTERFACE)?;
     let address = Address6 { address: address6(network.address), prefix: network.prefix.into(), index };

@@ -115,23 +115,20 @@ impl Sessions {
         Ok((id, path, streams))
     }
 
-    /// A snapshot breaks connections off; what is waited for goes on.
+    /// A snapshot breaks connections off, and a VM that is paused does not answer; what is waited for goes
+    /// on all the same.
     pub async fn wait(&self, vm: &VmName, id: &str) -> Result<(i32, i32)> {
         loop {
-            let agent = self.guarded(vm, self.agent(vm)).await?;
+            let agent = match self.guarded(vm, self.agent(vm)).await {
+                Err(error) if error.kind() == ErrorKind::VmPaused => {
+                    sleep(LOOK).await;
+                    continue;
+                }
+                agent => agent?,
+            };
             match agent.wait(id).await {
                 Err(error) if error.kind() == ErrorKind::AgentUnreachable => sleep(LOOK).await,
                 outcome => return outcome.map_err(|error| unknown(error, vm, id)),
-            }
-        }
-    }
-
-    /// As [`Sessions::wait`], but a VM that is paused is waited for, too.
-    async fn wait_out(&self, vm: &VmName, id: &str) -> Result<(i32, i32)> {
-        loop {
-            match self.wait(vm, id).await {
-                Err(error) if error.kind() == ErrorKind::VmPaused => sleep(LOOK).await,
-                outcome => return outcome,
             }
         }
     }
@@ -277,7 +274,7 @@ impl Sessions {
         let object = path.clone();
         tokio::spawn(async move {
             let hub = &sessions.context.hub;
-            match sessions.wait_out(&vm, &id).await {
+            match sessions.wait(&vm, &id).await {
                 Ok((status, signal)) => {
                     let _ = exit.set((status, signal));
                     let value = |value: Variant<'static>| OwnedVariant::try_from(value).ok();

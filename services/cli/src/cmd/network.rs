@@ -32,7 +32,7 @@ async fn status(context: &Context) -> Result<()> {
         "domain": network.domain().await?,
         "resolved": network.resolved_state().await?,
         "problems": network.dns_problems().await?,
-        "pool": {"size": network.pool_size().await?, "free": network.pool_free().await?},
+        "pool": {"taps": network.pool_size().await?, "free": network.pool_free().await?},
         "leases": network.list_leases().await?.len(),
         "forwards": context.bus.vms().await?.list_forwards().await?.len(),
         "warnings": network.warnings().await?,
