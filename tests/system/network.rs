@@ -30,12 +30,12 @@ fn address(vm: &Vm) -> String {
 }
 
 /// Whether the guest gets an answer from there.
-fn reaches(vm: &Vm, address: &str) -> bool {
+pub fn reaches(vm: &Vm, address: &str) -> bool {
     vm.sh(&format!("ping -c 1 -W 3 {address}")).status == 0
 }
 
 /// A property of a VM's lease as `busctl` prints it.
-fn of_lease(vm: &Vm, property: &str) -> String {
+pub fn of_lease(vm: &Vm, property: &str) -> String {
     let lease = Way::Bus.call(NETD, "GetLease", &["s", vm.name()]).ok();
     let path = lease.split('"').nth(1).expect("a path");
     let get = ["ss", banger_api::network::LEASE, property];

@@ -95,6 +95,10 @@ pub struct PolicyOptions {
     pub nat: Option<bool>,
     /// It reaches the guests that share one of these groups with it.
     pub groups: Option<Vec<String>>,
+    /// Where it gets beyond the host: `open`, `closed` or `no-lan`. `open` takes `egress_allow` away.
+    pub egress: Option<String>,
+    /// What it reaches besides, each as `TO[:PORT[-PORT]][/tcp|/udp]`.
+    pub egress_allow: Option<Vec<String>>,
 }
 
 impl TryFrom<Options> for AcquireOptions {
@@ -113,9 +117,14 @@ impl TryFrom<Options> for PolicyOptions {
     type Error = crate::Error;
 
     fn try_from(mut options: Options) -> Result<Self> {
-        let (nat, groups) = (options.take("nat")?, options.take("groups")?);
+        let policy = Self {
+            nat: options.take("nat")?,
+            groups: options.take("groups")?,
+            egress: options.take("egress")?,
+            egress_allow: options.take("egress_allow")?,
+        };
         options.finish()?;
-        Ok(Self { nat, groups })
+        Ok(policy)
     }
 }
 
@@ -135,7 +144,11 @@ impl PolicyOptions {
     }
 
     fn add_to<'a>(&'a self, builder: OptionsBuilder<'a>) -> OptionsBuilder<'a> {
-        builder.set("nat", self.nat).set("groups", self.groups.clone())
+        builder
+            .set("nat", self.nat)
+            .set("groups", self.groups.clone())
+            .set("egress", self.egress.as_deref())
+            .set("egress_allow", self.egress_allow.clone())
     }
 }
 
@@ -151,8 +164,8 @@ pub trait Network {
     /// Asking again with the same address gives the same lease, with the new options.
     fn acquire(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Lease>;
 
-    /// Changes what the guest of a lease reaches, at once. Options: `nat b`, `groups as`; see
-    /// [`PolicyOptions`]. What is not given stays.
+    /// Changes what the guest of a lease reaches, at once. Options: `nat b`, `groups as`,
+    /// `egress s`, `egress_allow as`; see [`PolicyOptions`]. What is not given stays.
     fn set_policy(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     /// Gives a lease back: its TAP goes away.
@@ -253,4 +266,10 @@ pub trait NetworkLease {
     /// It reaches the guests that share one of these groups with it.
     #[zbus(property)]
     fn groups(&self) -> zbus::Result<Vec<String>>;
+    /// Where it gets beyond the host: `open`, `closed` or `no-lan`.
+    #[zbus(property)]
+    fn egress(&self) -> zbus::Result<String>;
+    /// What it reaches besides.
+    #[zbus(property)]
+    fn egress_allow(&self) -> zbus::Result<Vec<String>>;
 }

@@ -230,7 +230,10 @@ pub trait Manager {
     /// `qemu`, `firecracker`), `init s` (`auto`, `agent`, `image`), `network b`, `nat b`,
     /// `forwards a(ssqb)` (instead of those there are: protocol, where it listens, port of the guest,
     /// whether it starts the VM), `groups as` (instead of those there are; the guest reaches those
-    /// who share one),
+    /// who share one), `egress s` (`open`, `closed`, `no-lan`: where the guest gets beyond the host;
+    /// `open` takes `egress_allow` away), `egress_allow as` (instead of those there are, what it
+    /// reaches besides: `TO[:PORT[-PORT]][/tcp|/udp]`, with a network, an address or a name such as
+    /// `*.example.org`),
     /// `environment a{ss}` and `labels a{ss}` (added to those there are), `remove_environment as`,
     /// `remove_labels as`, `authorized_keys as` (public keys for SSH, instead of those there are),
     /// `restart s` (`no`, `on-failure`, `always`), `autostart b`, `ttl t`
@@ -432,6 +435,12 @@ pub trait Vm {
     /// The guest reaches the guests of VMs that share one of these groups, and no other's.
     #[zbus(property)]
     fn groups(&self) -> zbus::Result<Vec<String>>;
+    /// Where the guest gets beyond the host: `open`, `closed` or `no-lan`.
+    #[zbus(property)]
+    fn egress(&self) -> zbus::Result<String>;
+    /// What it reaches besides.
+    #[zbus(property)]
+    fn egress_allow(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn labels(&self) -> zbus::Result<HashMap<String, String>>;
     /// `no`, `on-failure` or `always`.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forward::{Forward, Listen};
 use crate::guest::Init;
-use crate::network::{InvalidPolicy, Policy};
+use crate::network::{Egress, InvalidPolicy, Policy};
 use crate::units::{GIB, MIB, TIB};
 
 /// What was asked for. Rows written before a field existed read as its default.
@@ -31,6 +31,8 @@ pub struct Spec {
     pub forwards: Vec<Forward>,
     /// The guest reaches the guests of VMs that share one of these groups, and no other's.
     pub groups: BTreeSet<String>,
+    /// Where beyond the host the guest gets, with `nat`.
+    pub egress: Egress,
     pub init: Init,
     /// Words added to the kernel command line.
     pub kernel_arguments: String,
@@ -113,6 +115,7 @@ impl Default for Spec {
             nat: true,
             forwards: Vec::new(),
             groups: BTreeSet::new(),
+            egress: Egress::default(),
             init: Init::Auto,
             kernel_arguments: String::new(),
             environment: BTreeMap::new(),
@@ -250,7 +253,7 @@ impl Spec {
 
     /// What the guest reaches.
     pub fn policy(&self) -> Policy {
-        Policy { nat: self.nat, groups: self.groups.clone() }
+        Policy { nat: self.nat, groups: self.groups.clone(), egress: self.egress.clone() }
     }
 
     /// Protocol, where it listens, port of the guest, whether it starts the VM.
@@ -401,6 +404,8 @@ pub fn differences(old: &Spec, new: &Spec) -> Vec<&'static str> {
         "nat": nat;
         "forwards": forwards;
         "groups": groups;
+        "egress": egress.default;
+        "egress_allow": egress.allow;
         "init": init;
         "kernel_arguments": kernel_arguments;
         "environment": environment;
@@ -451,6 +456,7 @@ words!(Expiry, InvalidSpec::Expiry, "stop" = Stop, "delete" = Delete);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::EgressDefault;
 
     #[test]
     fn defaults_are_valid() {
@@ -553,6 +559,10 @@ mod tests {
         ("nat", |spec| spec.nat = false),
         ("forwards", |spec| spec.forwards = vec!["80:80".parse().expect("a forward")]),
         ("groups", |spec| spec.groups = BTreeSet::from(["web".into()])),
+        ("egress", |spec| spec.egress.default = EgressDefault::Closed),
+        ("egress_allow", |spec| {
+            spec.egress.allow = BTreeSet::from(["192.0.2.0/24:443/tcp".parse().expect("a rule")]);
+        }),
         ("init", |spec| spec.init = Init::Agent),
         ("kernel_arguments", |spec| spec.kernel_arguments = "quiet".into()),
         ("environment", |spec| spec.environment = BTreeMap::from([("A".into(), "b".into())])),
@@ -581,6 +591,7 @@ mod tests {
             let (old, mut new) = (Spec::default(), Spec::default());
             wanted.iter().for_each(|(_, change)| change(&mut new));
             prop_assume!(new.network || new.forwards.is_empty());
+            prop_assume!(new.egress.default != EgressDefault::Open || new.egress.allow.is_empty());
             let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
             prop_assert_eq!(differences(&old, &new), names.clone());
             prop_assert_eq!(differences(&new, &old), names);

@@ -5,7 +5,8 @@
 //!                    ├─► bridge forward  to a guest: only if both are in one group
 //!                    └─► bridge input    to the host, as itself or as the gateway
 //!                          ├─► inet input    what of the host is open to guests
-//!                          └─► inet forward  whether and where it may leave the host
+//!                          └─► inet forward  whether and where it may leave the host (a chain for each
+//!                                            guest that may not go everywhere)
 //! ```
 //!
 //! The tables' frame follows from the configuration, what is in it from the leases. Both are made
@@ -22,7 +23,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use banger_core::network::{Policy, Ports};
+use banger_core::network::{Destination, Egress, EgressDefault, Policy, Ports, Rule};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
@@ -32,6 +33,26 @@ const NAME: &str = "banger";
 
 /// All our TAPs, for `iifname` and `oifname`.
 const TAPS: &str = "bg-*";
+
+/// IPv4 addresses that are not of the internet, as address and length of the prefix: those that IANA's registry
+/// of special-purpose addresses calls not globally reachable, but for those of documentation, and from 224.0.0.0
+/// multicast and what is reserved.
+const NOT_INTERNET: &[(&str, u8)] = &[
+    ("0.0.0.0", 8),
+    ("10.0.0.0", 8),
+    ("100.64.0.0", 10),
+    ("127.0.0.0", 8),
+    ("169.254.0.0", 16),
+    ("172.16.0.0", 12),
+    ("192.0.0.0", 24),
+    ("192.168.0.0", 16),
+    ("198.18.0.0", 15),
+    ("224.0.0.0", 3),
+];
+
+/// All IPv6 addresses of the internet (RFC 4291, section 2.4). What is outside it is local, multicast, or
+/// another way to write an IPv4 address.
+const INTERNET6: (&str, u8) = ("2000::", 3);
 
 /// What the frame depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,17 +117,33 @@ impl Contents {
     fn add(&mut self, guest: &Guest<'_>) {
         let tap = plan::tap(guest.address);
         self.chain(Table::Bridge, &tap, from_guest(guest));
-        self.jump("guests", &tap, &tap);
+        self.jump(Table::Bridge, "guests", &tap, &tap);
         if !guest.policy.groups.is_empty() {
             self.groups(&tap, guest.policy);
         }
         if guest.policy.nat {
-            let address = guest.address.to_string();
-            self.element(Table::Inet, "nat", &address, json!(address));
+            self.egress(&tap, guest);
         }
-        if let (true, Some(address)) = (guest.policy.nat, guest.address6) {
-            let address = address.to_string();
-            self.element(Table::Inet, "nat6", &address, json!(address));
+    }
+
+    /// Lets a guest leave the host, and has its own chain say where to unless that is everywhere.
+    fn egress(&mut self, tap: &str, guest: &Guest<'_>) {
+        let egress = &guest.policy.egress;
+        let is_limited = egress.default != EgressDefault::Open;
+        let chain = format!("{tap}-egress");
+        if is_limited {
+            self.chain(Table::Inet, &chain, egress_rules(egress));
+        }
+        let addresses = [
+            (Some(IpAddr::V4(guest.address)), "nat", "egress"),
+            (guest.address6.map(IpAddr::V6), "nat6", "egress6"),
+        ];
+        for (address, set, map) in addresses {
+            let Some(address) = address.as_ref().map(IpAddr::to_string) else { continue };
+            self.element(Table::Inet, set, &address, json!(address));
+            if is_limited {
+                self.jump(Table::Inet, map, &address, &chain);
+            }
         }
     }
 
@@ -120,15 +157,15 @@ impl Contents {
         }
         let chain = format!("{tap}-groups");
         self.chain(Table::Bridge, &chain, rules);
-        self.jump("grouped", tap, &chain);
+        self.jump(Table::Bridge, "grouped", tap, &chain);
     }
 
     fn chain(&mut self, table: Table, name: &str, rules: Vec<Value>) {
         self.0.insert(Key::Chain(table, name.to_owned()), rules.into());
     }
 
-    fn jump(&mut self, map: &str, tap: &str, chain: &str) {
-        self.element(Table::Bridge, map, tap, json!([tap, {"jump": {"target": chain}}]));
+    fn jump(&mut self, table: Table, map: &str, key: &str, chain: &str) {
+        self.element(table, map, key, json!([key, {"jump": {"target": chain}}]));
     }
 
     fn element(&mut self, table: Table, set: &str, key: &str, element: Value) {
@@ -191,8 +228,8 @@ fn bridge_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     let table = Table::Bridge;
     let from_elsewhere = || unequal(meta("iifname"), json!(TAPS));
     commands.extend([
-        verdict_map("guests"),
-        verdict_map("grouped"),
+        verdict_map(table, "guests", "ifname"),
+        verdict_map(table, "grouped", "ifname"),
         chain(table, "prerouting", "filter", "prerouting", -200),
         rule(table, "prerouting", &json!([from_elsewhere(), accept()])),
         // What is in a VLAN would be looked at as what it is without.
@@ -276,14 +313,14 @@ fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     let from_guest = || equal(meta("iifname"), json!(bridge));
     let to_guest = || equal(meta("oifname"), json!(bridge));
     let answer = || matches(json!({"ct": {"key": "state"}}), "in", json!(["established", "related"]));
-    // Say so, rather than let a guest wait for a timeout.
-    let reject = || json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}});
     let icmpv6 = ["echo-request", "nd-neighbor-solicit", "nd-neighbor-advert", "mld2-listener-report"];
     let networks = networks(frame);
 
     commands.extend([
         json!({"add": {"set": typed(table, "nat", json!("ipv4_addr"))}}),
         json!({"add": {"set": typed(table, "nat6", json!("ipv6_addr"))}}),
+        verdict_map(table, "egress", "ipv4_addr"),
+        verdict_map(table, "egress6", "ipv6_addr"),
         chain(table, "input", "filter", "input", 0),
         rule(table, "input", &json!([unequal(meta("iifname"), json!(bridge)), accept()])),
         rule(table, "input", &json!([answer(), accept()])),
@@ -310,6 +347,12 @@ fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
         // Between guests: bridge-netfilter shows us what has been judged above.
         rule(table, "forward", &json!([from_guest(), to_guest(), accept()])),
     ]);
+    // What the guest's own chain decides, which may be nothing, comes before that it may leave at all.
+    for network in &networks {
+        let map = if network.0.addr().is_ipv4() { "@egress" } else { "@egress6" };
+        let own = json!({"vmap": {"key": payload(protocol(network.0), "saddr"), "data": map}});
+        commands.push(rule(table, "forward", &json!([from_guest(), own])));
+    }
     let may_leave = |network, nat| equal(payload(protocol(network), "saddr"), json!(nat));
     for (network, _, nat) in &networks {
         commands.push(rule(table, "forward", &json!([from_guest(), may_leave(*network, nat), accept()])));
@@ -327,6 +370,44 @@ fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     }
 }
 
+/// Where a guest gets beyond the host. Every packet is looked at, not the first of a connection alone: what is
+/// taken away is away for connections that are open, too.
+fn egress_rules(egress: &Egress) -> Vec<Value> {
+    let mut rules: Vec<Value> = egress.allow.iter().filter_map(allowed).collect();
+    match egress.default {
+        EgressDefault::Open => {}
+        EgressDefault::Closed => rules.push(json!([reject()])),
+        EgressDefault::NoLan => {
+            let local: Vec<Value> =
+                NOT_INTERNET.iter().map(|(address, length)| prefix_of(address, *length)).collect();
+            let (address, length) = INTERNET6;
+            rules.push(json!([one_of(payload("ip", "daddr"), &local), reject()]));
+            rules.push(json!([unequal(payload("ip6", "daddr"), prefix_of(address, length)), reject()]));
+        }
+    }
+    rules
+}
+
+fn allowed(rule: &Rule) -> Option<Value> {
+    let Destination::Network(network) = rule.to else { return None };
+    let mut expressions = vec![match network.prefix_len() {
+        // nft knows no comparison of no bits.
+        0 => equal(meta("nfproto"), json!(if network.addr().is_ipv4() { "ipv4" } else { "ipv6" })),
+        length if length == network.max_prefix_len() => {
+            equal(payload(protocol(network), "daddr"), json!(network.addr()))
+        }
+        _ => equal(payload(protocol(network), "daddr"), prefix(network)),
+    }];
+    expressions.extend(match (rule.protocol, rule.ports) {
+        (Some(protocol), _) => Some(equal(meta("l4proto"), json!(protocol.as_str()))),
+        (None, Some(_)) => Some(one_of(meta("l4proto"), &["tcp", "udp"])),
+        (None, None) => None,
+    });
+    expressions.extend(rule.ports.map(|ports| equal(payload("th", "dport"), range(ports))));
+    expressions.push(accept());
+    Some(expressions.into())
+}
+
 /// The guests' networks, each with the gateway's address and the set of those who may leave the host.
 fn networks(frame: &Frame<'_>) -> Vec<(IpNet, IpAddr, &'static str)> {
     let gateway = plan::gateway(frame.range);
@@ -339,9 +420,11 @@ fn networks(frame: &Frame<'_>) -> Vec<(IpNet, IpAddr, &'static str)> {
 
 /// Protocol and port, or range of ports.
 fn concatenation(ports: &Ports) -> Value {
-    let Ports { protocol, first, last } = *ports;
-    let ports = if first == last { json!(first) } else { json!({"range": [first, last]}) };
-    json!({"concat": [protocol.as_str(), ports]})
+    json!({"concat": [ports.protocol.as_str(), range((ports.first, ports.last))]})
+}
+
+fn range((first, last): (u16, u16)) -> Value {
+    if first == last { json!(first) } else { json!({"range": [first, last]}) }
 }
 
 /// Elements of one set in one command, which nft takes much faster than one by one.
@@ -379,9 +462,9 @@ fn typed(table: Table, name: &str, kind: Value) -> Value {
     set
 }
 
-/// Where frames of a TAP go on.
-fn verdict_map(name: &str) -> Value {
-    let mut map = typed(Table::Bridge, name, json!("ifname"));
+/// Where frames of a TAP, or packets of an address, go on.
+fn verdict_map(table: Table, name: &str, kind: &str) -> Value {
+    let mut map = typed(table, name, json!(kind));
     map["map"] = json!("verdict");
     json!({"add": {"map": map}})
 }
@@ -405,6 +488,11 @@ fn drop() -> Value {
     json!({"drop": null})
 }
 
+/// Says so, rather than let a guest wait for a timeout.
+fn reject() -> Value {
+    json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}})
+}
+
 fn meta(key: &str) -> Value {
     json!({"meta": {"key": key}})
 }
@@ -414,7 +502,11 @@ fn payload(protocol: &str, field: &str) -> Value {
 }
 
 fn prefix(network: IpNet) -> Value {
-    json!({"prefix": {"addr": network.network().to_string(), "len": network.prefix_len()}})
+    prefix_of(&network.network().to_string(), network.prefix_len())
+}
+
+fn prefix_of(address: &str, length: u8) -> Value {
+    json!({"prefix": {"addr": address, "len": length}})
 }
 
 fn equal(left: Value, right: Value) -> Value {
@@ -442,7 +534,14 @@ mod tests {
     const OPEN: &[&str] = &[];
 
     fn policy(nat: bool, groups: &[&str]) -> Policy {
-        Policy { nat, groups: groups.iter().map(ToString::to_string).collect() }
+        Policy { nat, groups: groups.iter().map(ToString::to_string).collect(), ..Policy::default() }
+    }
+
+    fn egress(default: &str, allow: &[&str]) -> Policy {
+        let mut policy = Policy::default();
+        let rules: Vec<String> = allow.iter().map(ToString::to_string).collect();
+        policy.egress.change(Some(default), Some(&rules)).expect("valid");
+        policy
     }
 
     fn contents(guests: &[([u8; 4], Policy)]) -> Contents {
@@ -509,6 +608,31 @@ mod tests {
         let before = contents(&[([10, 209, 0, 5], policy(true, &["web"]))]);
         let after = contents(&[([10, 209, 0, 5], policy(false, &["ci"]))]);
         insta::assert_snapshot!(lines(&change(&before, &after)));
+    }
+
+    #[test]
+    fn what_a_guest_may_reach_is_in_a_chain_of_its_own() {
+        let rules = [
+            "192.0.2.0/24:443/tcp",
+            "198.51.100.7",
+            "[2001:db8::]:53",
+            "0.0.0.0/0:8000-8080/udp",
+            "::/0/udp",
+        ];
+        let prefix: Ipv6Net = "fd12:3456:789a::/64".parse().expect("network");
+        let of = |policy: &Policy| {
+            let address = Ipv4Addr::new(10, 209, 0, 5);
+            Contents::of([Guest { address, address6: Some(plan::address6(prefix, address)), policy }])
+        };
+        let (open, closed) = (of(&Policy::default()), of(&egress("closed", &rules)));
+        insta::assert_snapshot!(lines(&change(&open, &closed)));
+        let no_lan = of(&egress("no-lan", &["10.0.0.1:53"]));
+        insta::assert_snapshot!(lines(&change(&closed, &no_lan)));
+        insta::assert_snapshot!(lines(&change(&no_lan, &open)));
+        // Who may not leave is let out by no rule.
+        let mut nowhere = egress("closed", &rules);
+        nowhere.nat = false;
+        assert_eq!(of(&nowhere), of(&policy(false, OPEN)));
     }
 
     #[test]

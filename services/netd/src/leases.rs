@@ -10,11 +10,11 @@ use banger_api::network::{
     AcquireOptions, Counters, LEASE, Lease, LeaseRow, MANAGER, PolicyOptions, lease_path,
 };
 use banger_api::{Error, ErrorKind, NETD, Result};
-use banger_core::network::Policy;
+use banger_core::network::{Destination, EgressDefault, InvalidPolicy, Policy};
 use banger_daemon::{Call, Hub, Locks, Store};
 use ipnet::{IpNet, Ipv6Net};
 use tokio::sync::{Mutex, watch};
-use zbus::{OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{OwnedObjectPath, OwnedVariant, Str, Variant};
 
 use crate::bus::lease::LeaseObject;
 use crate::config::{self, Config};
@@ -763,7 +763,9 @@ impl Leases {
     async fn publish(&self, row: Row) {
         let address6 = self.0.prefix6.map(|prefix| plan::address6(prefix, row.address).into());
         let addresses: Vec<IpAddr> = [row.address.into()].into_iter().chain(address6).collect();
-        self.names().put(&row.holder, &addresses, row.policy.nat);
+        // Asking for names is a way out, too.
+        let may_ask = row.policy.nat && row.policy.egress.default != EgressDefault::Closed;
+        self.names().put(&row.holder, &addresses, may_ask);
         let path = lease_path(&row.holder);
         let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
         if let Some(before) = known {
@@ -776,6 +778,12 @@ impl Leases {
             }
             if before.policy.groups != row.policy.groups {
                 changed.push(("Groups", texts(&row.policy.groups)));
+            }
+            if before.policy.egress.default != row.policy.egress.default {
+                changed.push(("Egress", Str::from(row.policy.egress.default.as_str()).into()));
+            }
+            if before.policy.egress.allow != row.policy.egress.allow {
+                changed.push(("EgressAllow", texts(&row.policy.egress.shown_rules())));
             }
             if !changed.is_empty() {
                 self.0.hub.changed(&path, LEASE, changed);
@@ -806,7 +814,12 @@ fn changed(policy: &Policy, options: PolicyOptions) -> Result<Policy> {
     if let Some(groups) = options.groups {
         policy.groups = groups.into_iter().collect();
     }
-    policy.check().map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))?;
+    let invalid = |error: InvalidPolicy| ErrorKind::InvalidArgs.error(error.to_string());
+    policy.egress.change(options.egress.as_deref(), options.egress_allow.as_deref()).map_err(invalid)?;
+    policy.check().map_err(invalid)?;
+    if let Some(rule) = policy.egress.allow.iter().find(|rule| matches!(rule.to, Destination::Names(_))) {
+        return Err(ErrorKind::NotSupported.error(format!("names such as {rule} are not let through yet")));
+    }
     Ok(policy)
 }
 

@@ -11,7 +11,7 @@ use std::process::Command;
 use banger_core::network::Policy;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::effects::tap;
+use crate::effects::{sysctl, tap};
 use crate::leases::tests::{Host, NEEDS, row};
 use crate::plan;
 use crate::store::Row;
@@ -237,4 +237,54 @@ async fn guests_meet_in_groups_only() {
         Some(datagram(one.mac, stranger.mac, one.address, stranger.address, 5002))
     );
     assert_eq!(friend.receive(), None);
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn where_a_guest_may_go_is_as_it_was_asked_for() {
+    let host = Host::new().await;
+    for command in [
+        "link add out0 type bridge",
+        "address add 198.51.100.9/24 dev out0",
+        "link set out0 arp off up",
+        "route add default dev out0",
+    ] {
+        assert!(Command::new("ip").args(command.split(' ')).status().expect(NEEDS).success(), "{command}");
+    }
+    // It says nothing of its own.
+    sysctl::write(&sysctl::disable_ipv6("out0"), "1").expect("writes");
+    let mut guest = Guest::new(&host, 2, &[]).await;
+    // Without ports, but it takes whatever is routed to it, and counts.
+    let left = || {
+        let arguments = ["-json", "-statistics", "link", "show", "out0"];
+        let shown = Command::new("ip").args(arguments).output().expect("shows").stdout;
+        let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+        shown[0]["stats64"]["tx"]["packets"].as_u64().expect("a number")
+    };
+    let mut leaves = async |default: &str, rules: &[&str], to: [u8; 4]| {
+        let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+        let mut policy = Policy::default();
+        policy.egress.change(Some(default), Some(&rules)).expect("a policy");
+        host.leases.acquire_row(Row { policy, ..row("guest2", 2) }).await.expect("changes");
+        let before = left();
+        guest.send(&datagram(guest.mac, plan::mac(GATEWAY), guest.address, to.into(), 5000));
+        left() > before
+    };
+    let (outside, private) = ([192, 0, 2, 1], [192, 168, 7, 9]);
+    // All datagrams of the tests go to port 4000.
+    for (default, rules, leave) in [
+        ("open", &[][..], [true, true]),
+        ("no-lan", &[], [true, false]),
+        ("no-lan", &["192.168.0.0/16:4000"], [true, true]),
+        ("closed", &[], [false, false]),
+        ("closed", &["192.0.2.1"], [true, false]),
+        ("closed", &["192.0.2.0/24:3999-4001/udp"], [true, false]),
+        ("closed", &["0.0.0.0/0"], [true, true]),
+        ("closed", &["0.0.0.0/0:4000/udp", "::/0"], [true, true]),
+        ("closed", &["192.0.2.1/tcp", "192.0.2.1:4001", "192.0.2.2", "::/0/udp"], [false, false]),
+    ] {
+        for (to, leave) in [outside, private].into_iter().zip(leave) {
+            assert_eq!(leaves(default, rules, to).await, leave, "{to:?} with {default} and {rules:?}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use banger_api::Result;
 use banger_core::guest::GitIdentity;
+use banger_core::network::{Egress, EgressDefault, Rule};
 use banger_core::spec::{Rates, Spec};
 use banger_core::units;
 use serde::{Deserialize, Deserializer, de};
@@ -120,6 +121,8 @@ pub struct Defaults {
     pub init: banger_core::guest::Init,
     pub nat: bool,
     pub groups: BTreeSet<String>,
+    pub egress: EgressDefault,
+    pub egress_allow: BTreeSet<Rule>,
     #[serde(deserialize_with = "word")]
     pub restart: banger_core::spec::Restart,
     #[serde(deserialize_with = "span")]
@@ -149,6 +152,8 @@ impl Default for Defaults {
             init: spec.init,
             nat: spec.nat,
             groups: spec.groups,
+            egress: spec.egress.default,
+            egress_allow: spec.egress.allow,
             restart: spec.restart,
             ttl: spec.ttl,
             expiry: spec.expiry,
@@ -173,6 +178,7 @@ impl Defaults {
             init: self.init,
             nat: self.nat,
             groups: self.groups.clone(),
+            egress: Egress { default: self.egress, allow: self.egress_allow.clone() },
             restart: self.restart,
             ttl: self.ttl,
             expiry: self.expiry,
@@ -256,6 +262,19 @@ mod tests {
         let rates = Rates { disk_bandwidth: Some(50 << 20), network_packets: Some(1000), ..Rates::default() };
         assert_eq!(spec.rates, rates);
         for wrong in ["memory = \"1X\"", "restart = \"maybe\"", "memroy = \"1G\"", "ttl = \"soon\""] {
+            assert!(toml::from_str::<Config>(&format!("[defaults]\n{wrong}\n")).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn where_guests_get_is_written_as_the_options_are() {
+        let text = "[defaults]\negress = \"no-lan\"\negress_allow = [\"192.168.1.5:631/tcp\"]\n";
+        let egress = toml::from_str::<Config>(text).expect("parses").defaults.spec().egress;
+        assert_eq!(
+            (egress.default, egress.shown_rules().concat()),
+            (EgressDefault::NoLan, "192.168.1.5:631/tcp".into())
+        );
+        for wrong in ["egress = \"shut\"", "egress_allow = [\"192.168.1.5/8\"]"] {
             assert!(toml::from_str::<Config>(&format!("[defaults]\n{wrong}\n")).is_err(), "{wrong}");
         }
     }

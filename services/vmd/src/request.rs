@@ -70,6 +70,8 @@ pub struct Change {
     nat: Option<bool>,
     forwards: Option<Vec<(String, String, u16, bool)>>,
     groups: Option<Vec<String>>,
+    egress: Option<String>,
+    egress_allow: Option<Vec<String>>,
     init: Option<String>,
     kernel_arguments: Option<String>,
     environment: HashMap<String, String>,
@@ -106,6 +108,8 @@ impl Change {
             nat: options.take("nat")?,
             forwards: options.take("forwards")?,
             groups: options.take("groups")?,
+            egress: options.take("egress")?,
+            egress_allow: options.take("egress_allow")?,
             init: options.take("init")?,
             kernel_arguments: options.take("kernel_arguments")?,
             environment: options.take("environment")?.unwrap_or_default(),
@@ -145,6 +149,8 @@ impl Change {
             self.forwards.map(|forwards| forwards.into_iter().map(forward).collect()).transpose()?;
         set(&mut spec.forwards, forwards);
         set(&mut spec.groups, self.groups.map(BTreeSet::from_iter));
+        let changed = spec.egress.change(self.egress.as_deref(), self.egress_allow.as_deref());
+        changed.map_err(|error| invalid(error.into()))?;
         set(&mut spec.kernel_arguments, self.kernel_arguments);
         set(&mut spec.authorized_keys, self.authorized_keys);
         set(&mut spec.autostart, self.autostart);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use banger_core::forward::Forward;
+use banger_core::network::Rule;
 use banger_core::units::{parse_seconds, parse_size};
 use clap::{Args, ValueEnum};
 
@@ -101,6 +102,12 @@ pub struct Spec {
     /// Reach the VMs of this group, too, and be reached by them; may be repeated
     #[arg(long = "group", value_name = "NAME", help_heading = "Network")]
     pub groups: Vec<String>,
+    /// Where beyond the host it gets: everywhere, nowhere, or only to the internet
+    #[arg(long, value_enum, help_heading = "Network")]
+    pub egress: Option<Egress>,
+    /// What it reaches besides, by network, address or name; may be repeated
+    #[arg(long, value_name = "TO[:PORT[-PORT]][/tcp|/udp]", help_heading = "Network")]
+    pub egress_allow: Vec<Rule>,
     /// Environment variable for everything that runs in the VM; without VALUE that of the caller
     #[arg(long = "setenv", value_name = "NAME[=VALUE]", help_heading = "Machine")]
     pub environment: Vec<String>,
@@ -163,6 +170,13 @@ pub enum Vmm {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Egress {
+    Open,
+    Closed,
+    NoLan,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Init {
     Auto,
     Agent,
@@ -196,6 +210,9 @@ pub struct Set {
     /// Leave all groups
     #[arg(long, conflicts_with = "groups", help_heading = "Network")]
     pub no_groups: bool,
+    /// Take away all that it reaches besides
+    #[arg(long, conflicts_with = "egress_allow", help_heading = "Network")]
+    pub no_egress_allow: bool,
     /// Take the VM's own SSH keys away
     #[arg(long, conflicts_with = "ssh_keys", help_heading = "Machine")]
     pub no_ssh_keys: bool,

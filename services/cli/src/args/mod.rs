@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use guest::{Exec, Process, Run, Session, Settings, Shell};
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
-pub use machine::{Create, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
+pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
 use parse::parse_listen;
 pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};

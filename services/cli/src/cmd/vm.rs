@@ -11,8 +11,8 @@ use zbus::{OwnedObjectPath, Variant};
 
 use crate::Context;
 use crate::args::{
-    Attachment, Create, Expiry, Init, Kill, Machine, Restart, RestartPolicy, Rm, Set, Several, Spec, Start,
-    Stop, Vm, Vmm, Vms,
+    Attachment, Create, Egress, Expiry, Init, Kill, Machine, Restart, RestartPolicy, Rm, Set, Several, Spec,
+    Start, Stop, Vm, Vmm, Vms,
 };
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
@@ -136,6 +136,12 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         Init::Agent => "agent",
         Init::Image => "image",
     });
+    let egress = spec.egress.map(|egress| match egress {
+        Egress::Open => "open",
+        Egress::Closed => "closed",
+        Egress::NoLan => "no-lan",
+    });
+    let rules: Vec<String> = spec.egress_allow.iter().map(ToString::to_string).collect();
     let restart = spec.restart.map(|policy| match policy {
         RestartPolicy::No => "no",
         RestartPolicy::OnFailure => "on-failure",
@@ -163,6 +169,8 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         .set("nat", spec.nat.or(spec.no_nat.then_some(false)))
         .set("forwards", Some(forwards).filter(|forwards| !forwards.is_empty()))
         .set("groups", Some(spec.groups.clone()).filter(|groups| !groups.is_empty()))
+        .set("egress", egress)
+        .set("egress_allow", Some(rules).filter(|rules| !rules.is_empty()))
         .set("environment", Some(environment).filter(|map| !map.is_empty()))
         .set("authorized_keys", Some(keys).filter(|keys| !keys.is_empty()))
         .set("labels", Some(labels).filter(|map| !map.is_empty()))
@@ -206,6 +214,9 @@ pub async fn set(context: &Context, arguments: Set) -> Result<()> {
     }
     if arguments.no_groups {
         builder = builder.set("groups", Some(Vec::<String>::new()));
+    }
+    if arguments.no_egress_allow {
+        builder = builder.set("egress_allow", Some(Vec::<String>::new()));
     }
     if arguments.no_ssh_keys {
         builder = builder.set("authorized_keys", Some(Vec::<String>::new()));

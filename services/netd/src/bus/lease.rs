@@ -86,4 +86,17 @@ impl LeaseObject {
     fn groups(&self) -> Vec<String> {
         self.row.borrow().policy.groups.iter().cloned().collect()
     }
+
+    /// Where the guest gets beyond the host, with Nat: open (everywhere), closed (nowhere) or no-lan (not
+    /// to addresses that are not of the internet).
+    #[zbus(property)]
+    fn egress(&self) -> &'static str {
+        self.row.borrow().policy.egress.default.as_str()
+    }
+
+    /// What it reaches besides.
+    #[zbus(property)]
+    fn egress_allow(&self) -> Vec<String> {
+        self.row.borrow().policy.egress.shown_rules()
+    }
 }

@@ -48,7 +48,10 @@ impl Manager {
     /// Changes what the guest of a lease reaches, at once. What is not given stays.
     ///
     /// Options: `nat b` (whether it may leave the host), `groups as` (it reaches the guests that
-    /// share one of these with it, and no other's).
+    /// share one of these with it, and no other's), `egress s` (where it gets beyond the host: open,
+    /// closed or no-lan, which is not to addresses that are not of the internet; open takes
+    /// `egress_allow` away), `egress_allow as` (what it reaches besides, each as
+    /// `TO[:PORT[-PORT]][/tcp|/udp]` with a network, an address or a name such as *.example.org).
     async fn set_policy(
         &self,
         holder: String,

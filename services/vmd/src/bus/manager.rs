@@ -152,8 +152,11 @@ impl Manager {
     /// (a(ssb): volume, path in the guest, read-only), kernel_arguments (s), vmm (s: auto, qemu,
     /// firecracker), init (s: auto, agent, image), network (b), nat (b), forwards (a(ssqb), instead
     /// of those there are: protocol, where it listens, port of the guest, whether it starts the VM),
-    /// groups (as: instead of those there are; the guest reaches those who share one), environment
-    /// and labels (a{ss}: added to those there are), remove_environment and remove_labels (as),
+    /// groups (as: instead of those there are; the guest reaches those who share one), egress (s: open,
+    /// closed, no-lan: where the guest gets beyond the host; open takes egress_allow away), egress_allow
+    /// (as: instead of those there are, what it reaches besides: TO[:PORT[-PORT]][/tcp|/udp], with a
+    /// network, an address or a name such as *.example.org), environment and labels (a{ss}: added to
+    /// those there are), remove_environment and remove_labels (as),
     /// authorized_keys (as: public keys for SSH instead of those there are), restart (s: no,
     /// on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
     /// delete), memory_max (t, bytes), cpu_quota (u, percent of one CPU), io_weight (u), tasks_max

@@ -315,6 +315,19 @@ impl VmObject {
         Ok(self.row()?.spec.groups.into_iter().collect())
     }
 
+    /// Where the guest gets beyond the host, with Nat: open (everywhere), closed (nowhere) or no-lan (not
+    /// to addresses that are not of the internet).
+    #[zbus(property)]
+    fn egress(&self) -> fdo::Result<&'static str> {
+        Ok(self.row()?.spec.egress.default.as_str())
+    }
+
+    /// What it reaches besides, such as 192.0.2.0/24:443/tcp.
+    #[zbus(property)]
+    fn egress_allow(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.row()?.spec.egress.shown_rules())
+    }
+
     #[zbus(property)]
     fn labels(&self) -> fdo::Result<HashMap<String, String>> {
         Ok(self.row()?.spec.labels.into_iter().collect())

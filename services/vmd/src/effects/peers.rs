@@ -240,7 +240,12 @@ impl Peers {
 
 /// A policy as netd takes it, with nothing left to netd's defaults.
 fn reaches(policy: &Policy) -> PolicyOptions {
-    PolicyOptions { nat: Some(policy.nat), groups: Some(policy.groups.iter().cloned().collect()) }
+    PolicyOptions {
+        nat: Some(policy.nat),
+        groups: Some(policy.groups.iter().cloned().collect()),
+        egress: Some(policy.egress.default.as_str().to_owned()),
+        egress_allow: Some(policy.egress.shown_rules()),
+    }
 }
 
 /// Whether a job did not fail, but ended with its service.

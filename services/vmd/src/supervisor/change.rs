@@ -91,7 +91,7 @@ impl Supervisor {
                 self.0.units.set_limits(name, &row.spec.limits).await?;
                 Ok(true)
             }
-            "nat" | "groups" if state.is_up() && row.spec.network => {
+            "nat" | "groups" | "egress" | "egress_allow" if state.is_up() && row.spec.network => {
                 self.0.peers.set_network(name.as_str(), &row.spec.policy()).await?;
                 Ok(true)
             }
@@ -211,6 +211,8 @@ fn properties(row: &VmRow) -> Vec<(&'static str, OwnedVariant)> {
         ("Nat", spec.nat.into()),
         ("Forwards", own(spec.shown_forwards().into())),
         ("Groups", own(spec.groups.iter().map(String::as_str).collect::<Vec<_>>().into())),
+        ("Egress", Str::from(spec.egress.default.as_str()).into()),
+        ("EgressAllow", own(spec.egress.shown_rules().into())),
         ("Labels", own(labels.into())),
         ("RestartPolicy", Str::from(spec.restart.as_str()).into()),
         ("Ttl", spec.ttl.into()),
@@ -232,7 +234,8 @@ mod tests {
         let xml = include_str!("../../../../dbus/interfaces/org.banger.Vm1.Vm.xml");
         let name = |line: &'static str| line.split("name=\"").nth(1)?.split('"').next();
         // One with an annotation is constant; the state, and what a run comes with, change by themselves.
-        let by_themselves = ["State", "Address6", "StartedTimestamp", "EndedTimestamp", "EndReason"];
+        let by_themselves =
+            ["State", "Address6", "Health", "StartedTimestamp", "EndedTimestamp", "EndReason"];
         let changing = xml.lines().filter(|line| line.contains("<property") && line.ends_with("/>"));
         let mut expected: Vec<&str> =
             changing.filter_map(name).filter(|name| !by_themselves.contains(name)).collect();

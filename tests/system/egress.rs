@@ -1,0 +1,120 @@
+//! Where guests get beyond the host.
+
+use banger_api::{NETD, VMD};
+use banger_tests::{BUSYBOX, Vm, Way, banger, json, run};
+
+use crate::network::{of_lease, reaches};
+
+/// The server outside, which answers to HTTP and, on another port, to DNS.
+const SERVER: &str = "203.0.113.10";
+
+/// What the guest hears of the web server by one of its names or its address.
+fn get(vm: &Vm, server: &str) -> String {
+    vm.sh(&format!("printf 'GET /hello HTTP/1.0\\r\\n\\r\\n' | nc -w 30 {server} 80 2>&1 || true")).ok()
+}
+
+fn is_greeted(vm: &Vm, server: &str) -> bool {
+    get(vm, server).contains("hello from outside")
+}
+
+/// Whether the server takes a connection to its other port.
+fn reaches_dns(vm: &Vm) -> bool {
+    vm.sh(&format!("echo | nc -w 30 {SERVER} 53")).status == 0
+}
+
+#[test]
+fn a_closed_guest_reaches_what_it_may_and_no_more() {
+    let vm = Vm::named("t-egress");
+    banger(&["run", "-d", "--egress", "closed", "--name", vm.name(), BUSYBOX]).ok();
+    // It hears so at once instead of waiting in vain.
+    assert!(get(&vm, SERVER).contains("No route to host"));
+    assert!(!reaches(&vm, SERVER) && !reaches(&vm, "2001:db8:1::10") && reaches(&vm, "10.209.0.1"));
+    // Nor by asking for names: not banger, and nobody else.
+    assert!(vm.sh("nslookup outside.example 2>&1 || true").ok().contains("REFUSED"));
+    assert!(!reaches_dns(&vm));
+    assert!(vm.sh("nslookup banger.internal 2>&1").ok().contains("10.209.0.1"));
+
+    let rules = ["--egress-allow", "203.0.113.10:80/tcp", "--egress-allow", "2001:db8:1::/48"];
+    let done = banger(&[&["set", vm.name()][..], &rules].concat());
+    assert!(done.stderr.contains("in effect: egress_allow"), "{}", done.stderr);
+    done.ok();
+    assert!(is_greeted(&vm, SERVER) && reaches(&vm, "2001:db8:1::10"));
+    assert!(!reaches_dns(&vm), "another port");
+    assert!(!reaches(&vm, SERVER), "another protocol");
+    assert!(!reaches(&vm, "198.51.100.1"), "another address");
+    let of_vm = &json(&["vm", "show", vm.name()])["spec"]["egress"];
+    let shown = serde_json::json!(["203.0.113.10:80/tcp", "2001:db8:1::/48"]);
+    assert_eq!((&of_vm["default"], &of_vm["allow"]), (&"closed".into(), &shown));
+    assert_eq!(of_lease(&vm, "Egress"), "v s \"closed\"\n");
+    assert_eq!(of_lease(&vm, "EgressAllow"), "v as 2 \"203.0.113.10:80/tcp\" \"2001:db8:1::/48\"\n");
+
+    // As programs do, of vmd and of netd.
+    let set = ["sa{sv}", vm.name(), "1", "egress_allow", "as", "1", "203.0.113.0/24:50-60"];
+    Way::Bus.call(VMD, "SetVm", &set).ok();
+    assert!(reaches_dns(&vm) && !is_greeted(&vm, SERVER));
+    let path = Way::Bus.call(VMD, "GetVm", &["s", vm.name()]).ok();
+    let path = path.split('"').nth(1).expect("a path").to_owned();
+    let property = |name| {
+        let get = ["ss", "org.banger.Vm1.Vm", name];
+        Way::Bus.call_at(VMD, &path, "org.freedesktop.DBus.Properties", "Get", &get).ok()
+    };
+    assert_eq!(property("Egress"), "v s \"closed\"\n");
+    assert_eq!(property("EgressAllow"), "v as 1 \"203.0.113.0/24:50-60\"\n");
+    let set = ["sa{sv}", vm.name(), "1", "egress", "s", "open"];
+    Way::Bus.call(NETD, "SetPolicy", &set).ok();
+    assert!(is_greeted(&vm, SERVER));
+    assert_eq!(
+        (of_lease(&vm, "Egress"), of_lease(&vm, "EgressAllow")),
+        ("v s \"open\"\n".into(), "v as 0\n".into())
+    );
+
+    // Written down: after netd's end and at the VM's next start.
+    banger(&["set", vm.name(), "--egress", "closed", "--no-egress-allow"]).ok();
+    assert!(!is_greeted(&vm, SERVER));
+    banger(&["set", vm.name(), "--egress-allow", "203.0.113.10:80"]).ok();
+    run("systemctl", &["restart", "banger-netd.service"]).ok();
+    assert!(is_greeted(&vm, SERVER) && !reaches_dns(&vm));
+    banger(&["restart", vm.name()]).ok();
+    assert!(is_greeted(&vm, SERVER) && !reaches_dns(&vm));
+
+    banger(&["set", vm.name(), "--egress", "open"]).ok();
+    assert!(reaches_dns(&vm) && reaches(&vm, SERVER));
+    banger(&["set", vm.name(), "--egress-allow", "203.0.113.10"])
+        .refused(&["egress open", "closed or no-lan"]);
+    banger(&["set", vm.name(), "--egress-allow", "10.0.0.1/8"]).failed(&["10.0.0.0/8"]);
+    let set = ["sa{sv}", vm.name(), "2", "egress", "s", "closed", "egress_allow", "as", "1", "nowhere"];
+    Way::Bus.call(VMD, "SetVm", &set).failed(&["nowhere", "nothing to allow"]);
+    let set = ["sa{sv}", vm.name(), "1", "egress", "s", "shut"];
+    Way::Bus.call(NETD, "SetPolicy", &set).failed(&["shut", "no-lan"]);
+}
+
+#[test]
+fn a_guest_without_the_lan_has_the_internet() {
+    // Private addresses that the internet of the lab has for a while.
+    const PRIVATE: &[&str] = &["192.168.250.10", "100.64.250.10", "fd00:250::10"];
+    let private = |verb: &str| {
+        for address in PRIVATE {
+            let length = if address.contains(':') { 128 } else { 32 };
+            let address = format!("{address}/{length}");
+            run("ip", &["-n", "outside", "address", verb, &address, "dev", "lo"]);
+        }
+        let route = ["-6", "route", verb, "fd00:250::/32", "via", "2001:db8::1"];
+        run("ip", &route);
+    };
+    private("del");
+    private("add");
+    let vm = Vm::running("t-egress-lan", BUSYBOX);
+    let reached = |vm: &Vm| PRIVATE.iter().map(|address| reaches(vm, address)).collect::<Vec<_>>();
+    let open = reached(&vm);
+    banger(&["set", vm.name(), "--egress", "no-lan"]).ok();
+    let without = reached(&vm);
+    let internet = (is_greeted(&vm, SERVER), reaches(&vm, "2001:db8:1::10"), reaches(&vm, "10.209.0.1"));
+    let named = vm.sh("nslookup outside.example 2>&1").ok();
+    banger(&["set", vm.name(), "--egress-allow", "192.168.250.0/24", "--egress-allow", "fd00:250::10"]).ok();
+    let printer = reached(&vm);
+    private("del");
+    assert_eq!((open, without), (vec![true; 3], vec![false; 3]));
+    assert_eq!(internet, (true, true, true));
+    assert!(named.contains(SERVER), "{named}");
+    assert_eq!(printer, [true, false, true]);
+}
