@@ -200,6 +200,14 @@ impl Egress {
         self.allow.iter().map(ToString::to_string).collect()
     }
 
+    /// The names among them.
+    pub fn names(&self) -> impl Iterator<Item = &Names> {
+        self.allow.iter().filter_map(|rule| match &rule.to {
+            Destination::Names(names) => Some(names),
+            Destination::Network(_) => None,
+        })
+    }
+
     fn check(&self) -> Result<(), InvalidPolicy> {
         if self.allow.len() > MAX_RULES {
             return Err(InvalidPolicy::Rules(self.allow.len()));

@@ -71,7 +71,21 @@ pub struct Guest<'a> {
     pub address: Ipv4Addr,
     pub address6: Option<Ipv6Addr>,
     pub policy: &'a Policy,
+    pub ways: &'a [Way],
 }
+
+/// What a name was found to stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// In small letters.
+    pub name: String,
+    pub address: IpAddr,
+    /// When that is over, in seconds since 1970.
+    pub until: i64,
+}
+
+/// Connections to an address may go on for so many seconds after it is over that its name stood for it.
+pub const HELD: i64 = 24 * 3600;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Table {
@@ -93,11 +107,11 @@ impl Table {
 /// Something in the tables, in the order in which they may refer to each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
-    /// The value is its type.
+    /// The value is its type and, if it has them, its flags.
     Set(Table, String),
     /// The value is a list of rules.
     Chain(Table, String),
-    /// Table, set, and what it is the element for. The value is the element.
+    /// Table, set, and what it is the element for. The value is the element, or the second in which it goes.
     Element(Table, String, String),
 }
 
@@ -106,15 +120,16 @@ enum Key {
 pub struct Contents(BTreeMap<Key, Value>);
 
 impl Contents {
-    pub fn of<'a>(guests: impl IntoIterator<Item = Guest<'a>>) -> Self {
+    /// As it is to be at this second.
+    pub fn of<'a>(guests: impl IntoIterator<Item = Guest<'a>>, now: i64) -> Self {
         let mut contents = Self::default();
         for guest in guests {
-            contents.add(&guest);
+            contents.add(&guest, now);
         }
         contents
     }
 
-    fn add(&mut self, guest: &Guest<'_>) {
+    fn add(&mut self, guest: &Guest<'_>, now: i64) {
         let tap = plan::tap(guest.address);
         self.chain(Table::Bridge, &tap, from_guest(guest));
         self.jump(Table::Bridge, "guests", &tap, &tap);
@@ -122,17 +137,18 @@ impl Contents {
             self.groups(&tap, guest.policy);
         }
         if guest.policy.nat {
-            self.egress(&tap, guest);
+            self.egress(&tap, guest, now);
         }
     }
 
     /// Lets a guest leave the host, and has its own chain say where to unless that is everywhere.
-    fn egress(&mut self, tap: &str, guest: &Guest<'_>) {
+    fn egress(&mut self, tap: &str, guest: &Guest<'_>, now: i64) {
         let egress = &guest.policy.egress;
         let is_limited = egress.default != EgressDefault::Open;
         let chain = format!("{tap}-egress");
         if is_limited {
-            self.chain(Table::Inet, &chain, egress_rules(egress));
+            self.chain(Table::Inet, &chain, egress_rules(tap, egress));
+            self.ways(tap, guest, now);
         }
         let addresses = [
             (Some(IpAddr::V4(guest.address)), "nat", "egress"),
@@ -147,11 +163,40 @@ impl Contents {
         }
     }
 
+    /// The sets of addresses that stand for names: those of each rule, and those whose connections go on.
+    fn ways(&mut self, tap: &str, guest: &Guest<'_>, now: i64) {
+        let egress = &guest.policy.egress;
+        let mut timed: BTreeMap<(String, IpAddr), i64> = BTreeMap::new();
+        for (number, rule) in egress.allow.iter().enumerate() {
+            let Destination::Names(names) = &rule.to else { continue };
+            for set in [named_sets(tap, number), held_sets(tap)] {
+                for (set, kind) in set.into_iter().zip(["ipv4_addr", "ipv6_addr"]) {
+                    let flags = json!({"type": kind, "flags": ["timeout"]});
+                    self.0.insert(Key::Set(Table::Inet, set), flags);
+                }
+            }
+            for way in guest.ways.iter().filter(|way| names.contain(&way.name)) {
+                let of_family = usize::from(way.address.is_ipv6());
+                let [named, held] =
+                    [named_sets(tap, number), held_sets(tap)].map(|sets| sets[of_family].clone());
+                for (set, until) in [(named, way.until), (held, way.until + HELD)] {
+                    let longest = timed.entry((set, way.address)).or_default();
+                    *longest = until.max(*longest);
+                }
+            }
+        }
+        for ((set, address), until) in timed {
+            if until > now {
+                self.element(Table::Inet, &set, &address.to_string(), json!(until));
+            }
+        }
+    }
+
     fn groups(&mut self, tap: &str, policy: &Policy) {
         let mut rules = Vec::new();
         for group in &policy.groups {
             let set = format!("group-{group}");
-            self.0.insert(Key::Set(Table::Bridge, set.clone()), json!("ifname"));
+            self.0.insert(Key::Set(Table::Bridge, set.clone()), json!({"type": "ifname"}));
             self.element(Table::Bridge, &set, tap, json!(tap));
             rules.push(json!([equal(meta("oifname"), json!(format!("@{set}"))), accept()]));
         }
@@ -173,20 +218,30 @@ impl Contents {
     }
 }
 
+/// The names of the sets of addresses that stand for the names in a guest's rule of this number.
+fn named_sets(tap: &str, number: usize) -> [String; 2] {
+    ["", "-6"].map(|family| format!("{tap}-{number}{family}"))
+}
+
+/// Those of addresses to which connections may go on.
+fn held_sets(tap: &str) -> [String; 2] {
+    ["", "-6"].map(|family| format!("{tap}-held{family}"))
+}
+
 /// The transaction that makes the tables anew.
-pub fn ruleset(frame: &Frame<'_>, contents: &Contents) -> Value {
+pub fn ruleset(frame: &Frame<'_>, contents: &Contents, now: i64) -> Value {
     let mut commands = Vec::new();
     for table in Table::ALL {
         commands.extend(renewed(table));
     }
     bridge_rules(frame, &mut commands);
     inet_rules(frame, &mut commands);
-    additions(contents.0.iter(), &mut commands);
+    additions(contents.0.iter(), now, &mut commands);
     json!({"nftables": commands})
 }
 
 /// The transaction between two contents.
-pub fn change(before: &Contents, after: &Contents) -> Value {
+pub fn change(before: &Contents, after: &Contents, now: i64) -> Value {
     let (before, after) = (&before.0, &after.0);
     let mut commands = Vec::new();
     let changed = |key: &Key, value: &Value| before.get(key).is_some_and(|before| before != value);
@@ -197,14 +252,28 @@ pub fn change(before: &Contents, after: &Contents) -> Value {
             commands.push(json!({"flush": {"chain": named(*table, name)}}));
         }
     }
-    for (key, value) in before.iter().rev().filter(|(key, _)| !after.contains_key(*key)) {
-        commands.push(match key {
-            Key::Set(table, name) => json!({"delete": {"set": named(*table, name)}}),
-            Key::Chain(table, name) => json!({"delete": {"chain": named(*table, name)}}),
-            Key::Element(table, set, _) => json!({"delete": {"element": elements(*table, set, &[value])}}),
-        });
+    // An element that goes at another time is another one.
+    let stays = |key: &Key| match key {
+        Key::Element(..) => before.get(key) == after.get(key),
+        Key::Set(..) | Key::Chain(..) => after.contains_key(key),
+    };
+    for (key, value) in before.iter().rev().filter(|(key, _)| !stays(key)) {
+        match key {
+            Key::Set(table, name) => commands.push(json!({"delete": {"set": named(*table, name)}})),
+            Key::Chain(table, name) => commands.push(json!({"delete": {"chain": named(*table, name)}})),
+            Key::Element(table, set, element) if value.is_i64() => {
+                // It may have gone by itself, and deleting what is not there fails.
+                let again = json!({"elem": {"val": element, "timeout": 1}});
+                commands.push(json!({"add": {"element": elements(*table, set, &[again])}}));
+                commands.push(json!({"delete": {"element": elements(*table, set, &[json!(element)])}}));
+            }
+            Key::Element(table, set, _) => {
+                commands
+                    .push(json!({"delete": {"element": elements(*table, set, std::slice::from_ref(value))}}));
+            }
+        }
     }
-    additions(after.iter().filter(|(key, value)| before.get(*key) != Some(*value)), &mut commands);
+    additions(after.iter().filter(|(key, value)| before.get(*key) != Some(*value)), now, &mut commands);
     json!({"nftables": commands})
 }
 
@@ -371,9 +440,23 @@ fn inet_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
 }
 
 /// Where a guest gets beyond the host. Every packet is looked at, not the first of a connection alone: what is
-/// taken away is away for connections that are open, too.
-fn egress_rules(egress: &Egress) -> Vec<Value> {
-    let mut rules: Vec<Value> = egress.allow.iter().filter_map(allowed).collect();
+/// taken away is away for connections that are open, too. But names come to stand for other addresses while
+/// connections to the old ones are open, and those go on.
+fn egress_rules(tap: &str, egress: &Egress) -> Vec<Value> {
+    let mut rules = Vec::new();
+    for (number, rule) in egress.allow.iter().enumerate() {
+        match rule.to {
+            Destination::Network(network) => rules.push(allowed(vec![goes_to(network)], rule)),
+            Destination::Names(_) => {
+                let sets = in_sets(named_sets(tap, number));
+                rules.extend(sets.map(|condition| allowed(vec![condition], rule)));
+            }
+        }
+    }
+    if egress.names().next().is_some() {
+        let goes_on = matches(json!({"ct": {"key": "state"}}), "in", json!(["established", "related"]));
+        rules.extend(in_sets(held_sets(tap)).map(|condition| json!([goes_on, condition, accept()])));
+    }
     match egress.default {
         EgressDefault::Open => {}
         EgressDefault::Closed => rules.push(json!([reject()])),
@@ -388,16 +471,25 @@ fn egress_rules(egress: &Egress) -> Vec<Value> {
     rules
 }
 
-fn allowed(rule: &Rule) -> Option<Value> {
-    let Destination::Network(network) = rule.to else { return None };
-    let mut expressions = vec![match network.prefix_len() {
+fn goes_to(network: IpNet) -> Value {
+    match network.prefix_len() {
         // nft knows no comparison of no bits.
         0 => equal(meta("nfproto"), json!(if network.addr().is_ipv4() { "ipv4" } else { "ipv6" })),
         length if length == network.max_prefix_len() => {
             equal(payload(protocol(network), "daddr"), json!(network.addr()))
         }
         _ => equal(payload(protocol(network), "daddr"), prefix(network)),
-    }];
+    }
+}
+
+/// Whether a packet goes to an address in the set of its family.
+fn in_sets([set, set6]: [String; 2]) -> [Value; 2] {
+    [("ip", set), ("ip6", set6)]
+        .map(|(protocol, set)| equal(payload(protocol, "daddr"), json!(format!("@{set}"))))
+}
+
+/// Lets through what meets the conditions, and those of the rule about protocol and ports.
+fn allowed(mut expressions: Vec<Value>, rule: &Rule) -> Value {
     expressions.extend(match (rule.protocol, rule.ports) {
         (Some(protocol), _) => Some(equal(meta("l4proto"), json!(protocol.as_str()))),
         (None, Some(_)) => Some(one_of(meta("l4proto"), &["tcp", "udp"])),
@@ -405,7 +497,7 @@ fn allowed(rule: &Rule) -> Option<Value> {
     });
     expressions.extend(rule.ports.map(|ports| equal(payload("th", "dport"), range(ports))));
     expressions.push(accept());
-    Some(expressions.into())
+    expressions.into()
 }
 
 /// The guests' networks, each with the gateway's address and the set of those who may leave the host.
@@ -428,19 +520,27 @@ fn range((first, last): (u16, u16)) -> Value {
 }
 
 /// Elements of one set in one command, which nft takes much faster than one by one.
-fn additions<'a>(contents: impl Iterator<Item = (&'a Key, &'a Value)>, commands: &mut Vec<Value>) {
-    let mut sets: BTreeMap<(Table, &str), Vec<&Value>> = BTreeMap::new();
+fn additions<'a>(contents: impl Iterator<Item = (&'a Key, &'a Value)>, now: i64, commands: &mut Vec<Value>) {
+    let mut sets: BTreeMap<(Table, &str), Vec<Value>> = BTreeMap::new();
     for (key, value) in contents {
         match key {
             Key::Set(table, name) => {
-                commands.push(json!({"add": {"set": typed(*table, name, value.clone())}}));
+                let mut set = named(*table, name);
+                for (property, value) in value.as_object().into_iter().flatten() {
+                    set[property] = value.clone();
+                }
+                commands.push(json!({"add": {"set": set}}));
             }
             Key::Chain(table, name) => {
                 commands.push(json!({"add": {"chain": named(*table, name)}}));
                 let rules = value.as_array().into_iter().flatten();
                 commands.extend(rules.map(|expressions| rule(*table, name, expressions)));
             }
-            Key::Element(table, set, _) => sets.entry((*table, set)).or_default().push(value),
+            Key::Element(table, set, element) => {
+                let timed = |until: i64| json!({"elem": {"val": element, "timeout": (until - now).max(1)}});
+                let element = value.as_i64().map_or_else(|| value.clone(), timed);
+                sets.entry((*table, set)).or_default().push(element);
+            }
         }
     }
     for ((table, set), values) in sets {
@@ -448,7 +548,7 @@ fn additions<'a>(contents: impl Iterator<Item = (&'a Key, &'a Value)>, commands:
     }
 }
 
-fn elements(table: Table, set: &str, elements: &[&Value]) -> Value {
+fn elements(table: Table, set: &str, elements: &[Value]) -> Value {
     json!({"family": table.family(), "table": NAME, "name": set, "elem": elements})
 }
 
@@ -545,10 +645,13 @@ mod tests {
     }
 
     fn contents(guests: &[([u8; 4], Policy)]) -> Contents {
-        Contents::of(guests.iter().map(|(address, policy)| {
-            let address = Ipv4Addr::from(*address);
-            Guest { address, address6: None, policy }
-        }))
+        Contents::of(
+            guests.iter().map(|(address, policy)| {
+                let address = Ipv4Addr::from(*address);
+                Guest { address, address6: None, policy, ways: &[] }
+            }),
+            0,
+        )
     }
 
     fn frame(host: &[Ports]) -> Frame<'_> {
@@ -569,7 +672,7 @@ mod tests {
             ([10, 209, 0, 7], policy(true, OPEN)),
         ]);
         let host = ["tcp/8080", "udp/5000-5010"].map(|port| port.parse().expect("a port"));
-        insta::assert_snapshot!(lines(&ruleset(&frame(&host), &guests)));
+        insta::assert_snapshot!(lines(&ruleset(&frame(&host), &guests, 0)));
     }
 
     #[test]
@@ -577,9 +680,10 @@ mod tests {
         let prefix: Ipv6Net = "fd12:3456:789a::/64".parse().expect("network");
         let address = Ipv4Addr::new(10, 209, 0, 5);
         let policy = policy(true, OPEN);
-        let guest = Guest { address, address6: Some(plan::address6(prefix, address)), policy: &policy };
-        let with = ruleset(&Frame { prefix6: Some(prefix), ..frame(&[]) }, &Contents::of([guest]));
-        let without = ruleset(&frame(&[]), &contents(&[([10, 209, 0, 5], policy.clone())]));
+        let guest =
+            Guest { address, address6: Some(plan::address6(prefix, address)), policy: &policy, ways: &[] };
+        let with = ruleset(&Frame { prefix6: Some(prefix), ..frame(&[]) }, &Contents::of([guest], 0), 0);
+        let without = ruleset(&frame(&[]), &contents(&[([10, 209, 0, 5], policy.clone())]), 0);
         let without = lines(&without);
         let more = lines(&with)
             .lines()
@@ -599,15 +703,15 @@ mod tests {
         let one = ([10, 209, 0, 5], policy(true, &["web"]));
         let before = contents(std::slice::from_ref(&one));
         let after = contents(&[one, ([10, 209, 0, 6], policy(true, OPEN))]);
-        insta::assert_snapshot!(lines(&change(&before, &after)));
-        insta::assert_snapshot!(lines(&change(&after, &before)));
+        insta::assert_snapshot!(lines(&change(&before, &after, 0)));
+        insta::assert_snapshot!(lines(&change(&after, &before, 0)));
     }
 
     #[test]
     fn another_group_changes_the_rules_of_its_guests() {
         let before = contents(&[([10, 209, 0, 5], policy(true, &["web"]))]);
         let after = contents(&[([10, 209, 0, 5], policy(false, &["ci"]))]);
-        insta::assert_snapshot!(lines(&change(&before, &after)));
+        insta::assert_snapshot!(lines(&change(&before, &after, 0)));
     }
 
     #[test]
@@ -622,17 +726,47 @@ mod tests {
         let prefix: Ipv6Net = "fd12:3456:789a::/64".parse().expect("network");
         let of = |policy: &Policy| {
             let address = Ipv4Addr::new(10, 209, 0, 5);
-            Contents::of([Guest { address, address6: Some(plan::address6(prefix, address)), policy }])
+            let guest = Guest { address, address6: Some(plan::address6(prefix, address)), policy, ways: &[] };
+            Contents::of([guest], 0)
         };
         let (open, closed) = (of(&Policy::default()), of(&egress("closed", &rules)));
-        insta::assert_snapshot!(lines(&change(&open, &closed)));
+        insta::assert_snapshot!(lines(&change(&open, &closed, 0)));
         let no_lan = of(&egress("no-lan", &["10.0.0.1:53"]));
-        insta::assert_snapshot!(lines(&change(&closed, &no_lan)));
-        insta::assert_snapshot!(lines(&change(&no_lan, &open)));
+        insta::assert_snapshot!(lines(&change(&closed, &no_lan, 0)));
+        insta::assert_snapshot!(lines(&change(&no_lan, &open, 0)));
         // Who may not leave is let out by no rule.
         let mut nowhere = egress("closed", &rules);
         nowhere.nat = false;
         assert_eq!(of(&nowhere), of(&policy(false, OPEN)));
+    }
+
+    #[test]
+    fn names_are_what_they_stand_for_now() {
+        let policy = egress("closed", &["192.0.2.9", "*.example.org:443/tcp", "a.example.org"]);
+        let way = |name: &str, address: &str, until| Way {
+            name: name.into(),
+            address: address.parse().expect("an address"),
+            until,
+        };
+        let at = |now: i64, ways: &[Way]| {
+            Contents::of(
+                [Guest { address: Ipv4Addr::new(10, 209, 0, 5), address6: None, policy: &policy, ways }],
+                now,
+            )
+        };
+        let mut ways = vec![
+            way("a.example.org", "198.51.100.1", 1300),
+            way("b.example.org", "198.51.100.1", 1400),
+            way("b.example.org", "2001:db8::1", 1400),
+            way("was.example.net", "198.51.100.3", 9999),
+        ];
+        let (none, some) = (at(1000, &[]), at(1000, &ways));
+        insta::assert_snapshot!(lines(&change(&Contents::default(), &none, 1000)));
+        insta::assert_snapshot!(lines(&change(&none, &some, 1000)));
+        // One is good for longer, the others are over but for the connections there are.
+        ways[0].until = 2000;
+        insta::assert_snapshot!(lines(&change(&some, &at(1500, &ways), 1500)));
+        assert_eq!(at(2000 + HELD, &ways), none);
     }
 
     #[test]

@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use banger_api::network::{
     AcquireOptions, Counters, LEASE, Lease, LeaseRow, MANAGER, PolicyOptions, lease_path,
 };
 use banger_api::{Error, ErrorKind, NETD, Result};
-use banger_core::network::{Destination, EgressDefault, InvalidPolicy, Policy};
+use banger_core::network::{EgressDefault, InvalidPolicy, Policy};
 use banger_daemon::{Call, Hub, Locks, Store};
 use ipnet::{IpNet, Ipv6Net};
+use rusqlite::Transaction;
 use tokio::sync::{Mutex, watch};
 use zbus::{OwnedObjectPath, OwnedVariant, Str, Variant};
 
 use crate::bus::lease::LeaseObject;
 use crate::config::{self, Config};
 use crate::dns::Names;
-use crate::dns::zone::Zone;
+use crate::dns::zone::{Outside, Zone};
 use crate::effects::netlink::{Link, Netlink};
 use crate::effects::{nft, sysctl, tap};
 use crate::firewall::{self, Contents, Frame, Guest};
@@ -149,7 +150,7 @@ impl Leases {
         })?;
         plan::check_address(self.config().range, address)?;
         let default = Policy { nat: self.config().nat, ..Policy::default() };
-        let policy = changed(&default, options.policy)?;
+        let policy = self.changed(&default, options.policy)?;
         let row = Row { holder, address, uid: options.uid, policy };
         let leases = self.clone();
         detached(async move {
@@ -249,7 +250,7 @@ impl Leases {
     async fn set_policy_of(&self, holder: String, options: PolicyOptions) -> Result<()> {
         let _held = self.0.holders.lock(&holder).await;
         let before = self.0.store.transact(move |t| store::find(t, &holder)).await?;
-        let row = Row { policy: changed(&before.policy, options)?, ..before.clone() };
+        let row = Row { policy: self.changed(&before.policy, options)?, ..before.clone() };
         self.put(row.clone()).await?;
         if let Err(error) = self.apply_rules().await {
             self.put(before).await?;
@@ -257,6 +258,34 @@ impl Leases {
         }
         self.publish(row).await;
         Ok(())
+    }
+
+    /// The policy with what the options say.
+    fn changed(&self, before: &Policy, options: PolicyOptions) -> Result<Policy> {
+        let policy = changed(before, options)?;
+        if self.config().dns.is_some() && policy.egress.names().next().is_some() {
+            return Err(ErrorKind::NotSupported.error(format!(
+                "guests ask the name servers in {}, so banger does not hear what names stand for: allow \
+                 addresses, or take `dns` out there",
+                config::FILE
+            )));
+        }
+        Ok(policy)
+    }
+
+    /// Lets a guest out to what a name stands for, each address for so many seconds at least, if its policy
+    /// says that it may reach the name.
+    pub async fn let_out(&self, guest: IpAddr, name: String, addresses: Vec<(IpAddr, u32)>) -> Result<()> {
+        let holder = || self.names().holder(guest).map(str::to_owned);
+        let Some(known) = holder() else { return Ok(()) };
+        let _held = self.0.holders.lock(&known).await;
+        // It may have been released meanwhile.
+        let Some(holder) = holder().filter(|holder| *holder == known) else { return Ok(()) };
+        let store = &self.0.store;
+        let news = store.transact(move |t| store::add_ways(t, &holder, &name, &addresses, now())).await?;
+        // Whatever there is was not applied if that failed before.
+        let unapplied = self.0.rules.lock().await.is_none();
+        if news || unapplied { self.apply_rules().await } else { Ok(()) }
     }
 
     async fn put(&self, row: Row) -> Result<()> {
@@ -273,7 +302,7 @@ impl Leases {
         .await
     }
 
-    async fn release_row(&self, holder: String) -> Result<()> {
+    pub(crate) async fn release_row(&self, holder: String) -> Result<()> {
         let _held = self.0.holders.lock(&holder).await;
         let row = {
             let holder = holder.clone();
@@ -726,18 +755,22 @@ impl Leases {
     async fn apply_rules(&self) -> Result<()> {
         let mut rules = self.0.rules.lock().await;
         let Config { bridge, range, host, .. } = self.config();
-        let rows = self.0.store.transact(store::all).await?;
+        let now = now();
+        let written = move |t: &Transaction<'_>| Ok((store::all(t)?, store::ways(t, now)?));
+        let (rows, ways) = self.0.store.transact(written).await?;
         let usable = rows.iter().filter(|row| range.contains(&row.address));
-        let wanted = Contents::of(usable.map(|row| Guest {
+        let guests = usable.map(|row| Guest {
             address: row.address,
             address6: self.0.prefix6.map(|prefix| plan::address6(prefix, row.address)),
             policy: &row.policy,
-        }));
+            ways: ways.get(&row.holder).map_or(&[], Vec::as_slice),
+        });
+        let wanted = Contents::of(guests, now);
         if rules.as_ref() == Some(&wanted) {
             return Ok(());
         }
         if let Some(before) = rules.take() {
-            match nft::apply(&firewall::change(&before, &wanted)).await {
+            match nft::apply(&firewall::change(&before, &wanted, now)).await {
                 Ok(()) => {
                     *rules = Some(wanted);
                     return Ok(());
@@ -746,7 +779,7 @@ impl Leases {
             }
         }
         let frame = Frame { bridge, range: *range, prefix6: self.0.prefix6, host: &host.allow };
-        nft::apply(&firewall::ruleset(&frame, &wanted)).await?;
+        nft::apply(&firewall::ruleset(&frame, &wanted, now)).await?;
         *rules = Some(wanted);
         Ok(())
     }
@@ -763,9 +796,7 @@ impl Leases {
     async fn publish(&self, row: Row) {
         let address6 = self.0.prefix6.map(|prefix| plan::address6(prefix, row.address).into());
         let addresses: Vec<IpAddr> = [row.address.into()].into_iter().chain(address6).collect();
-        // Asking for names is a way out, too.
-        let may_ask = row.policy.nat && row.policy.egress.default != EgressDefault::Closed;
-        self.names().put(&row.holder, &addresses, may_ask);
+        self.names().put(&row.holder, &addresses, &outside(&row.policy));
         let path = lease_path(&row.holder);
         let known = self.objects().get(&row.holder).map(|object| object.send_replace(row.clone()));
         if let Some(before) = known {
@@ -805,7 +836,7 @@ impl Leases {
     }
 }
 
-/// The policy with what the options say.
+/// What the options make of a policy.
 fn changed(policy: &Policy, options: PolicyOptions) -> Result<Policy> {
     let mut policy = policy.clone();
     if let Some(nat) = options.nat {
@@ -817,10 +848,22 @@ fn changed(policy: &Policy, options: PolicyOptions) -> Result<Policy> {
     let invalid = |error: InvalidPolicy| ErrorKind::InvalidArgs.error(error.to_string());
     policy.egress.change(options.egress.as_deref(), options.egress_allow.as_deref()).map_err(invalid)?;
     policy.check().map_err(invalid)?;
-    if let Some(rule) = policy.egress.allow.iter().find(|rule| matches!(rule.to, Destination::Names(_))) {
-        return Err(ErrorKind::NotSupported.error(format!("names such as {rule} are not let through yet")));
-    }
     Ok(policy)
+}
+
+/// Which names a guest may ask for: that is a way out, too.
+fn outside(policy: &Policy) -> Outside {
+    if !policy.nat {
+        return Outside::NOTHING;
+    }
+    let all = policy.egress.default != EgressDefault::Closed;
+    Outside { all, names: policy.egress.names().cloned().collect() }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn is_link_local(address: &IpNet) -> bool {
@@ -862,6 +905,13 @@ pub(crate) mod tests {
             let leases = open(self._dir.path()).await;
             leases.reconcile().await.expect("reconciles");
             Self { leases, _dir: self._dir }
+        }
+
+        /// Has somebody change what is written down.
+        pub(crate) async fn sql(&self, statement: &'static str) {
+            let changed =
+                self.leases.0.store.transact(|t| t.execute_batch(statement).map_err(Error::internal));
+            changed.await.expect("changes");
         }
 
         async fn link(&self, name: &str) -> Option<Link> {

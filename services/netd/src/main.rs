@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         let routing = Routing::start(&context, plan, leases.bridge());
         leases.reconcile().await?;
         if let Ok(sockets) = sockets {
-            dns::server::serve(sockets, names, gateway, context.idle.clone())?;
+            dns::server::serve(sockets, leases.clone(), names, gateway, context.idle.clone())?;
         }
         let manager = bus::manager::Manager::new(leases, routing, context.gate.clone());
         context.hub.add(context.service.path, manager).await;

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::Duration;
 
 use banger_core::network::Policy;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -239,39 +240,62 @@ async fn guests_meet_in_groups_only() {
     assert_eq!(friend.receive(), None);
 }
 
-#[tokio::test]
-#[ignore = "needs root, /dev/net/tun and nft"]
-async fn where_a_guest_may_go_is_as_it_was_asked_for() {
-    let host = Host::new().await;
-    for command in [
-        "link add out0 type bridge",
-        "address add 198.51.100.9/24 dev out0",
-        "link set out0 arp off up",
-        "route add default dev out0",
-    ] {
-        assert!(Command::new("ip").args(command.split(' ')).status().expect(NEEDS).success(), "{command}");
+/// What leaves the host: a link without anybody at the other end.
+struct Uplink;
+
+impl Uplink {
+    fn new() -> Self {
+        for command in [
+            "link add out0 type bridge",
+            "address add 198.51.100.9/24 dev out0",
+            "link set out0 arp off up",
+            "route add default dev out0",
+        ] {
+            assert!(
+                Command::new("ip").args(command.split(' ')).status().expect(NEEDS).success(),
+                "{command}"
+            );
+        }
+        // It says nothing of its own.
+        sysctl::write(&sysctl::disable_ipv6("out0"), "1").expect("writes");
+        Self
     }
-    // It says nothing of its own.
-    sysctl::write(&sysctl::disable_ipv6("out0"), "1").expect("writes");
-    let mut guest = Guest::new(&host, 2, &[]).await;
-    // Without ports, but it takes whatever is routed to it, and counts.
-    let left = || {
+
+    /// Without ports, but it takes whatever is routed to it, and counts.
+    fn packets(&self) -> u64 {
         let arguments = ["-json", "-statistics", "link", "show", "out0"];
         let shown = Command::new("ip").args(arguments).output().expect("shows").stdout;
         let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
         shown[0]["stats64"]["tx"]["packets"].as_u64().expect("a number")
-    };
+    }
+
+    /// Whether a datagram of the guest leaves the host, to port 4000 there.
+    fn takes(&self, guest: &mut Guest, from_port: u16, to: [u8; 4]) -> bool {
+        let before = self.packets();
+        guest.send(&datagram(guest.mac, plan::mac(GATEWAY), guest.address, to.into(), from_port));
+        self.packets() > before
+    }
+}
+
+fn egress(default: &str, rules: &[&str]) -> Policy {
+    let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+    let mut policy = Policy::default();
+    policy.egress.change(Some(default), Some(&rules)).expect("a policy");
+    policy
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn where_a_guest_may_go_is_as_it_was_asked_for() {
+    let host = Host::new().await;
+    let uplink = Uplink::new();
+    let mut guest = Guest::new(&host, 2, &[]).await;
     let mut leaves = async |default: &str, rules: &[&str], to: [u8; 4]| {
-        let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
-        let mut policy = Policy::default();
-        policy.egress.change(Some(default), Some(&rules)).expect("a policy");
+        let policy = egress(default, rules);
         host.leases.acquire_row(Row { policy, ..row("guest2", 2) }).await.expect("changes");
-        let before = left();
-        guest.send(&datagram(guest.mac, plan::mac(GATEWAY), guest.address, to.into(), 5000));
-        left() > before
+        uplink.takes(&mut guest, 5000, to)
     };
     let (outside, private) = ([192, 0, 2, 1], [192, 168, 7, 9]);
-    // All datagrams of the tests go to port 4000.
     for (default, rules, leave) in [
         ("open", &[][..], [true, true]),
         ("no-lan", &[], [true, false]),
@@ -287,4 +311,50 @@ async fn where_a_guest_may_go_is_as_it_was_asked_for() {
             assert_eq!(leaves(default, rules, to).await, leave, "{to:?} with {default} and {rules:?}");
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn a_name_is_a_way_to_what_it_stands_for() {
+    let host = Host::new().await;
+    let uplink = Uplink::new();
+    let mut guest = Guest::new(&host, 2, &[]).await;
+    let address = guest.address.into();
+    let set = async |rules: &[&str]| {
+        let policy = egress("closed", rules);
+        host.leases.acquire_row(Row { policy, ..row("guest2", 2) }).await.expect("changes");
+    };
+    let answered = async |name: &str, to: [u8; 4]| {
+        host.leases.let_out(address, name.into(), vec![(to.into(), 60)]).await.expect("lets out");
+    };
+    let (one, other) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+    set(&["*.example.org:4000/udp"]).await;
+    answered("www.example.org", one).await;
+    answered("www.example.net", other).await;
+    assert!(uplink.takes(&mut guest, 5000, one) && !uplink.takes(&mut guest, 5000, other));
+
+    // Of somebody else's in our table: it goes if the table is made anew.
+    let mark = ["add", "chain", "inet", "banger", "strange"];
+    assert!(Command::new("nft").args(mark).status().expect(NEEDS).success());
+    // It is over in a second, and then it is good for longer.
+    host.sql("UPDATE way SET until = unixepoch() + 1").await;
+    host.leases.acquire_row(row("another", 3)).await.expect("acquires");
+    answered("www.example.org", one).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(uplink.takes(&mut guest, 5000, one));
+    // It is over, and the kernel does not wait for word of ours. Nor does it take offence afterwards.
+    host.sql("UPDATE way SET until = unixepoch() + 1").await;
+    host.leases.release_row("another".into()).await.expect("releases");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!uplink.takes(&mut guest, 5001, one));
+    answered("www.example.org", one).await;
+    assert!(uplink.takes(&mut guest, 5002, one));
+
+    set(&["*.example.org:4001/udp"]).await;
+    assert!(!uplink.takes(&mut guest, 5002, one));
+    set(&["www.example.net"]).await;
+    answered("www.example.net", other).await;
+    assert!(!uplink.takes(&mut guest, 5002, one) && uplink.takes(&mut guest, 5000, other));
+    let mark = ["list", "chain", "inet", "banger", "strange"];
+    assert!(Command::new("nft").args(mark).status().expect(NEEDS).success());
 }

@@ -1,12 +1,15 @@
 //! The database: who holds which address, and which sysctls we changed.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::network::Policy;
 use banger_daemon::store::db;
 use ipnet::Ipv6Net;
 use rusqlite::{OptionalExtension, Row as SqlRow, Transaction, params};
+
+use crate::firewall::{HELD, Way};
 
 pub const MIGRATIONS: &[&str] = &[
     "
@@ -32,6 +35,17 @@ pub const MIGRATIONS: &[&str] = &[
     -- The global id of this host's unique local addresses (RFC 4193): 40 random bits, for ever.
     CREATE TABLE host (global_id BLOB NOT NULL) STRICT;
     INSERT INTO host VALUES (randomblob(5));
+",
+    "
+    -- What names that a guest may reach were found to stand for, and until when that counts, in seconds
+    -- since 1970.
+    CREATE TABLE way (
+        holder  TEXT NOT NULL,
+        name    TEXT NOT NULL,
+        address TEXT NOT NULL,
+        until   INTEGER NOT NULL,
+        PRIMARY KEY (holder, name, address)
+    ) STRICT;
 ",
 ];
 
@@ -114,7 +128,68 @@ pub fn put(transaction: &Transaction<'_>, row: &Row) -> Result<()> {
 }
 
 pub fn delete(transaction: &Transaction<'_>, holder: &str) -> Result<()> {
+    transaction.execute("DELETE FROM way WHERE holder = ?1", [holder]).map_err(db)?;
     transaction.execute("DELETE FROM lease WHERE holder = ?1", [holder]).map(drop).map_err(db)
+}
+
+/// An address counts for as long as it was said to be good, but at least and at most so many seconds: programs
+/// ask again later than they should.
+const LEAST: i64 = 300;
+const MOST: i64 = 24 * 3600;
+
+/// What is written down is good for so many seconds more, so that not every answer is.
+const SPARE: i64 = 300;
+
+/// As many addresses a guest may have found out at a time.
+const MAX_WAYS: u32 = 256;
+
+/// Writes down what a name stands for, each address with the seconds for which that is good. Returns whether
+/// there is anything new to it.
+pub fn add_ways(
+    transaction: &Transaction<'_>,
+    holder: &str,
+    name: &str,
+    addresses: &[(IpAddr, u32)],
+    now: i64,
+) -> Result<bool> {
+    let mut statement = transaction
+        .prepare(
+            "INSERT INTO way (holder, name, address, until) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (holder, name, address) DO UPDATE SET until = excluded.until WHERE until < ?5",
+        )
+        .map_err(db)?;
+    let mut changed = 0;
+    for (address, seconds) in addresses {
+        let enough = now + i64::from(*seconds).clamp(LEAST, MOST);
+        let row = params![holder, name, address.to_string(), enough + SPARE, enough];
+        changed += statement.execute(row).map_err(db)?;
+    }
+    // Those that go first anyway make room.
+    transaction
+        .execute(
+            "DELETE FROM way WHERE rowid IN
+             (SELECT rowid FROM way WHERE holder = ?1 ORDER BY until DESC LIMIT -1 OFFSET ?2)",
+            params![holder, MAX_WAYS],
+        )
+        .map_err(db)?;
+    Ok(changed > 0)
+}
+
+/// What names stand for, by holder. What is over is forgotten.
+pub fn ways(transaction: &Transaction<'_>, now: i64) -> Result<BTreeMap<String, Vec<Way>>> {
+    transaction.execute("DELETE FROM way WHERE until <= ?1", [now - HELD]).map_err(db)?;
+    let mut statement = transaction.prepare("SELECT holder, name, address, until FROM way").map_err(db)?;
+    let rows = statement.query_map([], |row| {
+        let address: String = row.get(2)?;
+        let address = address.parse().map_err(|error| unreadable(2, error))?;
+        Ok((row.get(0)?, Way { name: row.get(1)?, address, until: row.get(3)? }))
+    });
+    let mut ways: BTreeMap<String, Vec<Way>> = BTreeMap::new();
+    for row in rows.map_err(db)? {
+        let (holder, way) = row.map_err(db)?;
+        ways.entry(holder).or_default().push(way);
+    }
+    Ok(ways)
 }
 
 /// This host's own network of IPv6 addresses for guests: `fd`, its global id, and subnet 0.
@@ -155,4 +230,42 @@ pub fn find(transaction: &Transaction<'_>, holder: &str) -> Result<Row> {
 
 pub fn no_such(holder: &str) -> Error {
     ErrorKind::NoSuchLease.error(format!("{holder} has no lease"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_are_good_for_a_while_and_not_too_many() {
+        let mut database = rusqlite::Connection::open_in_memory().expect("opens");
+        database.execute_batch(&MIGRATIONS.concat()).expect("migrates");
+        let transaction = database.transaction().expect("begins");
+        let t = &transaction;
+        let address: IpAddr = [192, 0, 2, 1].into();
+        let add =
+            |name: &str, seconds, now| add_ways(t, "web", name, &[(address, seconds)], now).expect("adds");
+        assert!(add("a.example", 60, 1000));
+        assert!(!add("a.example", 60, 1300) && add("a.example", 60, 1301));
+        assert!(!add("a.example", 60, 1000), "never for less long");
+        assert!(add("b.example", u32::MAX, 1000));
+        let found = |now| {
+            let ways = ways(t, now).expect("reads").remove("web").unwrap_or_default();
+            ways.into_iter().map(|way| (way.name, way.until)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(1901 + HELD - 1), [("a.example".into(), 1901), ("b.example".into(), 87700)]);
+        assert_eq!(found(1901 + HELD), [("b.example".into(), 87700)]);
+        for last in 0..=255 {
+            let many = [([198, 51, 100, last].into(), 600), ([198, 51, 101, last].into(), 900)];
+            add_ways(t, "web", "c.example", &many, 100_000).expect("adds");
+        }
+        assert!(found(100_000).iter().all(|(_, until)| *until == 101_200) && found(100_000).len() == 256);
+        put(
+            t,
+            &Row { holder: "web".into(), address: [10, 0, 0, 2].into(), uid: 0, policy: Policy::default() },
+        )
+        .expect("puts");
+        delete(t, "web").expect("deletes");
+        assert_eq!(found(100_000), []);
+    }
 }

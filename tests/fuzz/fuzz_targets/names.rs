@@ -10,14 +10,14 @@ mod dns {
 
 use std::sync::LazyLock;
 
-use dns::answer::{Decision, answer, failure, fit};
-use dns::zone::{Client, Zone};
+use dns::answer::{Decision, addresses, answer, failure, fit};
+use dns::zone::{Client, Outside, Zone};
 use domain::base::Message;
 
 static ZONE: LazyLock<Zone> = LazyLock::new(|| {
     let gateways = ["10.209.0.1/16", "fd00::1/64"].map(|text| text.parse().expect("a network"));
     let mut zone = Zone::new("banger.internal".parse().expect("a name"), &gateways);
-    zone.put("web", &[[10, 209, 0, 2].into(), "fd00::2".parse().expect("an address")], true);
+    zone.put("web", &[[10, 209, 0, 2].into(), "fd00::2".parse().expect("an address")], &Outside::ALL);
     zone
 });
 
@@ -33,6 +33,6 @@ libfuzzer_sys::fuzz_target!(|query: &[u8]| {
     // What comes back from outside is cut to what was asked for.
     if let Some((at, rest)) = query.split_first() {
         let (query, answer) = rest.split_at(rest.len().min(usize::from(*at)));
-        let _ = (fit(answer.to_vec(), query), failure(query));
+        let _ = (fit(answer.to_vec(), query), failure(query), addresses(answer));
     }
 });

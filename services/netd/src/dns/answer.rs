@@ -9,7 +9,7 @@ use domain::base::message_builder::{AdditionalBuilder, PushError};
 use domain::base::{Message, MessageBuilder, Question, Serial, StaticCompressor, ToName, Ttl};
 use domain::rdata::{A, Aaaa, Ns, Ptr, Soa};
 
-use super::zone::{Client, Entry, Name, Zone, prefixed};
+use super::zone::{Client, Entry, Foreign, Name, Zone, prefixed};
 
 /// Nobody keeps what we say: a name is there as soon as its VM is, and no longer.
 const TTL: Ttl = Ttl::ZERO;
@@ -31,7 +31,7 @@ pub enum Decision {
     Drop,
     Answer(Vec<u8>),
     /// The host's resolver knows.
-    Forward,
+    Forward(Foreign),
 }
 
 /// Decides about one message.
@@ -46,11 +46,50 @@ pub fn answer(query: &[u8], client: Client, zone: &Zone) -> Decision {
     };
     match zone.find(question.qname()) {
         Some(entry) => Decision::Answer(local(message, &question, &entry, zone.domain())),
-        None if matches!(client, Client::Guest { may_leave: true, .. }) => Decision::Forward,
-        // What may not leave, names shall not leave either; and the host asking us for what its own
-        // resolver knows could go round in circles.
-        None => Decision::Answer(error(message, OptRcode::REFUSED)),
+        None => {
+            // What may not leave, names shall not leave either; and the host asking us for what its own
+            // resolver knows could go round in circles.
+            let foreign = match client {
+                Client::Guest(guest) => zone.foreign(guest, question.qname()),
+                Client::Host => None,
+            };
+            foreign.map_or_else(|| Decision::Answer(error(message, OptRcode::REFUSED)), Decision::Forward)
+        }
     }
+}
+
+/// The addresses elsewhere that an answer has for the name it was asked for, directly or by other names,
+/// and for how many seconds.
+pub fn addresses(answer: &[u8]) -> Vec<(IpAddr, u32)> {
+    let parse = || {
+        let message = Message::from_slice(answer).ok()?;
+        let name = message.canonical_name()?;
+        let mut found = Vec::new();
+        for record in message.answer().ok()?.limit_to_in::<A>().flatten() {
+            if record.owner() == &name {
+                found.push((IpAddr::V4(record.data().addr()), record.ttl().as_secs()));
+            }
+        }
+        for record in message.answer().ok()?.limit_to_in::<Aaaa>().flatten() {
+            if record.owner() == &name {
+                found.push((IpAddr::V6(record.data().addr()), record.ttl().as_secs()));
+            }
+        }
+        Some(found)
+    };
+    let mut found = parse().unwrap_or_default();
+    found.retain(|(address, _)| is_elsewhere(*address));
+    found
+}
+
+/// Whether an address means the same to everybody, so that a name can stand for it: whose name it is shall not
+/// open what is next to the host, such as a cloud's metadata service.
+fn is_elsewhere(address: IpAddr) -> bool {
+    let is_here = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
+    };
+    !(is_here || address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }
 
 /// The message to give up with.
@@ -200,21 +239,23 @@ fn soa(host: &Name) -> Soa<Name> {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use domain::rdata::Cname;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dns::zone::Outside;
 
-    const GUEST: Client =
-        Client::Guest { address: IpAddr::V4(Ipv4Addr::new(10, 209, 0, 2)), may_leave: true };
-    const CLOSED: Client =
-        Client::Guest { address: IpAddr::V4(Ipv4Addr::new(10, 209, 0, 3)), may_leave: false };
+    const GUEST: Client = Client::Guest(IpAddr::V4(Ipv4Addr::new(10, 209, 0, 2)));
+    const CLOSED: Client = Client::Guest(IpAddr::V4(Ipv4Addr::new(10, 209, 0, 3)));
 
     fn zone() -> Zone {
         let domain = "banger.internal".parse().expect("a name");
         let gateways = ["10.209.0.1/16", "fd00::1/64"].map(|text| text.parse().expect("a network"));
         let mut zone = Zone::new(domain, &gateways);
-        zone.put("web", &[[10, 209, 0, 2].into()], true);
-        zone.put("six", &[[10, 209, 0, 6].into(), "fd00::6".parse().expect("an address")], true);
+        zone.put("web", &[[10, 209, 0, 2].into()], &Outside::ALL);
+        // Without a name of its own.
+        zone.put("closed.", &[[10, 209, 0, 3].into()], &Outside::NOTHING);
+        zone.put("six", &[[10, 209, 0, 6].into(), "fd00::6".parse().expect("an address")], &Outside::ALL);
         zone
     }
 
@@ -290,7 +331,7 @@ mod tests {
     #[test]
     fn everything_else_is_asked_only_for_those_who_may_leave() {
         let outside = query("example.org", Rtype::from_int(65280));
-        assert_eq!(answer(&outside, GUEST, &zone()), Decision::Forward);
+        assert_eq!(answer(&outside, GUEST, &zone()), Decision::Forward(Foreign::Answer));
         assert_eq!(said(&outside, CLOSED), "REFUSED");
         assert_eq!(said(&outside, Client::Host), "REFUSED");
         let inside = query("web.banger.internal", Rtype::A);
@@ -366,7 +407,7 @@ mod tests {
         let gateways = ["10.0.0.1/8".parse().expect("a network")];
         let mut zone = Zone::new(domain.parse().expect("a name"), &gateways);
         let longest = "x".repeat(63);
-        zone.put(&longest, &[[10, 255, 255, 254].into()], true);
+        zone.put(&longest, &[[10, 255, 255, 254].into()], &Outside::ALL);
         let unknown = format!("{}.{}", vec!["y".repeat(30); 4].join("."), domain.to_ascii_uppercase());
         for name in [&unknown, &format!("{longest}.{domain}"), "254.255.255.10.in-addr.arpa"] {
             for rtype in [Rtype::ANY, Rtype::TXT] {
@@ -376,6 +417,56 @@ mod tests {
                 };
                 assert!(answer.len() <= 512, "{name}: {}", answer.len());
             }
+        }
+    }
+
+    /// An answer to a question for `asked`.
+    fn answered(asked: &str, records: &[(&str, u32, &str)]) -> Vec<u8> {
+        let mut builder = MessageBuilder::new_vec().question();
+        builder.header_mut().set_qr(true);
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        builder.push((name(asked), Rtype::A)).expect("fits");
+        let mut builder = builder.answer();
+        for (owner, ttl, data) in records {
+            let (owner, ttl) = (name(owner), Ttl::from_secs(*ttl));
+            match data.parse() {
+                Ok(IpAddr::V4(address)) => builder.push((owner, ttl, A::new(address))),
+                Ok(IpAddr::V6(address)) => builder.push((owner, ttl, Aaaa::new(address))),
+                Err(_) => builder.push((owner, ttl, Cname::new(name(data)))),
+            }
+            .expect("fits");
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_name_that_was_asked_for() {
+        let found = |records: &[(&str, u32, &str)]| {
+            let found = addresses(&answered("Www.example.org", records));
+            found.iter().map(|(address, ttl)| format!("{address} {ttl}")).collect::<Vec<_>>().join(", ")
+        };
+        let one = ("www.example.ORG", 60, "192.0.2.1");
+        assert_eq!(found(&[one, ("www.example.org", 7, "2001:db8::1")]), "192.0.2.1 60, 2001:db8::1 7");
+        let (alias, other) = (("www.example.org", 5, "cdn.example.net"), ("x.example.net", 9, "192.0.2.2"));
+        assert_eq!(found(&[other, alias, ("cdn.example.net", 6, "x.example.net")]), "192.0.2.2 9");
+        // About something else, in a circle, or next to whoever asks.
+        assert_eq!(found(&[one, ("evil.example", 60, "192.0.2.66")]), "192.0.2.1 60");
+        assert_eq!(found(&[alias, ("cdn.example.net", 5, "www.example.org")]), "");
+        for here in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "169.254.169.254",
+            "224.0.0.1",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert_eq!(found(&[("www.example.org", 60, here)]), "", "{here}");
+        }
+        let whole = answered("www.example.org", &[one]);
+        for length in 0..whole.len() {
+            assert_eq!(addresses(&whole[..length]), []);
         }
     }
 
@@ -411,7 +502,7 @@ mod tests {
                     prop_assert!(answer.len() <= query.len() + 200, "{} for {}", answer.len(), query.len());
                 }
             }
-            let _ = (failure(&query), fit(query.clone(), &query));
+            let _ = (failure(&query), fit(query.clone(), &query), addresses(&query));
         }
     }
 }

@@ -15,7 +15,8 @@ use super::Names;
 use super::answer::{self, Decision, MAX_QUERY, answer, failure};
 use super::limit::Limits;
 use super::upstream::{Upstream, read_message, write_message};
-use super::zone::Client;
+use super::zone::{Client, Foreign};
+use crate::leases::Leases;
 
 /// `FileDescriptorName=` of our sockets.
 const SOCKET_NAME: &str = "dns";
@@ -82,19 +83,25 @@ impl Sockets {
 ///
 /// # Errors
 /// If the runtime cannot watch the sockets.
-pub fn serve(sockets: Sockets, names: Names, gateway: Ipv4Addr, idle: Idle) -> Result<()> {
+pub fn serve(sockets: Sockets, leases: Leases, names: Names, gateway: Ipv4Addr, idle: Idle) -> Result<()> {
     sockets.udp.set_nonblocking(true)?;
     sockets.tcp.set_nonblocking(true)?;
     let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
     let tcp = TcpListener::from_std(sockets.tcp)?;
-    let server =
-        Arc::new(Server { names, limits: Mutex::new(Limits::new()), upstream: Upstream::new(gateway), idle });
+    let server = Arc::new(Server {
+        leases,
+        names,
+        limits: Mutex::new(Limits::new()),
+        upstream: Upstream::new(gateway),
+        idle,
+    });
     tokio::spawn(server.clone().serve_udp(udp));
     tokio::spawn(server.serve_tcp(tcp));
     Ok(())
 }
 
 struct Server {
+    leases: Leases,
     names: Names,
     limits: Mutex<Limits>,
     upstream: Upstream,
@@ -117,12 +124,12 @@ impl Server {
             match self.decide(query, client) {
                 Decision::Drop => {}
                 Decision::Answer(answer) => send(&socket, &answer, peer).await,
-                Decision::Forward => {
+                Decision::Forward(foreign) => {
                     let (server, socket, query) = (self.clone(), socket.clone(), query.to_vec());
                     // Asked already, so answered before we leave.
                     let call = self.idle.call();
                     tokio::spawn(async move {
-                        if let Some(answer) = server.forward(&query, peer.ip()).await {
+                        if let Some(answer) = server.forward(&query, peer.ip(), foreign).await {
                             send(&socket, &answer::fit(answer, &query), peer).await;
                         }
                         drop(call);
@@ -163,7 +170,7 @@ impl Server {
             let answer = match self.decide(&query, client) {
                 Decision::Drop => return Ok(()),
                 Decision::Answer(answer) => Some(answer),
-                Decision::Forward => self.forward(&query, peer).await,
+                Decision::Forward(foreign) => self.forward(&query, peer, foreign).await,
             };
             let Some(answer) = answer else { return Ok(()) };
             timeout(TCP_PATIENCE, write_message(&mut stream, &answer)).await??;
@@ -175,7 +182,7 @@ impl Server {
         let client = self.client(peer)?;
         let admitted = match client {
             Client::Host => true,
-            Client::Guest { address, .. } => self.limits().admit(address, Instant::now()),
+            Client::Guest(address) => self.limits().admit(address, Instant::now()),
         };
         self.idle.touch();
         admitted.then_some(client)
@@ -190,13 +197,21 @@ impl Server {
     }
 
     /// What the host's resolver says, or that it says nothing.
-    async fn forward(&self, query: &[u8], guest: IpAddr) -> Option<Vec<u8>> {
+    async fn forward(&self, query: &[u8], guest: IpAddr, foreign: Foreign) -> Option<Vec<u8>> {
         let permit = self.limits().forward(guest, Instant::now());
         let answer = match &permit {
             Some(_) => self.upstream.ask(query).await,
             None => None,
         };
-        answer.or_else(|| failure(query))
+        let answer = answer.or_else(|| failure(query))?;
+        // The way is there before the guest knows where to.
+        if let Foreign::Way(name) = foreign
+            && let Err(error) = self.leases.let_out(guest, name, answer::addresses(&answer)).await
+        {
+            tracing::warn!("{guest} is not told of a name that it may reach: {error}");
+            return failure(query);
+        }
+        Some(answer)
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use banger_core::network::Names;
 use domain::base::ToName;
 use domain::base::name::NameBuilder;
 use ipnet::IpNet;
@@ -31,7 +32,31 @@ pub struct Records {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Guest {
     holder: String,
-    may_leave: bool,
+    outside: Outside,
+}
+
+/// What a guest may ask for beyond our own names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outside {
+    pub all: bool,
+    /// In any case these, and it reaches what they stand for.
+    pub names: Vec<Names>,
+}
+
+impl Outside {
+    /// For tests.
+    #[allow(dead_code)]
+    pub const ALL: Self = Self { all: true, names: Vec::new() };
+    pub const NOTHING: Self = Self { all: false, names: Vec::new() };
+}
+
+/// What a guest gets out of a name that is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Foreign {
+    /// The answer.
+    Answer,
+    /// A way to the addresses in the answer, too. The name, as [`Names::contain`] takes it.
+    Way(String),
 }
 
 /// Who asks.
@@ -39,8 +64,8 @@ struct Guest {
 pub enum Client {
     /// A program of the host, which has a resolver of its own for everything else.
     Host,
-    /// A guest, and whether it may reach what is outside.
-    Guest { address: IpAddr, may_leave: bool },
+    /// A guest, by the address it asks from.
+    Guest(IpAddr),
 }
 
 /// What there is to say about a name of ours.
@@ -82,12 +107,12 @@ impl Zone {
 
     /// A guest is there, or has changed. A holder that is no DNS label may ask, but has no name; addresses of
     /// another range, from before the configuration changed, do not count.
-    pub fn put(&mut self, holder: &str, addresses: &[IpAddr], may_leave: bool) {
+    pub fn put(&mut self, holder: &str, addresses: &[IpAddr], outside: &Outside) {
         self.remove(holder);
         let ours = |address: &&IpAddr| self.networks.iter().any(|network| network.contains(*address));
         let addresses: Vec<IpAddr> = addresses.iter().filter(ours).copied().collect();
         for address in &addresses {
-            self.guests.insert(*address, Guest { holder: holder.to_owned(), may_leave });
+            self.guests.insert(*address, Guest { holder: holder.to_owned(), outside: outside.clone() });
         }
         if let Some(name) = self.name_of(holder).filter(|_| !addresses.is_empty()) {
             self.insert(name, addresses);
@@ -120,11 +145,26 @@ impl Zone {
 
     /// Whom to answer: guests, and the host, which has the gateway's address or a loopback one when it asks us.
     pub fn client(&self, address: IpAddr) -> Option<Client> {
-        if let Some(guest) = self.guests.get(&address) {
-            return Some(Client::Guest { address, may_leave: guest.may_leave });
+        if self.guests.contains_key(&address) {
+            return Some(Client::Guest(address));
         }
         let gateway = self.records.get(self.domain())?.addresses.contains(&address);
         (gateway || address.is_loopback()).then_some(Client::Host)
+    }
+
+    /// Who has this address.
+    pub fn holder(&self, guest: IpAddr) -> Option<&str> {
+        self.guests.get(&guest).map(|guest| guest.holder.as_str())
+    }
+
+    /// What a guest gets out of a name that is not ours, if anything.
+    pub fn foreign(&self, guest: IpAddr, name: &Name) -> Option<Foreign> {
+        let Outside { all, names } = &self.guests.get(&guest)?.outside;
+        let name = name.to_string().to_ascii_lowercase();
+        if names.iter().any(|names| names.contain(&name)) {
+            return Some(Foreign::Way(name));
+        }
+        all.then_some(Foreign::Answer)
     }
 
     /// `None`: the name is none of ours.
@@ -172,6 +212,8 @@ fn reverse_zones(network: IpNet) -> Vec<Name> {
 
 #[cfg(test)]
 mod tests {
+    use banger_core::network::Egress;
+
     use super::*;
 
     fn name(text: &str) -> Name {
@@ -207,7 +249,7 @@ mod tests {
     fn names_come_and_go_both_ways() {
         let mut zone = zone(&["10.209.0.1/16"]);
         let address = ip("10.209.1.16");
-        zone.put("web", &[address], true);
+        zone.put("web", &[address], &Outside::ALL);
         let found = |zone: &Zone, text: &str| {
             zone.find(&name(text)).expect("ours").records.map(|records| {
                 let pointer = records.pointer.as_ref().map(ToString::to_string);
@@ -227,9 +269,9 @@ mod tests {
         assert_eq!(zone.find(&name("210.10.in-addr.arpa")), None);
 
         let moved = ip("10.209.1.17");
-        zone.put("web", &[moved], false);
+        zone.put("web", &[moved], &Outside::NOTHING);
         assert_eq!(found(&zone, "16.1.209.10.in-addr.arpa"), None);
-        let client = Some(Client::Guest { address: moved, may_leave: false });
+        let client = Some(Client::Guest(moved));
         assert_eq!((zone.client(moved), zone.client(address)), (client, None));
         zone.remove("web");
         assert_eq!(zone, self::zone(&["10.209.0.1/16"]));
@@ -238,7 +280,7 @@ mod tests {
     #[test]
     fn a_guest_may_have_addresses_of_both_kinds() {
         let mut zone = zone(&["10.209.0.1/16", "fd00::1/64"]);
-        zone.put("web", &[ip("10.209.0.2"), ip("fd00::2"), ip("2001:db8::2")], true);
+        zone.put("web", &[ip("10.209.0.2"), ip("fd00::2"), ip("2001:db8::2")], &Outside::ALL);
         let web = zone.find(&name("web.banger.internal")).expect("ours").records.expect("there");
         assert_eq!(web.addresses, [ip("10.209.0.2"), ip("fd00::2")]);
         let back = zone.find(&reverse(ip("fd00::2"))).expect("ours").records.expect("there");
@@ -261,16 +303,40 @@ mod tests {
     }
 
     #[test]
+    fn guests_get_out_of_a_name_what_they_may() {
+        let mut zone = zone(&["10.209.0.1/16"]);
+        let rules = ["example.org", "*.example.org"];
+        let mut egress = Egress::default();
+        egress.change(Some("closed"), Some(&rules.map(str::to_owned))).expect("rules");
+        let names: Vec<Names> = egress.names().cloned().collect();
+        let (closed, half, open, stranger) =
+            (ip("10.209.0.2"), ip("10.209.0.3"), ip("10.209.0.4"), ip("10.209.0.5"));
+        zone.put("closed", &[closed], &Outside { all: false, names: names.clone() });
+        zone.put("half", &[half], &Outside { all: true, names });
+        zone.put("open", &[open], &Outside::ALL);
+        let foreign = |guest, text: &str| zone.foreign(guest, &name(text));
+        let way = |text: &str| Some(Foreign::Way(text.into()));
+        assert_eq!(foreign(closed, "EXAMPLE.org"), way("example.org"));
+        assert_eq!(foreign(closed, "a.b.example.org"), way("a.b.example.org"));
+        assert_eq!(foreign(closed, "secret.example"), None);
+        assert_eq!(foreign(half, "example.org"), way("example.org"));
+        assert_eq!(foreign(half, "secret.example"), Some(Foreign::Answer));
+        assert_eq!(foreign(open, "example.org"), Some(Foreign::Answer));
+        assert_eq!(foreign(stranger, "example.org"), None);
+        assert_eq!(zone.holder(half), Some("half"));
+    }
+
+    #[test]
     fn what_is_no_label_has_no_name() {
         let mut zone = zone(&["10.209.0.1/16"]);
         let empty = zone.records.clone();
         for holder in ["Web", "a.b", "a_b", "", &"x".repeat(64)] {
-            zone.put(holder, &[ip("10.209.0.2")], true);
+            zone.put(holder, &[ip("10.209.0.2")], &Outside::ALL);
             assert_eq!(zone.records, empty, "{holder:?}");
             assert!(zone.client(ip("10.209.0.2")).is_some());
             zone.remove(holder);
         }
-        zone.put("web", &[ip("192.0.2.1")], true);
+        zone.put("web", &[ip("192.0.2.1")], &Outside::ALL);
         assert_eq!((&zone.records, zone.guests.len()), (&empty, 0));
     }
 }
