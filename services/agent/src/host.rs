@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn another_protocol_is_named_whatever_else_it_says() {
-        let error = parse(br#"{"protocol": 7, "new": true}"#).unwrap_err();
-        assert_eq!(error.to_string(), "the host speaks protocol 7, this agent 2");
+        let error = parse(br#"{"protocol": 999, "new": true}"#).unwrap_err();
+        assert_eq!(error.to_string(), format!("the host speaks protocol 999, this agent {PROTOCOL}"));
     }
 
     #[test]

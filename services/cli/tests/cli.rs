@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use banger_api::vm::ForwardRow;
 use banger_api::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, connection, interface};
@@ -155,6 +156,10 @@ impl Vms {
             (name.into(), state.into(), "debian:12".into(), address.into(), health.into(), path("/x"))
         };
         vec![row("web", "running", "10.209.0.2", "healthy"), row("old", "stopped", "", "unknown")]
+    }
+
+    fn list_forwards(&self) -> Vec<ForwardRow> {
+        vec![("web".into(), "tcp".into(), "127.0.0.1:8080".into(), 80, false, true)]
     }
 }
 
@@ -417,9 +422,10 @@ fn tables_are_for_people_and_json_for_programs() {
     let world = World::new();
     assert_eq!(
         world.banger("ps").out,
-        "NAME   STATE     HEALTH    IMAGE       ADDRESS\nweb    running   healthy   debian:12   10.209.0.2\n"
+        "NAME   STATE     HEALTH    IMAGE       ADDRESS      PORTS\n\
+         web    running   healthy   debian:12   10.209.0.2   127.0.0.1:8080->80/tcp\n"
     );
-    assert!(world.banger("vm ls").out.contains("old    stopped   -         debian:12   -"));
+    assert!(world.banger("vm ls").out.contains("old    stopped   -         debian:12   -            -"));
     assert!(world.banger("ps --json").out.contains("\"health\": \"healthy\""));
     assert_eq!(world.banger("ps -a -q").out, "web\nold\n");
     assert!(world.banger("ps --json").out.contains("\"address\": \"10.209.0.2\""));
