@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Protocol;
+
 /// From a port of the host to a port of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forward {
@@ -29,13 +31,6 @@ pub struct Listen {
     pub address: SocketAddr,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    Tcp,
-    Udp,
-}
-
 /// Why a text is no forward.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidForward {
@@ -49,33 +44,11 @@ pub enum InvalidForward {
 
 const UNIT_PREFIX: &str = "banger-forward-";
 
-impl Protocol {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-}
-
-impl FromStr for Protocol {
-    type Err = InvalidForward;
-
-    fn from_str(text: &str) -> Result<Self, InvalidForward> {
-        match text {
-            "tcp" => Ok(Self::Tcp),
-            "udp" => Ok(Self::Udp),
-            _ => Err(InvalidForward::Protocol(text.to_owned())),
-        }
-    }
-}
-
 impl Listen {
     /// # Errors
     /// If it is none, or the port is 0.
     pub fn new(protocol: &str, address: &str) -> Result<Self, InvalidForward> {
-        let protocol = protocol.parse()?;
+        let protocol = Protocol::parse(protocol).ok_or_else(|| InvalidForward::Protocol(text(protocol)))?;
         // A zone would only hold for some interfaces, of which there may be none at boot.
         let usable = |listen: &SocketAddr| {
             listen.port() != 0 && !matches!(listen, SocketAddr::V6(listen) if listen.scope_id() != 0)

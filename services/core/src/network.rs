@@ -111,7 +111,8 @@ pub struct Ports {
     pub last: u16,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -120,11 +121,17 @@ pub enum Protocol {
 impl Protocol {
     const ALL: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
         }
+    }
+
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == word)
     }
 }
 
@@ -134,7 +141,7 @@ impl FromStr for Ports {
     fn from_str(text: &str) -> Result<Self, InvalidPolicy> {
         let parse = || {
             let (protocol, ports) = text.split_once('/')?;
-            let protocol = Protocol::ALL.into_iter().find(|known| known.as_str() == protocol)?;
+            let protocol = Protocol::parse(protocol)?;
             let (first, last) = parse_ports(ports)?;
             Some(Ports { protocol, first, last })
         };

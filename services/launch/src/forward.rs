@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use banger_core::forward::{Listen, Protocol};
+use banger_core::forward::Listen;
+use banger_core::network::Protocol;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

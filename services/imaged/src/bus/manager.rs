@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use banger_api::image::{BootSet, ImageRow, KernelRow, PrunedRow, UsageRow};
 use banger_api::{ImageSettings, Options, Result};
-use banger_daemon::{Gate, Jobs};
+use banger_daemon::{Gate, Jobs, Progress};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
@@ -50,12 +50,24 @@ impl Manager {
         options: KernelOptions,
         subject: &str,
     ) -> (u32, OwnedObjectPath) {
-        let service = self.service.clone();
-        let work = move |progress: banger_daemon::Progress| async move {
-            let import = async { Ok(service.import_kernel(source, options, &progress).await?) };
-            progress.cancelable(import).await.map(|kernel| kernel.name)
+        let work = |service: Service, progress| async move {
+            service.import_kernel(source, options, &progress).await.map(|kernel| kernel.name)
         };
-        self.jobs.start("import-kernel", subject, work).await
+        self.begin("import-kernel", subject, work).await
+    }
+
+    /// Begins a job, which ends wherever it waits when it is canceled.
+    async fn begin<F, Fut>(&self, kind: &'static str, subject: &str, work: F) -> (u32, OwnedObjectPath)
+    where
+        F: FnOnce(Service, Progress) -> Fut,
+        Fut: Future<Output = crate::error::Result<String>> + Send + 'static,
+    {
+        let service = self.service.clone();
+        let work = |progress: Progress| {
+            let done = work(service, progress.clone());
+            async move { progress.cancelable(async { Ok(done.await?) }).await }
+        };
+        self.jobs.start(kind, subject, work).await
     }
 }
 
@@ -75,13 +87,11 @@ impl Manager {
         };
         let kernel = (source(modules(&mut given)?), kernel);
         let options = import_options(given)?;
-        let (service, subject) = (self.service.clone(), name.clone());
-        let work = move |progress: banger_daemon::Progress| async move {
-            let register =
-                async { Ok(service.register_image(rootfs, &name, options, kernel, &progress).await?) };
-            progress.cancelable(register).await.map(|_| name)
+        let subject = name.clone();
+        let work = |service: Service, progress| async move {
+            service.register_image(rootfs, &name, options, kernel, &progress).await.map(|_| name)
         };
-        Ok(self.jobs.start("register", &subject, work).await)
+        Ok(self.begin("register", &subject, work).await)
     }
 }
 
@@ -107,12 +117,11 @@ impl Manager {
         let options = PullOptions { name: given.take("name")?, ..pull_options(given)? };
         let parsed = self.service.reference(&reference)?;
         let name = options.name.clone().unwrap_or_else(|| parsed.to_string());
-        let (service, subject) = (self.service.clone(), name.clone());
-        let work = move |progress: banger_daemon::Progress| async move {
-            let pull = async { Ok(service.pull(&reference, options, &progress).await?) };
-            progress.cancelable(pull).await.map(|_| name)
+        let subject = name.clone();
+        let work = |service: Service, progress| async move {
+            service.pull(&reference, options, &progress).await.map(|_| name)
         };
-        Ok(self.jobs.start("pull", &subject, work).await)
+        Ok(self.begin("pull", &subject, work).await)
     }
 
     /// Images by short names, which the configuration has: name, reference, description.
@@ -147,13 +156,11 @@ impl Manager {
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
         let options = import_options(Options::from(options))?;
-        let (service, subject) = (self.service.clone(), name.clone());
-        let work = move |progress: banger_daemon::Progress| async move {
-            let import =
-                async { Ok(service.import_path(Path::new(&path), &name, options, &progress).await?) };
-            progress.cancelable(import).await.map(|_| name)
+        let subject = name.clone();
+        let work = |service: Service, progress| async move {
+            service.import_path(Path::new(&path), &name, options, &progress).await.map(|_| name)
         };
-        Ok(self.jobs.start("import", &subject, work).await)
+        Ok(self.begin("import", &subject, work).await)
     }
 
     /// Imports as `Import`, from an open file or pipe.
@@ -168,13 +175,11 @@ impl Manager {
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
         let options = import_options(Options::from(options))?;
-        let file = into_file(file);
-        let (service, subject) = (self.service.clone(), name.clone());
-        let work = move |progress: banger_daemon::Progress| async move {
-            let import = async { Ok(service.import_file(file, &name, options, &progress).await?) };
-            progress.cancelable(import).await.map(|_| name)
+        let (file, subject) = (into_file(file), name.clone());
+        let work = |service: Service, progress| async move {
+            service.import_file(file, &name, options, &progress).await.map(|_| name)
         };
-        Ok(self.jobs.start("import", &subject, work).await)
+        Ok(self.begin("import", &subject, work).await)
     }
 
     /// Makes an image of a root filesystem (a file by its absolute path, as `Import` takes it, but no layers) and of
@@ -234,13 +239,11 @@ impl Manager {
         let mut given = Options::from(options);
         let format = given.take::<String>("format")?.map_or(Ok(Format::Oci), |format| format.parse())?;
         given.finish()?;
-        let file = into_file(file);
-        let (service, subject) = (self.service.clone(), image.clone());
-        let work = move |progress: banger_daemon::Progress| async move {
-            let export = async { Ok(service.export_image(&image, format, file, &progress).await?) };
-            progress.cancelable(export).await.map(|image| image.name().to_owned())
+        let (file, subject) = (into_file(file), image.clone());
+        let work = |service: Service, progress| async move {
+            service.export_image(&image, format, file, &progress).await.map(|image| image.name().to_owned())
         };
-        Ok(self.jobs.start("export", &subject, work).await)
+        Ok(self.begin("export", &subject, work).await)
     }
 
     /// All images and names: name (`<none>` without one), id, size in bytes, when it came
@@ -457,12 +460,11 @@ impl Manager {
         let description = given.take("description")?;
         let options = KernelOptions { name, description, ..KernelOptions::default() };
         let pull = pull_options(given)?;
-        let (service, subject) = (self.service.clone(), reference.clone());
-        let work = move |progress: banger_daemon::Progress| async move {
-            let pulled = async { Ok(service.pull_kernel(&reference, pull, options, &progress).await?) };
-            progress.cancelable(pulled).await.map(|kernel| kernel.name)
+        let subject = reference.clone();
+        let work = |service: Service, progress| async move {
+            service.pull_kernel(&reference, pull, options, &progress).await.map(|kernel| kernel.name)
         };
-        Ok(self.jobs.start("pull-kernel", &subject, work).await)
+        Ok(self.begin("pull-kernel", &subject, work).await)
     }
 
     /// All kernels: name, version, architecture, description, whether it is the default, number of
