@@ -179,7 +179,7 @@ impl Service {
         if bundle::is_bundle(&indexed) {
             let (manifest, root) = blocking(move || bundle::unpack(&file, &files, &limits, &cancel)).await?;
             let told = Told { process: manifest.config.with(settings), kernel: told.kernel };
-            check_platform("linux", &manifest.architecture)?;
+            Platform::host().check("the file", "linux", &manifest.architecture)?;
             return self.import_bundle(root, told, claim, making, progress).await;
         }
         self.import_root(Layer::File(file), indexed, size, told, claim, making, progress).await
@@ -193,7 +193,7 @@ impl Service {
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
         let config = Config::parse(&saved.config, saved.layers.len())?;
-        check_platform(&config.os, &config.architecture)?;
+        Platform::host().check("the file", &config.os, &config.architecture)?;
         let id = digest::sha256(&saved.config);
         let _build = self.0.builds.lock(&format!("image {id}")).await;
         if let Some(image) = self.claim_existing(&id, &claim).await? {
@@ -382,18 +382,4 @@ fn not_to_be_changed() -> Error {
         "the file says by itself what is to be run in the image: import it, then use DeriveImage (banger image derive)"
             .into(),
     )
-}
-
-/// Whether what a file says it is for is this machine; it may say nothing.
-fn check_platform(os: &str, architecture: &str) -> Result<()> {
-    let host = Platform::host();
-    let same = |found: &str, wanted: &str| found.is_empty() || found == wanted;
-    if same(os, &host.os) && same(architecture, &host.architecture) {
-        return Ok(());
-    }
-    Err(Error::NoSuchPlatform {
-        image: "the file".into(),
-        platform: host.to_string(),
-        offers: format!("{os}/{architecture}"),
-    })
 }

@@ -13,7 +13,6 @@ use super::publish::Claim;
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::flights::Flights;
-use crate::layers::LayerIndex;
 use crate::progress::{Part, Progress, Relay, periodically};
 use crate::registry::host::not_json;
 use crate::registry::manifest::Document;
@@ -101,14 +100,8 @@ impl Service {
         let found = &self.find(&pull).await?;
         let pins = self.guard(self.0.blobs.pin(found.manifest.hexes()));
         progress.stage("download");
-        let layers = &found.manifest.layers;
-        let arrivals: &Vec<_> = &layers.iter().map(|_| Arrived::default()).collect();
-        let slots = &Semaphore::new(DOWNLOADS);
-        let fetches = layers.iter().zip(arrivals).map(|(blob, arrived)| async move {
-            self.fetch(&found.endpoint, blob, slots, arrived).await?;
-            self.0.blobs.open(blob.hex())
-        });
-        let files = periodically(|| tell(layers, arrivals, progress), try_join_all(fetches)).await?;
+        let open = |_, blob: &Descriptor| std::future::ready(self.0.blobs.open(blob.hex()));
+        let files = self.download(found, open, progress).await?;
         Ok((files, pins))
     }
 
@@ -195,7 +188,10 @@ impl Service {
         found.check_platform(&config.os, &config.architecture)?;
 
         let making = Making::new(&self, &*progress);
-        let indexes = self.download(&found, &making, &*progress).await?;
+        let index = |number, blob: &Descriptor| {
+            making.index(Layer::Blob(blob.hex().to_owned()), number, Arc::default())
+        };
+        let indexes = self.download(&found, index, &*progress).await?;
         check_diff_ids(&indexes, &config)?;
         let layers = manifest.hexes().map(Layer::Blob).collect();
         let built = making.build(&found.id, &config, indexes, layers, manifest.size()).await?;
@@ -217,20 +213,21 @@ impl Service {
     }
 
     /// Fetches all layers, and reads each for the first time while others still arrive.
-    async fn download(
+    /// Fetches all layers, and does with each as soon as it is there what is to be done.
+    async fn download<'a, T, F: Future<Output = Result<T>>>(
         &self,
-        found: &Found,
-        making: &Making<'_>,
+        found: &'a Found,
+        then: impl Fn(usize, &'a Descriptor) -> F + Sync,
         progress: &dyn Progress,
-    ) -> Result<Vec<LayerIndex>> {
+    ) -> Result<Vec<T>> {
         let blobs = &found.manifest.layers;
         let arrivals: &Vec<_> = &blobs.iter().map(|_| Arrived::default()).collect();
-        let slots = &Semaphore::new(DOWNLOADS);
-        let layers = blobs.iter().enumerate().map(|(number, blob)| async move {
+        let (slots, then) = (&Semaphore::new(DOWNLOADS), &then);
+        let done = blobs.iter().enumerate().map(|(number, blob)| async move {
             self.fetch(&found.endpoint, blob, slots, &arrivals[number]).await?;
-            making.index(Layer::Blob(blob.hex().to_owned()), number, Arc::default()).await
+            then(number, blob).await
         });
-        periodically(|| tell(blobs, arrivals, progress), try_join_all(layers)).await
+        periodically(|| tell(blobs, arrivals, progress), try_join_all(done)).await
     }
 
     async fn fetch(
@@ -281,15 +278,7 @@ impl Arrived {
 
 impl Found {
     fn check_platform(&self, os: &str, architecture: &str) -> Result<()> {
-        let same = |found: &str, wanted: &str| found.is_empty() || found == wanted;
-        if same(os, &self.platform.os) && same(architecture, &self.platform.architecture) {
-            return Ok(());
-        }
-        Err(Error::NoSuchPlatform {
-            image: self.endpoint.reference().to_string(),
-            platform: self.platform.to_string(),
-            offers: format!("{os}/{architecture}"),
-        })
+        self.platform.check(&self.endpoint.reference().to_string(), os, architecture)
     }
 }
 

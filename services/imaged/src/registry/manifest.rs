@@ -59,6 +59,22 @@ impl Platform {
         Self { os: "linux".into(), architecture: architecture.into(), variant: String::new() }
     }
 
+    /// Whether what is said to be for an operating system and an architecture, if that is said, is for this.
+    ///
+    /// # Errors
+    /// `NoSuchPlatform` of what is called `image`.
+    pub fn check(&self, image: &str, os: &str, architecture: &str) -> Result<()> {
+        let same = |found: &str, wanted: &str| found.is_empty() || found == wanted;
+        if same(os, &self.os) && same(architecture, &self.architecture) {
+            return Ok(());
+        }
+        Err(Error::NoSuchPlatform {
+            image: image.to_owned(),
+            platform: self.to_string(),
+            offers: format!("{os}/{architecture}"),
+        })
+    }
+
     /// Whether an offer serves this wish. A wish without a variant takes any.
     fn takes(&self, offer: &Platform) -> bool {
         self.os == offer.os
