@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicU64;
 
 use banger_daemon::failpoint;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::{FSTYPE, rootfs_name};
 use crate::blobs::Blobs;
@@ -188,9 +187,10 @@ pub(super) fn digest_of(mut file: File) -> Result<String> {
 }
 
 pub(super) fn digest_of_stream(mut source: impl Read) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    io::copy(&mut source, &mut HashSink(&mut hash))?;
-    Ok(format!("sha256:{}", digest::hex(&hash.finalize())))
+    let mut hashing = digest::Hashing::new(io::sink());
+    io::copy(&mut source, &mut hashing)?;
+    let (_, hex, _) = hashing.finish();
+    Ok(format!("sha256:{hex}"))
 }
 
 pub(super) fn describe(image: &ImageRow, dir: &Path) -> Result<()> {
@@ -246,17 +246,4 @@ pub(super) fn rewound(file: &File) -> Result<File> {
     let mut again = file.try_clone().map_err(failed())?;
     again.seek(SeekFrom::Start(0)).map_err(failed())?;
     Ok(again)
-}
-
-struct HashSink<'a>(&'a mut Sha256);
-
-impl io::Write for HashSink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

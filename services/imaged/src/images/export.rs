@@ -237,7 +237,7 @@ impl Exporter {
     fn layer(&self, image: &ImageRow) -> Result<(Blob, String)> {
         let path = self.files.image(&image.id).join(rootfs_name(&image.fstype));
         let mut reader = Reader::start(&path, self.temporary()?)?;
-        let mut packed = GzEncoder::new(Hashing::new(self.temporary()?), Compression::fast());
+        let mut packed = GzEncoder::new(digest::Hashing::new(self.temporary()?), Compression::fast());
         let mut plain = Sha256::new();
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -254,9 +254,9 @@ impl Exporter {
             packed.write_all(&buffer[..got]).map_err(unwritten)?;
         }
         reader.finish()?;
-        let Hashing { mut file, hash, count } = packed.finish().map_err(unwritten)?;
+        let (mut file, hex, size) = packed.finish().map_err(unwritten)?.finish();
         file.seek(SeekFrom::Start(0)).map_err(unwritten)?;
-        let blob = Blob { hex: digest::hex(&hash.finalize()), size: count, file };
+        let blob = Blob { hex, size, file };
         Ok((blob, digest::hex(&plain.finalize())))
     }
 
@@ -326,31 +326,5 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Hashes and counts what it writes.
-struct Hashing {
-    file: File,
-    hash: Sha256,
-    count: u64,
-}
-
-impl Hashing {
-    fn new(file: File) -> Self {
-        Self { file, hash: Sha256::new(), count: 0 }
-    }
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }
