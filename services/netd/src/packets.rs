@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banger_core::network::Policy;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,6 +39,7 @@ impl Guest {
         let address = row.address;
         let lease = host.leases.acquire_row(row).await.expect("acquires");
         let tap = tap::open(&lease.tap).expect(NEEDS);
+        wait_until_it_forwards(&lease.tap);
         Self { tap, address, mac: plan::mac(address) }
     }
 
@@ -69,14 +70,27 @@ impl Guest {
         let proper = datagram(self.mac, BROADCAST, self.address, Ipv4Addr::BROADCAST, 4000);
         self.send(frame);
         self.send(&proper);
-        // On a busy host it takes its time.
-        let first = (0..40).find_map(|_| to.receive()).expect("at least the proper frame arrives");
+        let first = to.receive().expect("at least the proper frame arrives");
         if first == proper {
             return false;
         }
         assert_eq!(first, frame);
         assert_eq!(to.receive(), Some(proper));
         true
+    }
+}
+
+/// Linux tells the bridge up to a second later that somebody has opened a TAP, and until then it drops what
+/// comes from there.
+fn wait_until_it_forwards(tap: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let said = Command::new("bridge").args(["link", "show", "dev", tap]).output().expect(NEEDS);
+        if String::from_utf8_lossy(&said.stdout).contains("state forwarding") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{tap} does not forward: {said:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
