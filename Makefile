@@ -185,7 +185,7 @@ IN_LAB = CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(C
 check-system: failpoints
 	tests/lab/up
 	$(MAKE) --no-print-directory check-units
-	$(IN_LAB) $(CARGO) test --locked --quiet -p banger-netd -- --ignored --test-threads=1
+	$(IN_LAB) $(CARGO) test --locked --quiet $(UNIT_PACKAGES) --bin banger-netd -- --ignored --test-threads=1
 	BANGER_FAILPOINTS=$(FAILPOINTS) $(IN_LAB) \
 		$(CARGO) $(if $(NEXTEST),nextest run,test) --locked -p banger-tests $(ARGS)
 
