@@ -133,7 +133,12 @@ fn orphans() -> Vec<String> {
     let units =
         words("systemctl list-units 'banger-vm@*' --all --plain --no-legend | grep -o '@[^.]*' | tr -d @");
     let leased = holders(NETD);
-    let taps = sh("ip -o link show type tun | wc -l").ok().trim().parse::<usize>().expect("a number");
+    // Those of the pool are nobody's yet.
+    let taps = sh("ip -o link show type tun | grep -v bg-spare- | wc -l")
+        .ok()
+        .trim()
+        .parse::<usize>()
+        .expect("a number");
     let disks = words(&format!("ls {STATE}/vms"));
     let drafts = words(&format!("find {STATE} -name '*.new' -o -name restore"));
     let volumes: BTreeSet<String> =
