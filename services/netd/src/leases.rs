@@ -198,13 +198,13 @@ impl Leases {
         if asks_again {
             // For what should be there already: so it may not be.
             *self.0.rules.lock().await = None;
+            self.0.kernel.lock().await.bridge = None;
         }
+        // Where there can be no bridge, nothing is changed.
+        self.ensure_bridge(&mut *self.0.kernel.lock().await).await?;
         // The rules come before the TAP, which lets nothing through without them.
         self.apply_rules().await?;
         let mut kernel = self.0.kernel.lock().await;
-        if asks_again {
-            kernel.bridge = None;
-        }
         let bridge = self.ensure_bridge(&mut kernel).await?;
         let Err(error) = self.give_tap(&mut kernel, row, before, &bridge).await else { return Ok(bridge) };
         tracing::debug!("once more, as the bridge may have gone since it was looked at: {error}");
@@ -1027,6 +1027,7 @@ pub(crate) mod tests {
         );
         assert_eq!(host.link("banger0").await, None);
         assert!(host.leases.list().await.expect("lists").is_empty());
+        assert_eq!(nft(&["list", "tables"]), "");
 
         netlink.delete(&lan).await.expect("deletes");
         host.leases.acquire_row(row("web", 2)).await.expect("acquires");

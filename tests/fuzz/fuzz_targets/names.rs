@@ -17,7 +17,8 @@ use domain::base::Message;
 static ZONE: LazyLock<Zone> = LazyLock::new(|| {
     let gateways = ["10.209.0.1/16", "fd00::1/64"].map(|text| text.parse().expect("a network"));
     let mut zone = Zone::new("banger.internal".parse().expect("a name"), &gateways);
-    zone.put("web", &[[10, 209, 0, 2].into(), "fd00::2".parse().expect("an address")], &Outside::ALL);
+    let addresses = [[10, 209, 0, 2].into(), "fd00::2".parse().expect("an address")];
+    zone.put("web", &addresses, &Outside { all: true, names: Vec::new() });
     zone
 });
 

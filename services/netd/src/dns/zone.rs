@@ -44,8 +44,7 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// For tests.
-    #[allow(dead_code)]
+    #[cfg(test)]
     pub const ALL: Self = Self { all: true, names: Vec::new() };
     pub const NOTHING: Self = Self { all: false, names: Vec::new() };
 }
