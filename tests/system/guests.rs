@@ -1,5 +1,8 @@
 //! Commands in guests: output, exit codes, streams.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
 use banger_tests::{BUSYBOX, DEBIAN, Vm, banger, eventually, run_with, sh, start};
 use sha2::{Digest, Sha256};
 
@@ -99,4 +102,19 @@ fn a_guest_that_powers_off_is_a_stopped_vm() {
     eventually("the VM stops", || vm.state() == "stopped");
     assert_ne!(off.join().expect("joins").status, 0);
     assert!(sh(&format!("systemctl is-failed {}", vm.unit())).status != 0, "the unit has not failed");
+}
+
+/// QEMU's vsock device counts connections up to a number that it cannot use, if the guest has one there.
+#[test]
+fn a_guest_can_be_called_without_end() {
+    let vm = Vm::running("t-calls", BUSYBOX);
+    let socket = format!("/run/banger/vm/{}/vsock.sock", vm.name());
+    for call in 0..1100 {
+        let mut stream = UnixStream::connect(&socket).expect("connects");
+        stream.write_all(b"CONNECT 1024\n").expect("writes");
+        let mut answer = String::new();
+        BufReader::new(&stream).read_line(&mut answer).expect("reads");
+        assert!(answer.starts_with("OK "), "call {call}: {answer:?}");
+    }
+    assert_eq!(vm.sh("echo hello").ok(), "hello\n");
 }

@@ -37,10 +37,13 @@ pub const AGENT_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 
 /// Host port at which a starting agent asks for its [`GuestConfig`].
-pub const CONFIG_PORT: u32 = 1026;
+///
+/// The host's ports are far up because vhost-device-vsock 0.3.0 numbers its own connections from 0:
+/// when it comes to a port that a guest has a connection to, it takes no new ones ever after.
+pub const CONFIG_PORT: u32 = 4_000_000_000;
 
 /// Host port that hears of the guest for as long as it lives.
-pub const STATUS_PORT: u32 = 1027;
+pub const STATUS_PORT: u32 = 4_000_000_001;
 
 /// The longest configuration line the agent reads, in bytes. The guest holds it in memory, with the
 /// files in it twice, until they are written.

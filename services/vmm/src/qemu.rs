@@ -75,6 +75,13 @@ impl Qemu {
         Helper { command: vec![text(&self.vhost_device_vsock), "--vm".into(), vm], ready: device.to_owned() }
     }
 
+    /// An emulator that has one CPU leaves memory barriers out, as if nobody else looked at the memory.
+    /// The devices do, in threads and processes of their own, and then miss what is put into a queue:
+    /// a guest or its caller waits for the other. One that may get a second CPU keeps them.
+    fn cpus(&self, cpus: u32) -> String {
+        if self.kvm || cpus > 1 { cpus.to_string() } else { format!("{cpus},maxcpus={}", cpus + 1) }
+    }
+
     fn main(&self, machine: &Machine, vsock: &Path) -> Vec<String> {
         let mut words: Vec<String> = vec![text(&self.program)];
         let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
@@ -83,7 +90,7 @@ impl Qemu {
         // The VM's memory is shared with the vsock device, a process of its own.
         add("-machine", format!("microvm,acpi=on,pcie=on,accel={accel},memory-backend=memory"));
         add("-cpu", if self.kvm { "host" } else { "max" }.into());
-        add("-smp", machine.cpus.to_string());
+        add("-smp", self.cpus(machine.cpus));
         let mib = machine.memory >> 20;
         add("-m", format!("{mib}M"));
         add("-object", format!("memory-backend-memfd,id=memory,size={mib}M,share=on"));
