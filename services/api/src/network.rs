@@ -99,6 +99,10 @@ pub struct PolicyOptions {
     pub egress: Option<String>,
     /// What it reaches besides, each as `TO[:PORT[-PORT]][/tcp|/udp]`.
     pub egress_allow: Option<Vec<String>>,
+    /// The most bytes a second in each direction; 0 is unlimited. What is more is dropped.
+    pub bandwidth: Option<u64>,
+    /// The most packets a second in each direction; 0 is unlimited.
+    pub packets: Option<u64>,
 }
 
 impl TryFrom<Options> for AcquireOptions {
@@ -122,6 +126,8 @@ impl TryFrom<Options> for PolicyOptions {
             groups: options.take("groups")?,
             egress: options.take("egress")?,
             egress_allow: options.take("egress_allow")?,
+            bandwidth: options.take("bandwidth")?,
+            packets: options.take("packets")?,
         };
         options.finish()?;
         Ok(policy)
@@ -149,6 +155,8 @@ impl PolicyOptions {
             .set("groups", self.groups.clone())
             .set("egress", self.egress.as_deref())
             .set("egress_allow", self.egress_allow.clone())
+            .set("bandwidth", self.bandwidth)
+            .set("packets", self.packets)
     }
 }
 
@@ -165,7 +173,8 @@ pub trait Network {
     fn acquire(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Lease>;
 
     /// Changes what the guest of a lease reaches, at once. Options: `nat b`, `groups as`,
-    /// `egress s`, `egress_allow as`; see [`PolicyOptions`]. What is not given stays.
+    /// `egress s`, `egress_allow as`, `bandwidth t`, `packets t`; see [`PolicyOptions`]. What is not
+    /// given stays.
     fn set_policy(&self, holder: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     /// Gives a lease back: its TAP goes away.

@@ -24,11 +24,15 @@ pub struct Policy {
     pub groups: BTreeSet<String>,
     /// Where beyond the host it gets, if it gets there at all.
     pub egress: Egress,
+    /// The most bytes a second, in each direction.
+    pub bandwidth: Option<u64>,
+    /// The most packets a second, in each direction.
+    pub packets: Option<u64>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { nat: true, groups: BTreeSet::new(), egress: Egress::default() }
+        Self { nat: true, groups: BTreeSet::new(), egress: Egress::default(), bandwidth: None, packets: None }
     }
 }
 

@@ -80,7 +80,7 @@ pub struct Limits {
     pub tasks_max: Option<u64>,
 }
 
-/// The most that the VMM lets the guest transfer each second; `None` is unlimited.
+/// The most that the guest transfers each second; `None` is unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rates {
@@ -92,14 +92,6 @@ pub struct Rates {
     pub network_bandwidth: Option<u64>,
     /// Packets of the network, in each direction.
     pub network_packets: Option<u64>,
-}
-
-impl Rates {
-    /// Whether the network is limited, which not every VMM can do.
-    #[must_use]
-    pub fn limit_network(&self) -> bool {
-        self.network_bandwidth.is_some() || self.network_packets.is_some()
-    }
 }
 
 impl Default for Spec {
@@ -253,7 +245,8 @@ impl Spec {
 
     /// What the guest reaches.
     pub fn policy(&self) -> Policy {
-        Policy { nat: self.nat, groups: self.groups.clone(), egress: self.egress.clone() }
+        let Rates { network_bandwidth: bandwidth, network_packets: packets, .. } = self.rates;
+        Policy { nat: self.nat, groups: self.groups.clone(), egress: self.egress.clone(), bandwidth, packets }
     }
 
     /// Protocol, where it listens, port of the guest, whether it starts the VM.

@@ -3,6 +3,7 @@
 //! ```text
 //!   guest ──TAP──► bridge prerouting     is it who it says it is? (a chain for each guest)
 //!                    ├─► bridge forward  to a guest: only if both are in one group
+//!                    │     └─► bridge postrouting  as fast as it may get it
 //!                    └─► bridge input    to the host, as itself or as the gateway
 //!                          ├─► inet input    what of the host is open to guests
 //!                          └─► inet forward  whether and where it may leave the host (a chain for each
@@ -133,6 +134,12 @@ impl Contents {
         let tap = plan::tap(guest.address);
         self.chain(Table::Bridge, &tap, from_guest(guest));
         self.jump(Table::Bridge, "guests", &tap, &tap);
+        let limits = limits(guest.policy);
+        if !limits.is_empty() {
+            let chain = format!("{tap}-limits");
+            self.chain(Table::Bridge, &chain, limits);
+            self.jump(Table::Bridge, "limited", &tap, &chain);
+        }
         if !guest.policy.groups.is_empty() {
             self.groups(&tap, guest.policy);
         }
@@ -299,6 +306,7 @@ fn bridge_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
     commands.extend([
         verdict_map(table, "guests", "ifname"),
         verdict_map(table, "grouped", "ifname"),
+        verdict_map(table, "limited", "ifname"),
         chain(table, "prerouting", "filter", "prerouting", -200),
         rule(table, "prerouting", &json!([from_elsewhere(), accept()])),
         // What is in a VLAN would be looked at as what it is without.
@@ -318,6 +326,8 @@ fn bridge_rules(frame: &Frame<'_>, commands: &mut Vec<Value>) {
         rule(table, "forward", &json!([unequal(meta("oifname"), json!(TAPS)), accept()])),
         rule(table, "forward", &json!([{"vmap": {"key": meta("iifname"), "data": "@grouped"}}])),
         rule(table, "forward", &json!([drop()])),
+        chain(table, "postrouting", "filter", "postrouting", 0),
+        rule(table, "postrouting", &json!([{"vmap": {"key": meta("oifname"), "data": "@limited"}}])),
         chain(table, "input", "filter", "input", -200),
     ]);
     // The gateway is no way round that.
@@ -353,6 +363,8 @@ fn from_guest(guest: &Guest<'_>) -> Vec<Value> {
             accept()
         ]),
     ];
+    // After those who are not who they say they are, before those who are.
+    rules.splice(1..1, limits(guest.policy));
     if let Some(address) = guest.address6 {
         let own = [address, plan::link_local(guest.address)];
         // Whose address an advertisement is about: ICMPv6 has it after eight bytes (RFC 4861).
@@ -373,6 +385,21 @@ fn from_guest(guest: &Guest<'_>) -> Vec<Value> {
         ]);
     }
     rules
+}
+
+/// What a guest sends or gets beyond its rates is dropped, and its senders slow down.
+fn limits(policy: &Policy) -> Vec<Value> {
+    let bytes = |rate: u64| {
+        // Frames that the kernel puts together have up to 64 KiB, and several come at a time.
+        let burst = (rate / 4).max(256 << 10);
+        json!({"rate": rate, "rate_unit": "bytes", "per": "second", "burst": burst, "burst_unit": "bytes", "inv": true})
+    };
+    let packets = |rate: u64| {
+        let burst = (rate / 4).max(16);
+        json!({"rate": rate, "per": "second", "burst": burst, "inv": true})
+    };
+    let limits = [policy.bandwidth.map(bytes), policy.packets.map(packets)];
+    limits.into_iter().flatten().map(|limit| json!([{"limit": limit}, drop()])).collect()
 }
 
 /// What guests want of the host, and of what is beyond.
@@ -767,6 +794,13 @@ mod tests {
         ways[0].until = 2000;
         insta::assert_snapshot!(lines(&change(&some, &at(1500, &ways), 1500)));
         assert_eq!(at(2000 + HELD, &ways), none);
+    }
+
+    #[test]
+    fn rates_are_kept_both_ways() {
+        let of = |policy: Policy| contents(&[([10, 209, 0, 5], policy)]);
+        let limited = Policy { bandwidth: Some(8 << 20), packets: Some(50), ..policy(false, OPEN) };
+        insta::assert_snapshot!(lines(&change(&of(policy(false, OPEN)), &of(limited), 0)));
     }
 
     #[test]

@@ -845,6 +845,12 @@ fn changed(policy: &Policy, options: PolicyOptions) -> Result<Policy> {
     if let Some(groups) = options.groups {
         policy.groups = groups.into_iter().collect();
     }
+    for (rate, wanted) in [(&mut policy.bandwidth, options.bandwidth), (&mut policy.packets, options.packets)]
+    {
+        if let Some(wanted) = wanted {
+            *rate = Some(wanted).filter(|rate| *rate > 0);
+        }
+    }
     let invalid = |error: InvalidPolicy| ErrorKind::InvalidArgs.error(error.to_string());
     policy.egress.change(options.egress.as_deref(), options.egress_allow.as_deref()).map_err(invalid)?;
     policy.check().map_err(invalid)?;

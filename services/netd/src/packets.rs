@@ -372,3 +372,29 @@ async fn a_name_is_a_way_to_what_it_stands_for() {
     let mark = ["list", "chain", "inet", "banger", "strange"];
     assert!(Command::new("nft").args(mark).status().expect(NEEDS).success());
 }
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn packets_beyond_a_guests_rate_are_dropped() {
+    const SENT: usize = 200;
+    let host = Host::new().await;
+    let (mut one, mut other) = (Guest::new(&host, 2, &["web"]).await, Guest::new(&host, 3, &["web"]).await);
+    let limit = async |packets: Option<u64>, bandwidth: Option<u64>| {
+        let policy = Policy { packets, bandwidth, groups: ["web".into()].into(), ..Policy::default() };
+        host.leases.acquire_row(Row { policy, ..row("guest2", 2) }).await.expect("changes");
+    };
+    let arrived = |from: &mut Guest, to: &mut Guest| {
+        let frame = datagram(from.mac, to.mac, from.address, to.address, 5000);
+        (0..SENT).for_each(|_| from.send(&frame));
+        std::iter::from_fn(|| to.receive()).count()
+    };
+    assert_eq!(arrived(&mut one, &mut other), SENT);
+    limit(Some(1), None).await;
+    assert!((1..SENT / 2).contains(&arrived(&mut one, &mut other)));
+    assert!((1..SENT / 2).contains(&arrived(&mut other, &mut one)));
+    // All of them are fewer bytes than may come at once.
+    limit(None, Some(1)).await;
+    assert_eq!(arrived(&mut one, &mut other), SENT);
+    limit(None, None).await;
+    assert_eq!(arrived(&mut other, &mut one), SENT);
+}

@@ -55,10 +55,6 @@ impl Vmm for Firecracker {
         PowerOff::Reset
     }
 
-    fn limits_network(&self) -> bool {
-        true
-    }
-
     fn plan(&self, machine: &Machine) -> Plan {
         let mut main = vec![
             text(&self.program),
@@ -148,10 +144,6 @@ struct NetworkInterface {
     iface_id: String,
     guest_mac: String,
     host_dev_name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rx_rate_limiter: Option<RateLimiter>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tx_rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Serialize)]
@@ -221,8 +213,6 @@ impl Config {
             iface_id: INTERFACE.into(),
             guest_mac: nic.mac.clone(),
             host_dev_name: nic.tap.clone(),
-            rx_rate_limiter: nic.limit.map(RateLimiter::at_start),
-            tx_rate_limiter: nic.limit.map(RateLimiter::at_start),
         };
         Config {
             boot_source: BootSource {

@@ -83,28 +83,21 @@ pub struct Disk {
 pub struct Nic {
     pub tap: String,
     pub mac: String,
-    /// For each direction; only for a VMM that [`Vmm::limits_network`].
-    pub limit: Option<RateLimit>,
 }
 
-/// The most that a device may transfer; `None` is unlimited.
+/// The most that a disk may transfer; `None` is unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RateLimit {
     /// Bytes per second.
     pub bytes: Option<u64>,
-    /// Operations (of a disk) or packets (of a network) per second.
+    /// Operations per second.
     pub operations: Option<u64>,
 }
 
 impl RateLimit {
     #[must_use]
-    pub fn of_disk(rates: &Rates) -> Self {
+    pub fn of(rates: &Rates) -> Self {
         Self { bytes: rates.disk_bandwidth, operations: rates.disk_iops }
-    }
-
-    #[must_use]
-    pub fn of_network(rates: &Rates) -> Self {
-        Self { bytes: rates.network_bandwidth, operations: rates.network_packets }
     }
 
     /// `None` if nothing is limited.
@@ -156,9 +149,6 @@ pub trait Vmm {
 
     /// How a guest ends its machine.
     fn power_off(&self) -> PowerOff;
-
-    /// Whether it can limit the rate of a network.
-    fn limits_network(&self) -> bool;
 
     /// What to execute for `machine`.
     fn plan(&self, machine: &Machine) -> Plan;
@@ -316,7 +306,7 @@ mod tests {
                     limit: Some(RateLimit { bytes: Some(50_000_000), operations: None }),
                 },
             ],
-            network: Some(Nic { tap: "bg-0002".into(), mac: "02:ba:0a:d1:00:02".into(), limit: None }),
+            network: Some(Nic { tap: "bg-0002".into(), mac: "02:ba:0a:d1:00:02".into() }),
             context_id: 0x0ad1_0002,
             runtime_dir: "/run/banger/vm/web".into(),
             vsock_socket: "/run/banger/vm/web/vsock.sock".into(),

@@ -48,10 +48,6 @@ impl Vmm for Qemu {
         PowerOff::Acpi
     }
 
-    fn limits_network(&self) -> bool {
-        false
-    }
-
     fn plan(&self, machine: &Machine) -> Plan {
         let device = vsock_device_socket(&machine.runtime_dir);
         Plan {

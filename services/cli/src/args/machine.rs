@@ -154,10 +154,10 @@ pub struct Spec {
     /// Operations that each of its disks may do a second
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub disk_iops: Option<u64>,
-    /// Bytes that it may receive, and send, a second; Firecracker only
+    /// Bytes that it may receive, and send, a second; what is more is dropped
     #[arg(long, value_name = "SIZE", value_parser = parse_limit, help_heading = "Limits")]
     pub network_bandwidth: Option<u64>,
-    /// Packets that it may receive, and send, a second; Firecracker only
+    /// Packets that it may receive, and send, a second
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub network_packets: Option<u64>,
 }

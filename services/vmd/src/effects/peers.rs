@@ -245,6 +245,8 @@ fn reaches(policy: &Policy) -> PolicyOptions {
         groups: Some(policy.groups.iter().cloned().collect()),
         egress: Some(policy.egress.default.as_str().to_owned()),
         egress_allow: Some(policy.egress.shown_rules()),
+        bandwidth: Some(policy.bandwidth.unwrap_or(0)),
+        packets: Some(policy.packets.unwrap_or(0)),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Effects {
 
 impl Supervisor {
     /// # Errors
-    /// `InvalidArgs`, `NotSupported`, `NoSuchVolume`, `VolumeInUse`: nothing is changed then. If something cannot
+    /// `InvalidArgs`, `NoSuchVolume`, `VolumeInUse`: nothing is changed then. If something cannot
     /// be changed live although it should, its error is returned, and the change holds from the
     /// next start.
     pub async fn set(&self, name: &VmName, change: Change) -> Result<Effects> {
@@ -36,8 +36,7 @@ impl Supervisor {
         self.set_locked(name, move |spec| {
             let old = spec.clone();
             change.apply(spec)?;
-            check_sizes(&old, spec)?;
-            check_rates(spec)
+            check_sizes(&old, spec)
         })
         .await
     }
@@ -91,7 +90,9 @@ impl Supervisor {
                 self.0.units.set_limits(name, &row.spec.limits).await?;
                 Ok(true)
             }
-            "nat" | "groups" | "egress" | "egress_allow" if state.is_up() && row.spec.network => {
+            "nat" | "groups" | "egress" | "egress_allow" | "network_bandwidth" | "network_packets"
+                if state.is_up() && row.spec.network =>
+            {
                 self.0.peers.set_network(name.as_str(), &row.spec.policy()).await?;
                 Ok(true)
             }
@@ -101,7 +102,6 @@ impl Supervisor {
             }
             "memory" if has_vmm => self.balloon_live(row).await,
             "disk_bandwidth" | "disk_iops" if has_vmm => self.limit_disks_live(row).await.map(|()| true),
-            "network_bandwidth" | "network_packets" if has_vmm => self.limit_network_live(row).await,
             _ => Ok(false),
         }
     }
@@ -174,18 +174,6 @@ fn check_sizes(old: &Spec, new: &Spec) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The host may come by another VMM until the VM starts, and then it is checked again.
-///
-/// # Errors
-/// `NotSupported`.
-pub(super) fn check_rates(spec: &Spec) -> Result<()> {
-    match banger_vmm::choose(spec.vmm, &probe::host()) {
-        Ok(vmm) => plan::check_rates(spec, vmm.as_ref()),
-        // That is for the start to say.
-        Err(_) => Ok(()),
-    }
 }
 
 /// The properties that show a specification, see `bus::vm`.

@@ -7,7 +7,7 @@ use banger_core::spec::VmmChoice;
 use banger_daemon::failpoint;
 use banger_guest::Agent;
 use banger_vmm::RateLimit;
-use banger_vmm::control::{Control, ControlError, Device};
+use banger_vmm::control::{Control, ControlError};
 
 use super::plan::IMAGE_DISK;
 use super::{Supervisor, runtime_dir};
@@ -54,33 +54,20 @@ impl Supervisor {
 
     /// Keeps the disks that a running VM was started with to the rates of its specification.
     pub(super) async fn limit_disks_live(&self, row: &VmRow) -> Result<()> {
-        let limit = RateLimit::of_disk(&row.spec.rates);
+        let limit = RateLimit::of(&row.spec.rates);
         let own = self.0.disks.of(&row.name, row.started_spec());
         let mut control = self.control(&row.name).await?;
         for id in std::iter::once(IMAGE_DISK).chain(own.iter().map(|disk| disk.id.as_str())) {
-            control.set_rate_limit(Device::Disk(id), limit).await.map_err(vmm_error)?;
+            control.limit_disk(id, limit).await.map_err(vmm_error)?;
         }
         Ok(())
-    }
-
-    /// Keeps a running VM's network to the rates of its specification, unless it has none or its
-    /// VMM cannot. Returns whether that is so now.
-    pub(super) async fn limit_network_live(&self, row: &VmRow) -> Result<bool> {
-        let runs_firecracker = row.run.as_ref().is_some_and(|run| run.vmm == VmmChoice::Firecracker);
-        if !runs_firecracker || !row.started_spec().network {
-            return Ok(false);
-        }
-        let limit = RateLimit::of_network(&row.spec.rates);
-        self.control(&row.name).await?.set_rate_limit(Device::Network, limit).await.map_err(vmm_error)?;
-        Ok(true)
     }
 
     /// A guest that goes on from a snapshot brings the limits and the balloon of that moment along;
     /// it gets its own.
     pub(super) async fn adjust_restored(&self, row: &VmRow) -> Result<()> {
         self.balloon_live(row).await?;
-        self.limit_disks_live(row).await?;
-        self.limit_network_live(row).await.map(drop)
+        self.limit_disks_live(row).await
     }
 }
 

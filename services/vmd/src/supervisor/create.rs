@@ -10,7 +10,6 @@ use banger_daemon::{Progress, failpoint};
 use zbus::OwnedObjectPath;
 
 use super::Supervisor;
-use super::change::check_rates;
 use crate::config::Config;
 use crate::request::Create;
 use crate::store::{Draft, VmRow};
@@ -63,7 +62,6 @@ impl Supervisor {
     /// Phase 1: everything a reservation needs.
     async fn draft(&self, request: Create, progress: &Progress) -> Result<Draft> {
         progress.stage(Stage::Resolve.as_str());
-        check_rates(&request.spec)?;
         if let Some(name) = &request.name {
             self.0.store.check_free(name)?;
         }

@@ -183,7 +183,6 @@ impl Supervisor {
             .map_err(|missing| ErrorKind::VmmMissing.error(missing.to_string()));
         let mut wrong = Vec::new();
         wrong.extend(vmm.as_ref().err().cloned());
-        wrong.extend(vmm.as_ref().ok().and_then(|vmm| plan::check_rates(&row.spec, vmm.as_ref()).err()));
         wrong.extend(self.0.disks.check_room(&row.name).err());
         wrong.extend(plan::check_memory(row.spec.memory, rustix::system::sysinfo().totalram).err());
         wrong.extend(self.check_kernel(row, vmm.as_ref().ok().map(|vmm| vmm.name())).await.err());

@@ -32,15 +32,11 @@ pub fn machine(
     own: Vec<DiskFile>,
     restore: Option<PathBuf>,
 ) -> Machine {
-    let limit = RateLimit::of_disk(&row.spec.rates).any();
+    let limit = RateLimit::of(&row.spec.rates).any();
     let image = Disk { id: IMAGE_DISK.into(), path: boot.rootfs.clone().into(), read_only: true, limit };
     let own =
         own.into_iter().map(|disk| Disk { id: disk.id, path: disk.path, read_only: disk.read_only, limit });
-    let nic = |lease: &NetLease| Nic {
-        tap: lease.tap.clone(),
-        mac: lease.mac.clone(),
-        limit: RateLimit::of_network(&row.spec.rates).any(),
-    };
+    let nic = |lease: &NetLease| Nic { tap: lease.tap.clone(), mac: lease.mac.clone() };
     let runtime_dir = runtime_dir(&row.name);
     Machine {
         name: row.name.to_string(),
@@ -179,19 +175,6 @@ fn mounts(spec: &Spec) -> Vec<guest::Mount> {
 /// The name of a guest's disk by its place in the machine.
 fn device(index: u8) -> String {
     format!("/dev/vd{}", char::from(b'a' + index))
-}
-
-/// # Errors
-/// `NotSupported` if the VMM cannot keep the guest to its rates.
-pub fn check_rates(spec: &Spec, vmm: &dyn Vmm) -> Result<()> {
-    if !spec.network || !spec.rates.limit_network() || vmm.limits_network() {
-        return Ok(());
-    }
-    Err(ErrorKind::NotSupported.error(format!(
-        "{} does not limit the rate of a network: use Firecracker (--vmm firecracker), or take the limit away \
-         (--network-bandwidth 0 --network-packets 0)",
-        vmm.name()
-    )))
 }
 
 /// # Errors

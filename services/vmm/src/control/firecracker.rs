@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 use super::{
-    ANSWER, ControlError, Device, FIRECRACKER_SOCKET, MEMORY, Restore, Result, RunState, STATE, SnapshotKind,
+    ANSWER, ControlError, FIRECRACKER_SOCKET, MEMORY, Restore, Result, RunState, STATE, SnapshotKind,
     TRANSFER, deadline, unreachable,
 };
 use crate::firecracker::{Features, INTERFACE, RateLimiter, disk_link, drive_id};
@@ -68,23 +68,10 @@ impl Api {
         self.patch("/balloon", json!({"amount_mib": balloon})).await
     }
 
-    pub async fn set_rate_limit(&mut self, device: Device<'_>, limit: RateLimit) -> Result<()> {
-        let limiter = RateLimiter::live(limit);
-        match device {
-            Device::Disk(id) => {
-                let drive = drive_id(id);
-                let body = json!({"drive_id": drive, "rate_limiter": limiter});
-                self.patch(&format!("/drives/{drive}"), body).await
-            }
-            Device::Network => {
-                let body = json!({
-                    "iface_id": INTERFACE,
-                    "rx_rate_limiter": limiter,
-                    "tx_rate_limiter": limiter,
-                });
-                self.patch(&format!("/network-interfaces/{INTERFACE}"), body).await
-            }
-        }
+    pub async fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<()> {
+        let drive = drive_id(id);
+        let body = json!({"drive_id": drive, "rate_limiter": RateLimiter::live(limit)});
+        self.patch(&format!("/drives/{drive}"), body).await
     }
 
     pub async fn snapshot(

@@ -83,15 +83,6 @@ pub enum SnapshotKind {
     Sparse,
 }
 
-/// What a rate limit applies to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device<'a> {
-    /// By its id.
-    Disk(&'a str),
-    /// The guest's network interface, each direction.
-    Network,
-}
-
 /// What to start a VM from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restore {
@@ -165,9 +156,9 @@ impl Control {
         either!(self, vmm => vmm.set_memory(bytes).await)
     }
 
-    /// Replaces a device's limit; the default is none.
-    pub async fn set_rate_limit(&mut self, device: Device<'_>, limit: RateLimit) -> Result<()> {
-        either!(self, vmm => vmm.set_rate_limit(device, limit).await)
+    /// Replaces the limit of the disk with this id; the default is none.
+    pub async fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<()> {
+        either!(self, vmm => vmm.limit_disk(id, limit).await)
     }
 
     /// Writes a snapshot into the directory `dir`, and runs `disks`, which copies the disks, while the

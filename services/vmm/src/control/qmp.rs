@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use tokio::time::sleep;
 
 use super::{
-    ANSWER, ControlError, Device, POLL, QEMU_SOCKET, Restore, Result, RunState, STATE, SnapshotKind,
-    TRANSFER, deadline, unreachable,
+    ANSWER, ControlError, POLL, QEMU_SOCKET, Restore, Result, RunState, STATE, SnapshotKind, TRANSFER,
+    deadline, unreachable,
 };
 use crate::RateLimit;
 use crate::qemu::{VSOCK, VSOCK_BUS, VSOCK_DRIVER, limits, vsock_device_socket};
@@ -120,10 +120,7 @@ impl Qmp {
         self.execute("balloon", json!({"value": bytes})).await.map(drop)
     }
 
-    pub async fn set_rate_limit(&mut self, device: Device<'_>, limit: RateLimit) -> Result<()> {
-        let Device::Disk(id) = device else {
-            return Err(unsupported("it does not limit the rate of networks"));
-        };
+    pub async fn limit_disk(&mut self, id: &str, limit: RateLimit) -> Result<()> {
         let value = json!({
             "path": format!("/objects/{}", limits(id)),
             "property": "limits",
