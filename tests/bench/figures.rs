@@ -8,9 +8,10 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use banger_api::job::JobProxy;
+use banger_api::network::NetworkProxy;
 use banger_api::vm::ManagerProxy;
-use banger_api::{SERVICES, Service, VMD};
-use banger_tests::{BUSYBOX, Vm, Way, banger, json, run};
+use banger_api::{NETD, SERVICES, Service, VMD};
+use banger_tests::{BUSYBOX, Vm, Way, banger, eventually, json, run};
 use tokio::task::JoinSet;
 use zbus::Connection;
 
@@ -20,6 +21,8 @@ const CALLS: usize = 50;
 const QUERIES: usize = 10_000;
 /// Creates and deletions, and clients that ask for names, at once.
 const AT_ONCE: usize = 4;
+/// Leases of each kind.
+const LEASES: usize = 100;
 
 fn main() {
     let vms = std::env::var("BANGER_BENCH_VMS").map_or(1000, |vms| vms.parse().expect("a number"));
@@ -33,9 +36,15 @@ fn main() {
         println!("{vms} VMs created in {:.1} s, {AT_ONCE} at once", begun.elapsed().as_secs_f64());
         answers(&bus, &names).await;
         each(&bus, &names, delete).await;
+        for pool in [0, LEASES] {
+            leases(&bus, pool).await;
+        }
     });
     names();
     activation();
+    for service in SERVICES {
+        println!("{:<46} {:>9}", format!("memory of banger-{}", service.id), resident(service));
+    }
 }
 
 /// Does the same to all, some of them at a time.
@@ -66,6 +75,47 @@ async fn delete(bus: Connection, name: String) -> zbus::Result<()> {
     ManagerProxy::new(&bus).await?.delete_vm(&name, HashMap::new()).await
 }
 
+/// How long netd takes to give a lease, one after the other and all at once, with so many TAPs made in advance.
+async fn leases(bus: &Connection, pool: usize) {
+    const DROP_IN: &str = "/etc/banger/netd.conf.d/bench.conf";
+    std::fs::create_dir_all("/etc/banger/netd.conf.d").expect("makes");
+    std::fs::write(DROP_IN, format!("pool = {pool}\n")).expect("writes");
+    run("systemctl", &["restart", &unit(NETD)]).ok();
+    let network = NetworkProxy::new(bus).await.expect("a proxy");
+    for (way, at_once) in [("one by one", 1), ("all at once", LEASES)] {
+        // The first has the bridge made, and with it the pool.
+        acquire(network.clone(), LEASES).await;
+        eventually("the pool is full", || json(&["net", "status"])["pool"]["free"] == pool);
+        let (begun, mut times, mut under_way) = (Instant::now(), Vec::new(), JoinSet::new());
+        for number in 0..LEASES {
+            if under_way.len() == at_once {
+                times.extend(under_way.join_next().await.map(|time| time.expect("joins")));
+            }
+            under_way.spawn(acquire(network.clone(), number));
+        }
+        times.extend(under_way.join_all().await);
+        let seconds = begun.elapsed().as_secs_f64();
+        report(&format!("lease, pool of {pool}, {way}, {seconds:.2} s in all"), times);
+        for number in 0..=LEASES {
+            network.release(&holder(number)).await.expect("releases");
+        }
+    }
+    std::fs::remove_file(DROP_IN).expect("removes");
+    run("systemctl", &["restart", &unit(NETD)]).ok();
+}
+
+fn holder(number: usize) -> String {
+    format!("bench-lease-{number}")
+}
+
+async fn acquire(network: NetworkProxy<'static>, number: usize) -> Duration {
+    let address = format!("10.209.255.{}", number + 1);
+    let begun = Instant::now();
+    let options = HashMap::from([("address", address.as_str().into())]);
+    network.acquire(&holder(number), options).await.expect("acquires");
+    begun.elapsed()
+}
+
 /// By one connection that stays, and by processes as a user starts them.
 async fn answers(bus: &Connection, names: &[String]) {
     let vms = ManagerProxy::new(bus).await.expect("a proxy");
@@ -86,7 +136,7 @@ async fn answers(bus: &Connection, names: &[String]) {
     report("GetVm, the call alone", times);
     process("ListVms by busctl", || Way::Bus.call(VMD, "ListVms", &[]).ok());
     process("banger ps --all", || banger(&["ps", "--all"]).ok());
-    println!("{:<28} {:>9}", "memory of banger-vmd", resident(VMD));
+    println!("{:<46} {:>9}", "memory of banger-vmd", resident(VMD));
 }
 
 fn process(what: &str, mut run: impl FnMut() -> String) {
@@ -178,5 +228,5 @@ fn unit(service: Service) -> String {
 fn report(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let percentile = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
-    println!("{what:<28} {:>9.2} ms (p99 {:.2})", percentile(50), percentile(99));
+    println!("{what:<46} {:>9.2} ms (p99 {:.2})", percentile(50), percentile(99));
 }
