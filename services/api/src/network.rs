@@ -281,4 +281,10 @@ pub trait NetworkLease {
     /// What it reaches besides.
     #[zbus(property)]
     fn egress_allow(&self) -> zbus::Result<Vec<String>>;
+    /// The most bytes a second in each direction; 0 is unlimited.
+    #[zbus(property)]
+    fn bandwidth(&self) -> zbus::Result<u64>;
+    /// The most packets a second in each direction; 0 is unlimited.
+    #[zbus(property)]
+    fn packets(&self) -> zbus::Result<u64>;
 }

@@ -816,6 +816,12 @@ impl Leases {
             if before.policy.egress.allow != row.policy.egress.allow {
                 changed.push(("EgressAllow", texts(&row.policy.egress.shown_rules())));
             }
+            if before.policy.bandwidth != row.policy.bandwidth {
+                changed.push(("Bandwidth", row.policy.bandwidth.unwrap_or(0).into()));
+            }
+            if before.policy.packets != row.policy.packets {
+                changed.push(("Packets", row.policy.packets.unwrap_or(0).into()));
+            }
             if !changed.is_empty() {
                 self.0.hub.changed(&path, LEASE, changed);
             }

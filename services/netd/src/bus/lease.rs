@@ -99,4 +99,16 @@ impl LeaseObject {
     fn egress_allow(&self) -> Vec<String> {
         self.row.borrow().policy.egress.shown_rules()
     }
+
+    /// The most bytes a second in each direction; 0 is unlimited.
+    #[zbus(property)]
+    fn bandwidth(&self) -> u64 {
+        self.row.borrow().policy.bandwidth.unwrap_or(0)
+    }
+
+    /// The most packets a second in each direction; 0 is unlimited.
+    #[zbus(property)]
+    fn packets(&self) -> u64 {
+        self.row.borrow().policy.packets.unwrap_or(0)
+    }
 }

@@ -51,7 +51,9 @@ impl Manager {
     /// share one of these with it, and no other's), `egress s` (where it gets beyond the host: open,
     /// closed or no-lan, which is not to addresses that are not of the internet; open takes
     /// `egress_allow` away), `egress_allow as` (what it reaches besides, each as
-    /// `TO[:PORT[-PORT]][/tcp|/udp]` with a network, an address or a name such as *.example.org).
+    /// `TO[:PORT[-PORT]][/tcp|/udp]` with a network, an address or a name such as *.example.org),
+    /// `bandwidth t` and `packets t` (the most bytes and packets a second in each direction, of which
+    /// 0 is unlimited; what is more is dropped).
     async fn set_policy(
         &self,
         holder: String,
