@@ -8,10 +8,9 @@ use banger_core::name::VmName;
 use banger_core::spec::{Limits, Spec, differences};
 use banger_core::vm::State;
 use banger_daemon::failpoint;
-use banger_vmm::probe;
 use zbus::{OwnedVariant, Str, Variant};
 
-use super::{Supervisor, plan};
+use super::Supervisor;
 use crate::config::Config;
 use crate::request::Change;
 use crate::store::VmRow;

@@ -3,7 +3,6 @@
 use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
-use banger_core::spec::VmmChoice;
 use banger_daemon::failpoint;
 use banger_guest::Agent;
 use banger_vmm::RateLimit;

@@ -8,7 +8,7 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::address;
 use banger_core::guest::{self, GuestConfig, Init, PowerOff, ProcessDefaults, Rootfs};
 use banger_core::spec::{Mount, Spec};
-use banger_vmm::{Disk, Kernel, Machine, Nic, RateLimit, Vmm};
+use banger_vmm::{Disk, Kernel, Machine, Nic, RateLimit};
 
 use super::runtime_dir;
 use crate::effects::disks::DiskFile;
