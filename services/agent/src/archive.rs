@@ -8,35 +8,27 @@
 //! Two blocks of zeros end the stream, and only one that is whole.
 
 use std::collections::HashMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use banger_core::tar::{self, Header, Kind, Segment};
+use banger_files::pack::{Packer, Times, about, names, open};
+use banger_files::{check_depth, kind_of};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, major, minor};
-use nix::unistd::{Whence, lseek};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use crate::disks::Disks;
-use crate::{etc, provision, sys};
+use crate::{etc, provision};
 
-/// Directories within directories, each of which takes a descriptor.
-const MAX_DEPTH: usize = 512;
 /// The biggest file that is searched for a block of banger's.
 const MAX_MANAGED: u64 = 16 << 20;
-/// More pieces than this, and a file is written with its holes as zeros.
-const MAX_SEGMENTS: usize = 4096;
 const BUFFER: usize = 128 << 10;
-/// The longest list and the longest value of extended attributes, `XATTR_LIST_MAX` and
-/// `XATTR_SIZE_MAX`.
-const XATTR: usize = 64 << 10;
 
 /// What stands in the archive for a file that banger wrote to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,11 +92,11 @@ pub fn write(disks: &Disks, login: &str, to: OwnedFd, meter: Meter) -> io::Resul
         }
     }
     let out = BufWriter::with_capacity(BUFFER, Metered { to: File::from(to), meter });
-    let mut archive = Archive { out, image: disks.image()?, instead, links: HashMap::new() };
-    archive.add(&root, OsStr::new("."), Path::new("."))?;
+    let mut archive = Archive { packer: Packer::new(out, Times::Seconds), image: disks.image()?, instead };
+    archive.packer.add(&root, OsStr::new("."), Path::new("."))?;
     archive.directory(&root, Path::new(""), 0)?;
-    archive.out.write_all(&tar::END)?;
-    archive.out.flush()
+    archive.packer.finish()?;
+    Ok(())
 }
 
 /// The root filesystem without what is mounted in it: a mount of its own that no path leads to.
@@ -123,11 +115,7 @@ fn bare_root() -> io::Result<OwnedFd> {
     Ok(openat(&tree, ".", DIRECTORY, Mode::empty())?)
 }
 
-const DIRECTORY: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_NOATIME)
-    .union(OFlag::O_CLOEXEC);
+const DIRECTORY: OFlag = banger_files::DIRECTORY.union(OFlag::O_NOATIME);
 
 /// The path, below the root, of what `path` leads to in the end.
 fn real(path: &Path) -> Option<PathBuf> {
@@ -138,33 +126,11 @@ fn real(path: &Path) -> Option<PathBuf> {
     path.strip_prefix("/").ok().map(Path::to_owned)
 }
 
-fn check_depth(depth: usize) -> io::Result<()> {
-    if depth <= MAX_DEPTH {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("directories are more than {MAX_DEPTH} deep")))
-}
-
-/// What is in a directory, sorted.
-fn names(directory: &OwnedFd) -> io::Result<Vec<OsString>> {
-    let entries = std::fs::read_dir(at(directory))?;
-    let mut names = entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// A path to an open file or directory, for this process.
-fn at(fd: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
-}
-
 struct Archive<W: Write> {
-    out: W,
+    packer: Packer<W>,
     /// The image's root directory.
     image: OwnedFd,
     instead: HashMap<PathBuf, Instead>,
-    /// Where the first name of each file with several is, by device and number.
-    links: HashMap<(u64, u64), PathBuf>,
 }
 
 impl<W: Write> Archive<W> {
@@ -190,22 +156,22 @@ impl<W: Write> Archive<W> {
             Ok::<_, io::Error>((kind_of(&stat) == SFlag::S_IFREG).then_some(stat))
         };
         match self.instead.get(path) {
-            None => self.add(directory, name, path),
+            None => self.packer.add(directory, name, path),
             Some(Instead::Image) => self.add_of_image(path),
             Some(Instead::Empty) => match regular()? {
-                Some(stat) => self.add_content(&stat, path, b""),
-                None => self.add(directory, name, path),
+                Some(stat) => self.packer.add_content(&stat, path, b""),
+                None => self.packer.add(directory, name, path),
             },
             Some(Instead::WithoutBlock) => {
                 let Some(stat) = regular()?.filter(|stat| stat.st_size as u64 <= MAX_MANAGED) else {
-                    return self.add(directory, name, path);
+                    return self.packer.add(directory, name, path);
                 };
                 let mut content = Vec::new();
                 open(directory, name)?.take(MAX_MANAGED).read_to_end(&mut content)?;
                 match provision::without_block(&content) {
-                    rest if rest == content => self.add(directory, name, path),
+                    rest if rest == content => self.packer.add(directory, name, path),
                     rest if rest.is_empty() => self.add_of_image(path),
-                    rest => self.add_content(&stat, path, &rest),
+                    rest => self.packer.add_content(&stat, path, &rest),
                 }
             }
         }
@@ -224,172 +190,11 @@ impl<W: Write> Archive<W> {
         let Some(name) = path.file_name() else { return Ok(()) };
         match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) if kind_of(&stat) == SFlag::S_IFDIR => Ok(()),
-            Ok(_) => self.add(&directory, name, path),
+            Ok(_) => self.packer.add(&directory, name, path),
             Err(Errno::ENOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
-
-    fn add(&mut self, directory: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<()> {
-        let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let mut link = OsString::new();
-        let mut kind = match kind_of(&stat) {
-            SFlag::S_IFREG => Kind::File,
-            SFlag::S_IFDIR => Kind::Directory,
-            SFlag::S_IFLNK => {
-                link = readlinkat(directory, name)?;
-                Kind::Symlink
-            }
-            SFlag::S_IFCHR => Kind::CharDevice(major(stat.st_rdev) as u32, minor(stat.st_rdev) as u32),
-            SFlag::S_IFBLK => Kind::BlockDevice(major(stat.st_rdev) as u32, minor(stat.st_rdev) as u32),
-            SFlag::S_IFIFO => Kind::Fifo,
-            _ => return Ok(()),
-        };
-        if kind != Kind::Directory && stat.st_nlink > 1 {
-            let file = (stat.st_dev, stat.st_ino);
-            match self.links.get(&file) {
-                Some(first) => {
-                    link = first.clone().into_os_string();
-                    kind = Kind::HardLink;
-                }
-                None => drop(self.links.insert(file, path.to_owned())),
-            }
-        }
-        let xattrs = match kind {
-            Kind::HardLink => Vec::new(),
-            _ => xattrs(&at(directory).join(name))?,
-        };
-        let header = header(&stat, kind, path, &link, &xattrs);
-        match kind {
-            Kind::File => self.add_file(&open(directory, name)?, &header, stat.st_size as u64),
-            _ => self.out.write_all(&tar::head(&header, 0)?),
-        }
-    }
-
-    fn add_content(&mut self, stat: &FileStat, path: &Path, content: &[u8]) -> io::Result<()> {
-        let header = header(stat, Kind::File, path, OsStr::new(""), &[]);
-        self.out.write_all(&tar::head(&header, content.len() as u64)?)?;
-        self.out.write_all(content)?;
-        self.out.write_all(tar::padding(content.len() as u64))
-    }
-
-    fn add_file(&mut self, file: &File, header: &Header<'_>, size: u64) -> io::Result<()> {
-        let map = segments(file, size)?;
-        let data = match map.as_slice() {
-            [Segment { offset: 0, length }] if *length == size => {
-                self.out.write_all(&tar::head(header, size)?)?;
-                size
-            }
-            map => {
-                let (head, data) = tar::sparse_head(header, size, map)?;
-                self.out.write_all(&head)?;
-                data
-            }
-        };
-        for Segment { offset, length } in map {
-            self.copy(file, offset, length)?;
-        }
-        self.out.write_all(tar::padding(data))
-    }
-
-    fn copy(&mut self, mut file: &File, offset: u64, length: u64) -> io::Result<()> {
-        file.seek(SeekFrom::Start(offset))?;
-        let copied = io::copy(&mut file.take(length), &mut self.out)?;
-        if copied == length {
-            return Ok(());
-        }
-        Err(io::Error::other("it became shorter while it was read"))
-    }
-}
-
-fn header<'a>(
-    stat: &FileStat,
-    kind: Kind,
-    path: &'a Path,
-    link: &'a OsStr,
-    xattrs: &'a [(Vec<u8>, Vec<u8>)],
-) -> Header<'a> {
-    Header {
-        path: path.as_os_str().as_bytes(),
-        link: link.as_bytes(),
-        kind,
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        mtime: stat.st_mtime,
-        xattrs,
-    }
-}
-
-fn kind_of(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
-}
-
-fn open(directory: &OwnedFd, name: &OsStr) -> io::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
-    Ok(openat(directory, name, flags, Mode::empty())?.into())
-}
-
-/// Where a file has data; all of it, if there are too many pieces to tell, or none are told.
-fn segments(file: &File, size: u64) -> io::Result<Vec<Segment>> {
-    let whole = vec![Segment { offset: 0, length: size }];
-    let mut map = Vec::new();
-    let mut position = 0;
-    while position < size {
-        let data = match lseek(file, position as i64, Whence::SeekData) {
-            Ok(data) => data as u64,
-            // Nothing but a hole.
-            Err(Errno::ENXIO) => break,
-            Err(Errno::EINVAL) => return Ok(whole),
-            Err(error) => return Err(error.into()),
-        };
-        position = (lseek(file, data as i64, Whence::SeekHole)? as u64).min(size);
-        map.push(Segment { offset: data, length: position.saturating_sub(data) });
-        if map.len() > MAX_SEGMENTS {
-            return Ok(whole);
-        }
-    }
-    // An empty file has no holes either.
-    Ok(if size == 0 { whole } else { map })
-}
-
-/// The extended attributes of what is at a path, be it a link.
-fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut list = vec![0; XATTR];
-    // SAFETY: the path is a string, and pointer and length are those of the buffer.
-    let length = unsafe { libc::llistxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
-    match length_of(length) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => return Ok(Vec::new()),
-        length => list.truncate(length?),
-    }
-    let mut found = Vec::new();
-    for name in list.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = vec![0; XATTR];
-        let key = CString::new(name)?;
-        // SAFETY: as above, with the name as another string.
-        let length =
-            unsafe { libc::lgetxattr(path.as_ptr(), key.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-        value.truncate(length_of(length)?);
-        if name.contains(&b'=') {
-            // An archive has no way to say it.
-            sys::log!(sys::WARNING, "no archive can have the attribute {}", String::from_utf8_lossy(name));
-            continue;
-        }
-        found.push((name.to_vec(), value));
-    }
-    Ok(found)
-}
-
-fn length_of(result: isize) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-fn about(path: &Path, error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::BrokenPipe {
-        return error;
-    }
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Counts what is written.
@@ -410,31 +215,5 @@ impl Write for Metered {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::FileExt;
-
-    fn file() -> File {
-        let path = std::env::temp_dir().join(format!("banger-holes-{}", std::process::id()));
-        let options = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        std::fs::remove_file(&path).expect("removes");
-        options.expect("makes")
-    }
-
-    #[test]
-    fn holes_are_found() {
-        let file = file();
-        assert_eq!(segments(&file, 0).expect("seeks"), [Segment { offset: 0, length: 0 }]);
-        file.set_len(4 << 20).expect("grows");
-        let empty = segments(&file, 4 << 20).expect("seeks");
-        assert_eq!(empty.iter().map(|segment| segment.length).sum::<u64>(), 0);
-        file.write_all_at(&[1; 4096], 2 << 20).expect("writes");
-        let map = segments(&file, 4 << 20).expect("seeks");
-        assert_eq!(map.iter().map(|segment| segment.length).sum::<u64>(), 4096, "{map:?}");
-        assert_eq!(map[0].offset, 2 << 20);
     }
 }

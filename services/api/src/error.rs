@@ -131,6 +131,15 @@ kinds! {
     NoSuchProcess = "org.banger.Error.NoSuchProcess";
     NoSuchUser = "org.banger.Error.NoSuchUser";
     NoSuchDirectory = "org.banger.Error.NoSuchDirectory";
+    NoSuchFile = "org.banger.Error.NoSuchFile";
+    /// Something of another kind has the name that a file is to get.
+    FileInTheWay = "org.banger.Error.FileInTheWay";
+    /// A file cannot be read or written; the message says which, and why.
+    FileFailed = "org.banger.Error.FileFailed";
+    /// A tar stream is none, ended early, or leads out of where it is unpacked.
+    InvalidArchive = "org.banger.Error.InvalidArchive";
+    /// No files are copied under this id, or it is long ago.
+    NoSuchTransfer = "org.banger.Error.NoSuchTransfer";
     CommandNotFound = "org.banger.Error.CommandNotFound";
     NotExecutable = "org.banger.Error.NotExecutable";
 }

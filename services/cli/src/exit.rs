@@ -52,7 +52,9 @@ pub fn code(error: &Error, guest_command: bool) -> u8 {
         | ErrorKind::NoSuchSession
         | ErrorKind::NoSuchProcess
         | ErrorKind::NoSuchUser
-        | ErrorKind::NoSuchDirectory => NOT_FOUND,
+        | ErrorKind::NoSuchDirectory
+        | ErrorKind::NoSuchFile
+        | ErrorKind::NoSuchTransfer => NOT_FOUND,
         ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired => DENIED,
         ErrorKind::ServiceUnavailable => UNAVAILABLE,
         _ => FAILURE,

@@ -5,6 +5,8 @@
 //! names are bytes throughout. For guests whose tar knows no PAX, such as busybox's, there is GNU tar's own
 //! form of long names.
 
+pub mod read;
+
 use std::io;
 
 const BLOCK: usize = 512;
@@ -45,6 +47,8 @@ pub struct Header<'a> {
     pub gid: u32,
     /// Seconds since 1970.
     pub mtime: i64,
+    /// Nanoseconds after that.
+    pub mtime_nsec: u32,
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
@@ -111,6 +115,7 @@ pub fn gnu_head(header: &Header<'_>, size: u64) -> io::Result<Vec<u8>> {
     let header = Header {
         path: &header.path[..header.path.len().min(GNU_NAME)],
         link: &header.link[..header.link.len().min(GNU_NAME)],
+        mtime_nsec: 0,
         xattrs: &[],
         ..header.clone()
     };
@@ -133,10 +138,10 @@ fn entry(header: &Header<'_>, path: &[u8], size: u64, mut records: Vec<u8>) -> i
     let gid = long("gid", header.gid.into(), MAX_SHORT);
     let stored = long("size", size, MAX_LONG);
     let mtime = match u64::try_from(header.mtime) {
-        Ok(mtime) => long("mtime", mtime, MAX_LONG),
-        Err(_) => {
-            record(&mut records, b"mtime", header.mtime.to_string().as_bytes());
-            0
+        Ok(mtime) if header.mtime_nsec == 0 => long("mtime", mtime, MAX_LONG),
+        mtime => {
+            record(&mut records, b"mtime", time(header.mtime, header.mtime_nsec).as_bytes());
+            mtime.unwrap_or(0).min(MAX_LONG)
         }
     };
     if path.len() > NAME {
@@ -183,6 +188,15 @@ fn entry(header: &Header<'_>, path: &[u8], size: u64, mut records: Vec<u8>) -> i
     }
     out.extend(block.finish());
     Ok(out)
+}
+
+/// Seconds with a fraction, which has the sign of the whole.
+fn time(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (_, 0) => seconds.to_string(),
+        (..0, _) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
+        _ => format!("{seconds}.{nanoseconds:09}"),
+    }
 }
 
 /// A header block of ustar.
@@ -236,7 +250,17 @@ mod tests {
     use super::*;
 
     fn file<'a>(path: &'a [u8]) -> Header<'a> {
-        Header { path, link: b"", kind: Kind::File, mode: 0o644, uid: 0, gid: 0, mtime: 0, xattrs: &[] }
+        Header {
+            path,
+            link: b"",
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            mtime_nsec: 0,
+            xattrs: &[],
+        }
     }
 
     fn records(head: &[u8]) -> String {
@@ -301,6 +325,20 @@ mod tests {
         assert!(self::records(&big).contains(" size=9663676416\n"));
         let small = super::head(&file(b"most"), MAX_LONG).expect("fits");
         assert_eq!(small.len(), BLOCK);
+    }
+
+    #[test]
+    fn fractions_of_times() {
+        for (seconds, nanoseconds, text) in [
+            (5, 0, "5"),
+            (-5, 0, "-5"),
+            (5, 20, "5.000000020"),
+            (-2, 500_000_000, "-1.500000000"),
+            (-1, 1, "-0.999999999"),
+            (0, 7, "0.000000007"),
+        ] {
+            assert_eq!(time(seconds, nanoseconds), text);
+        }
     }
 
     #[test]

@@ -49,15 +49,5 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     units::parse_size(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
-/// The largest tar header extension (PAX records, long names) of one entry.
-pub const TAR_EXTENSION: u64 = 1 << 20;
-/// Records of one PAX header.
-pub const TAR_RECORDS: usize = 1 << 16;
-/// Extended attributes of one entry.
-pub const XATTRS: usize = 256;
-/// PATH_MAX of Linux, its last byte being the terminator.
-pub const PATH: usize = 4095;
 /// NAME_MAX of Linux.
 pub const NAME: usize = 255;
-/// XATTR_SIZE_MAX of Linux.
-pub const XATTR: usize = 65536;

@@ -88,7 +88,8 @@ impl Inode {
             mode,
             uid: header.uid,
             gid: header.gid,
-            mtime: header.mtime,
+            // What a squashfs has room for.
+            mtime: header.mtime.clamp(0, i64::from(u32::MAX)) as u32,
             xattrs: keep_xattrs(&header.xattrs),
             links: 0,
         }

@@ -342,6 +342,7 @@ mod tests {
             uid: 0,
             gid: 0,
             mtime: 0,
+            mtime_nsec: 0,
             size: 0,
             major: 0,
             minor: 0,

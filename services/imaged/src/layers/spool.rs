@@ -28,11 +28,13 @@ impl Spool {
 
     pub fn add(&mut self, header: &Header) -> io::Result<()> {
         self.count += 1;
-        let Header { path, link, kind, mode, uid, gid, mtime, size, major, minor, xattrs } = header;
+        let Header { path, link, kind, mode, uid, gid, mtime, mtime_nsec, size, major, minor, xattrs } =
+            header;
         self.out.write_all(&[*kind as u8])?;
-        for number in [u32::from(*mode), *uid, *gid, *mtime, *major, *minor, xattrs.len() as u32] {
+        for number in [u32::from(*mode), *uid, *gid, *mtime_nsec, *major, *minor, xattrs.len() as u32] {
             self.out.write_all(&number.to_le_bytes())?;
         }
+        self.out.write_all(&mtime.to_le_bytes())?;
         self.out.write_all(&size.to_le_bytes())?;
         self.bytes(path)?;
         self.bytes(link)?;
@@ -68,13 +70,14 @@ impl Headers {
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         let mode = self.number()? as u16;
-        let (uid, gid, mtime) = (self.number()?, self.number()?, self.number()?);
+        let (uid, gid, mtime_nsec) = (self.number()?, self.number()?, self.number()?);
         let (major, minor, attributes) = (self.number()?, self.number()?, self.number()?);
+        let mtime = i64::from_le_bytes(self.array()?);
         let size = u64::from_le_bytes(self.array()?);
         let (path, link) = (self.bytes()?, self.bytes()?);
         let xattrs =
             (0..attributes).map(|_| Ok((self.bytes()?, self.bytes()?))).collect::<io::Result<_>>()?;
-        Ok(Header { path, link, kind, mode, uid, gid, mtime, size, major, minor, xattrs })
+        Ok(Header { path, link, kind, mode, uid, gid, mtime, mtime_nsec, size, major, minor, xattrs })
     }
 
     fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
@@ -116,12 +119,14 @@ mod tests {
 
     fn header() -> impl Strategy<Value = Header> {
         let names = (prop::collection::vec(any::<u8>(), 0..300), prop::collection::vec(any::<u8>(), 0..9));
-        let numbers = (0..0o10000u16, any::<[u32; 5]>(), any::<u64>());
+        let numbers = (0..0o10000u16, any::<[u32; 5]>(), any::<(i64, u64)>());
         let xattrs = prop::collection::vec(any::<(Vec<u8>, Vec<u8>)>(), 0..3);
-        (names, kind(), numbers, xattrs).prop_map(|((path, link), kind, (mode, numbers, size), xattrs)| {
-            let [uid, gid, mtime, major, minor] = numbers;
-            Header { path, link, kind, mode, uid, gid, mtime, size, major, minor, xattrs }
-        })
+        (names, kind(), numbers, xattrs).prop_map(
+            |((path, link), kind, (mode, numbers, (mtime, size)), xattrs)| {
+                let [uid, gid, mtime_nsec, major, minor] = numbers;
+                Header { path, link, kind, mode, uid, gid, mtime, mtime_nsec, size, major, minor, xattrs }
+            },
+        )
     }
 
     proptest! {

@@ -151,6 +151,7 @@ impl Entry {
             uid: 0,
             gid: 0,
             mtime: MTIME,
+            mtime_nsec: 0,
             xattrs: &[],
         };
         hash.update(tar::gnu_head(&header, size)?);
