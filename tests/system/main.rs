@@ -10,6 +10,7 @@ mod dns;
 mod egress;
 mod errors;
 mod faults;
+mod files;
 mod forwards;
 mod guests;
 mod health;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use banger_api::files::Stat;
 use banger_api::{Error, ErrorKind, Result, agent};
 use banger_core::ending::Goodbye;
 use banger_core::guest::{AGENT_PORT, PROTOCOL};
@@ -26,6 +27,7 @@ use crate::host::{self, Host};
 use crate::line::Line;
 use crate::power::{self, Why};
 use crate::process::{Request, Stream, Table};
+use crate::transfer::{self, Transfers};
 use crate::vsock::{Connection, Listener};
 use crate::{ports, stats, stream, sys, systemd};
 
@@ -51,9 +53,11 @@ pub async fn serve(context: Context, host: Host) -> anyhow::Result<()> {
     watch_signals(context.is_init, &table, &off)?;
     let listener = Listener::bind(AGENT_PORT)?;
     let freezer = Freezer { context: context.clone(), timer: Arc::default(), thawed: Arc::default() };
+    let transfers = Transfers::new(table.clone());
     let agent = Agent {
         context: context.clone(),
         table: table.clone(),
+        transfers: transfers.clone(),
         freezer: freezer.clone(),
         archiving: Arc::default(),
         off,
@@ -71,6 +75,7 @@ pub async fn serve(context: Context, host: Host) -> anyhow::Result<()> {
     let why = loop {
         let why = ends.recv().await.unwrap_or(Why::Request);
         line.stopping(why.goodbye()).await;
+        transfers.stop().await;
         // Where the image's init does the rest we live on: the host may still want to know.
         if !matches!(why, Why::Init(_)) {
             break why;
@@ -248,6 +253,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 struct Agent {
     context: Arc<Context>,
     table: Table,
+    transfers: Transfers,
     freezer: Freezer,
     /// One archive at a time: the end of the first would thaw the disk under the second.
     archiving: Arc<Mutex<()>>,
@@ -344,6 +350,26 @@ impl Agent {
             }
         });
         Ok(token)
+    }
+
+    #[zbus(out_args("stat"))]
+    async fn stat(&self, path: String, follow: bool) -> Result<Stat> {
+        transfer::stat(path, follow).await
+    }
+
+    #[zbus(out_args("id", "token"))]
+    async fn pack(&self, path: String, name: String, follow: bool) -> Result<(String, String)> {
+        self.transfers.pack(path, name, follow).await
+    }
+
+    #[zbus(out_args("id", "token"))]
+    async fn unpack(&self, directory: String, user: String, archive: bool) -> Result<(String, String)> {
+        self.transfers.unpack(directory, user, archive).await
+    }
+
+    #[zbus(out_args("entries", "bytes", "remarks"))]
+    async fn wait_transfer(&self, id: &str) -> Result<(u64, u64, Vec<String>)> {
+        self.transfers.wait(id).await
     }
 
     async fn thaw(&self) {

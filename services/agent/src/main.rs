@@ -35,6 +35,7 @@ mod stats;
 mod stream;
 mod sys;
 mod systemd;
+mod transfer;
 mod tree;
 mod users;
 mod vsock;

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use zbus::{DeserializeDict, SerializeDict, Type, proxy};
 
+use crate::files::{Copied, Stat};
+
 /// Object path of the agent.
 pub const PATH: &str = "/org/banger/Agent1";
 
@@ -154,6 +156,32 @@ pub trait Agent {
     ///
     /// Returns the stream's token. Errors: `NotReady` if another is being written.
     fn archive(&self) -> zbus::Result<String>;
+
+    /// What is at an absolute path; with `follow` what a link there leads to.
+    ///
+    /// Errors: `NoSuchFile`, `NoSuchDirectory`, `FileFailed`.
+    fn stat(&self, path: &str, follow: bool) -> zbus::Result<Stat>;
+
+    /// Has a file, or a directory and all in it, written to a stream as a tar (PAX), of which two
+    /// blocks of zeros are the end. It is called `name` in the archive: `.` for a directory leaves
+    /// the names in it without one before, the empty one stands for its own. With `follow`, a link at `path` is followed; none below
+    /// is. Sockets, and what is in `/proc` and `/sys`, are left out.
+    ///
+    /// Returns an id for [`Self::wait_transfer`] and the stream's token.
+    fn pack(&self, path: &str, name: &str, follow: bool) -> zbus::Result<(String, String)>;
+
+    /// Unpacks a stream of tar, uncompressed, into a directory that exists. Nothing is written outside, and
+    /// through no link. The files are `user`'s (`user`, `uid`, `user:group`, `uid:gid`; root's if it is
+    /// empty), without set-user-ID bits and capabilities; with `archive` all is as the archive says.
+    ///
+    /// Returns an id for [`Self::wait_transfer`] and the stream's token.
+    fn unpack(&self, directory: &str, user: &str, archive: bool) -> zbus::Result<(String, String)>;
+
+    /// Waits for the end of what [`Self::pack`] or [`Self::unpack`] began. It is remembered for ten minutes.
+    ///
+    /// Errors: `NoSuchFile`, `NoSuchDirectory`, `FileInTheWay`, `FileFailed`, `NoSpace`,
+    /// `InvalidArchive`, `Interrupted`, `NoSuchTransfer`.
+    fn wait_transfer(&self, id: &str) -> zbus::Result<Copied>;
 
     /// Ends [`Self::quiesce`]. Without it this does nothing.
     fn thaw(&self) -> zbus::Result<()>;

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod agent;
 pub mod error;
+pub mod files;
 pub mod image;
 pub mod job;
 pub mod network;

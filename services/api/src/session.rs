@@ -10,6 +10,7 @@ use zbus::wire::OwnedFd;
 use zbus::{OwnedObjectPath, Variant, proxy};
 
 use crate::access::{Access, Entry, SESSION_OPEN};
+use crate::files::{Copied, Stat};
 
 /// Prefix of the objects of sessions.
 pub const SESSION_PREFIX: &str = "/org/banger/Session1/session";
@@ -22,6 +23,10 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "WaitSession", Access::Action(SESSION_OPEN)),
     (MANAGER, "KillSession", Access::Action(SESSION_OPEN)),
     (MANAGER, "ResizeSession", Access::Action(SESSION_OPEN)),
+    (MANAGER, "StatFile", Access::Action(SESSION_OPEN)),
+    (MANAGER, "OpenRead", Access::Action(SESSION_OPEN)),
+    (MANAGER, "OpenWrite", Access::Action(SESSION_OPEN)),
+    (MANAGER, "WaitTransfer", Access::Action(SESSION_OPEN)),
     // Command lines are nobody else's business.
     (MANAGER, "ListSessions", Access::Action(SESSION_OPEN)),
     (SESSION, "Kill", Access::Action(SESSION_OPEN)),
@@ -93,6 +98,49 @@ pub trait Manager {
     /// All sessions of all running VMs that answer.
     #[zbus(allow_interactive_auth)]
     fn list_sessions(&self) -> zbus::Result<Vec<SessionRow>>;
+
+    /// What is at an absolute path in a running VM; with `follow` what a link there leads to.
+    ///
+    /// Errors: `NoSuchFile`, `NoSuchDirectory`, `FileFailed`.
+    #[zbus(allow_interactive_auth)]
+    fn stat_file(&self, vm: &str, path: &str, follow: bool) -> zbus::Result<Stat>;
+
+    /// Opens a file, or a directory and all in it, for reading, as a stream of tar (PAX): with
+    /// owners, modes, times, links, holes and extended attributes. Two blocks of zeros are its end; without
+    /// them it is not whole, and [`Self::wait_transfer`] tells why.
+    ///
+    /// Options: `name s`, what it is called in the archive (default: as it is; `.` for a directory leaves the names in
+    /// it without one before), `follow b`, to follow a link at `path` (none below it is).
+    #[zbus(allow_interactive_auth)]
+    fn open_read(
+        &self,
+        vm: &str,
+        path: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(String, OwnedFd)>;
+
+    /// Opens a directory for writing: what is written to the stream, a tar without compression, is
+    /// unpacked into it, replacing files of the same names, never outside of it and through no
+    /// link. Shut the stream down for writing at the end, and ask [`Self::wait_transfer`] what became of it.
+    ///
+    /// Options: `user s`, whose the files are to be (`user`, `uid`, `user:group` or `uid:gid`; default:
+    /// root), `archive b`, to keep owners and with them set-user-ID bits, capabilities, access
+    /// lists and devices.
+    #[zbus(allow_interactive_auth)]
+    fn open_write(
+        &self,
+        vm: &str,
+        directory: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(String, OwnedFd)>;
+
+    /// Waits for the end of what `OpenRead` or `OpenWrite` began: entries, bytes of files, and what was left
+    /// out. It can be asked again for ten minutes.
+    ///
+    /// Errors: `NoSuchFile`, `NoSuchDirectory`, `FileInTheWay`, `FileFailed`, `NoSpace`, `InvalidArchive`,
+    /// `Interrupted`, `NoSuchTransfer`.
+    #[zbus(allow_interactive_auth)]
+    fn wait_transfer(&self, vm: &str, id: &str) -> zbus::Result<Copied>;
 
     #[zbus(signal)]
     fn session_new(&self, vm: String, id: String, session: OwnedObjectPath) -> zbus::Result<()>;

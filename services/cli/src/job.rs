@@ -240,18 +240,18 @@ impl Drop for Reporter<'_> {
     }
 }
 
-fn spinner() -> ProgressStyle {
+pub fn spinner() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {prefix}: {msg}").expect("a constant")
 }
 
-fn filling() -> ProgressStyle {
+pub fn filling() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {prefix}: {msg} [{wide_bar}]")
         .expect("a constant")
         .progress_chars("=> ")
 }
 
 /// Rate and time left; nothing while there is no rate to go by.
-fn pace(left: u64, per_second: f64) -> String {
+pub fn pace(left: u64, per_second: f64) -> String {
     if per_second < 1.0 || left == 0 {
         return String::new();
     }

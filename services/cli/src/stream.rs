@@ -16,6 +16,15 @@ const BUFFER: usize = 256 * 1024;
 /// # Errors
 /// What reading or writing fails with otherwise.
 pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    copy_counting(from, to, |_| {})
+}
+
+/// The same, telling how many bytes have just been written.
+pub fn copy_counting(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    mut count: impl FnMut(usize),
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = match retry(from, PollFlags::POLLIN, || read(from, &mut buffer)) {
@@ -30,6 +39,7 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             written => written?,
         }
+        count(length);
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_api::agent::{AgentProxy, Port, Stats};
+use banger_api::files::{Copied, Stat};
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest::{AGENT_PORT, GuestConfig, PROTOCOL, STREAM_PORT};
 use futures_util::future::try_join_all;
@@ -197,6 +198,37 @@ impl Agent {
         self.stream(&token).await
     }
 
+    /// What is at a path. See [`AgentProxy::stat`].
+    pub async fn stat(&self, path: &str, follow: bool) -> Result<Stat> {
+        let mut stat = in_time(async { self.proxy.stat(path, follow).await.map_err(from_guest) }).await?;
+        stat.kind = printable(&stat.kind);
+        Ok(stat)
+    }
+
+    /// Has the guest write files, as a tar, to the stream returned; the id is for
+    /// [`Self::wait_transfer`]. See [`AgentProxy::pack`].
+    pub async fn pack(&self, path: &str, name: &str, follow: bool) -> Result<(String, OwnedFd)> {
+        let call = async { self.proxy.pack(path, name, follow).await.map_err(from_guest) };
+        let (id, token) = in_time(call).await?;
+        check_id(&id)?;
+        Ok((id, self.stream(&token).await?))
+    }
+
+    /// Has the guest unpack what is written to the stream returned. See [`AgentProxy::unpack`].
+    pub async fn unpack(&self, directory: &str, user: &str, archive: bool) -> Result<(String, OwnedFd)> {
+        let call = async { self.proxy.unpack(directory, user, archive).await.map_err(from_guest) };
+        let (id, token) = in_time(call).await?;
+        check_id(&id)?;
+        Ok((id, self.stream(&token).await?))
+    }
+
+    /// Waits for the end of a transfer, however long it takes.
+    pub async fn wait_transfer(&self, id: &str) -> Result<Copied> {
+        let (entries, bytes, mut remarks) = self.proxy.wait_transfer(id).await.map_err(from_guest)?;
+        remarks.iter_mut().for_each(|remark| *remark = printable(remark));
+        Ok((entries, bytes, remarks))
+    }
+
     /// Makes a guest that woke up from a snapshot what the configuration says. Returns what could
     /// not be done.
     pub async fn reconfigure(&self, config: &GuestConfig) -> Result<Vec<String>> {
@@ -357,6 +389,13 @@ fn from_guest(error: zbus::Error) -> Error {
         | ErrorKind::NoSuchProcess
         | ErrorKind::NoSuchUser
         | ErrorKind::NoSuchDirectory
+        | ErrorKind::NoSuchFile
+        | ErrorKind::FileInTheWay
+        | ErrorKind::FileFailed
+        | ErrorKind::InvalidArchive
+        | ErrorKind::NoSuchTransfer
+        | ErrorKind::Interrupted
+        | ErrorKind::NoSpace
         | ErrorKind::CommandNotFound
         | ErrorKind::NotExecutable)
             if is_reply =>

@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use banger_api::files::{Copied, Stat};
 use banger_api::session::{MANAGER, SESSION, SessionRow, session_path};
 use banger_api::vm::{ManagerProxy as VmManagerProxy, RUNTIME_DIR, VM_PREFIX, VmProxy, vsock_socket};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, path};
@@ -141,6 +142,46 @@ impl Sessions {
     pub async fn resize(&self, vm: &VmName, id: &str, rows: u16, columns: u16) -> Result<()> {
         let call = async { self.agent(vm).await?.resize(id, rows, columns).await };
         self.guarded(vm, call).await.map_err(|error| unknown(error, vm, id))
+    }
+
+    pub async fn stat_file(&self, vm: &VmName, path: &str, follow: bool) -> Result<Stat> {
+        let call = async { self.agent(vm).await?.stat(path, follow).await };
+        self.guarded(vm, call).await
+    }
+
+    pub async fn open_read(
+        &self,
+        vm: &VmName,
+        path: &str,
+        name: &str,
+        follow: bool,
+    ) -> Result<(String, OwnedFd)> {
+        let call = async { self.agent(vm).await?.pack(path, name, follow).await };
+        self.guarded(vm, call).await
+    }
+
+    pub async fn open_write(
+        &self,
+        vm: &VmName,
+        directory: &str,
+        user: &str,
+        archive: bool,
+    ) -> Result<(String, OwnedFd)> {
+        let call = async { self.agent(vm).await?.unpack(directory, user, archive).await };
+        self.guarded(vm, call).await
+    }
+
+    /// The bytes go past this service, but who waits for them to arrive does so here.
+    pub async fn wait_transfer(&self, vm: &VmName, id: &str) -> Result<Copied> {
+        let agent = self.guarded(vm, self.agent(vm)).await?;
+        match agent.wait_transfer(id).await {
+            // The connection broke: with the VM, which then says so, or without it.
+            Err(error) if error.kind() == ErrorKind::AgentUnreachable => {
+                let call = async { self.agent(vm).await?.wait_transfer(id).await };
+                self.guarded(vm, call).await
+            }
+            outcome => outcome,
+        }
     }
 
     pub async fn list(&self) -> Result<Vec<SessionRow>> {

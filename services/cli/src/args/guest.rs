@@ -1,8 +1,10 @@
 //! What runs in VMs.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use super::machine::Machine;
+use crate::cmd::Place;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -81,6 +83,37 @@ pub struct Shell {
     /// Instead of the user's shell
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+One of SRC and DEST is VM:PATH, where PATH begins at the root of the VM's files; the other is a path of the
+host, or - for a tar stream on standard input or output. ./a:b is a path of the host.
+
+If DEST is a directory SRC goes into it; else it becomes DEST, whose directory must be there. SRC/. stands for what is in
+SRC. A tar stream is unpacked into DEST, a directory; it must not be compressed.
+
+Files that were there are replaced, each when the new one is whole; directories are filled, and stay as they
+are. Modes, times, symbolic and hard links, holes and attributes named user.* are kept. Without --archive files become root's in the
+VM, and the caller's on the host, and lose set-user-ID and set-group-ID bits; devices are made in VMs alone, and
+with --archive.
+
+Nothing is written outside of DEST, and no symbolic link below it is followed: where one is in the way of a
+directory, the copy fails. A copy that fails leaves what it had copied by then.")]
+pub struct Cp {
+    /// Keep owners, and with them set-user-ID bits, capabilities and access lists
+    #[arg(short, long)]
+    pub archive: bool,
+    /// If SRC is a symbolic link, copy what it leads to
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// Whose files in the VM become, instead of root's; by its names or numbers
+    #[arg(long, value_name = "USER[:GROUP]", conflicts_with = "archive")]
+    pub chown: Option<String>,
+    #[arg(value_name = "SRC", value_parser = OsStringValueParser::new().try_map(Place::parse))]
+    pub source: Place,
+    #[arg(value_name = "DEST", value_parser = OsStringValueParser::new().try_map(Place::parse))]
+    pub destination: Place,
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use banger_core::forward::{Forward, Listen};
 use clap::{Args, Parser, Subcommand};
 
-pub use guest::{Exec, Process, Run, Session, Settings, Shell};
+pub use guest::{Cp, Exec, Process, Run, Session, Settings, Shell};
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
@@ -64,6 +64,8 @@ pub enum Command {
     Exec(Exec),
     /// Open a shell in a running VM
     Shell(Shell),
+    /// Copy files into a running VM, or out of one
+    Cp(Cp),
     /// List VMs
     Ps(Ps),
     /// Show what VMs take of the host, and what goes on in them

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod build;
+mod copy;
 mod image;
 mod kernel;
 mod network;
@@ -22,12 +23,15 @@ use crate::Context;
 use crate::args::{Arguments, Command};
 use crate::exit::SUCCESS;
 
+pub use copy::Place;
+
 /// Does what was asked for, and says the exit code.
 pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
     match command {
         Command::Run(arguments) => return run::run(context, arguments).await,
         Command::Exec(arguments) => return session::exec(context, arguments).await,
         Command::Shell(arguments) => return session::shell(context, arguments).await,
+        Command::Cp(arguments) => copy::copy(context, arguments).await?,
         Command::Ps(arguments) => vm::list(context, arguments.all).await?,
         Command::Stats(arguments) => stats::stats(context, arguments).await?,
         Command::Top { interval } => top::top(context, interval).await?,

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use banger_api::files::Stat;
 use banger_api::session::SessionRow;
-use banger_api::{Options, Result};
+use banger_api::{ErrorKind, Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -137,6 +138,80 @@ impl Manager {
     ) -> Result<Vec<SessionRow>> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
         self.sessions.list().await
+    }
+
+    /// What is at an absolute path in a running VM; with follow what a link there leads to.
+    #[zbus(out_args("stat"))]
+    async fn stat_file(
+        &self,
+        vm: &str,
+        path: &str,
+        follow: bool,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Stat> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        self.sessions.stat_file(&vm_name(vm)?, path, follow).await
+    }
+
+    /// Opens a file, or a directory and all in it, for reading, as a stream of tar.
+    ///
+    /// Options: name (s), follow (b).
+    #[zbus(out_args("id", "stream"))]
+    async fn open_read(
+        &self,
+        vm: &str,
+        path: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(String, OwnedFd)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let name: String = options.take("name")?.unwrap_or_default();
+        let follow = options.take("follow")?.unwrap_or_default();
+        options.finish()?;
+        let (id, stream) = self.sessions.open_read(&vm_name(vm)?, path, &name, follow).await?;
+        Ok((id, stream.into()))
+    }
+
+    /// Opens a directory for writing: what is written to the stream, a tar without compression, is
+    /// unpacked into it.
+    ///
+    /// Options: user (s), archive (b).
+    #[zbus(out_args("id", "stream"))]
+    async fn open_write(
+        &self,
+        vm: &str,
+        directory: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(String, OwnedFd)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let user: String = options.take("user")?.unwrap_or_default();
+        let archive = options.take("archive")?.unwrap_or_default();
+        options.finish()?;
+        if archive && !user.is_empty() {
+            return Err(ErrorKind::InvalidArgs.error("either archive or user, not both"));
+        }
+        let (id, stream) = self.sessions.open_write(&vm_name(vm)?, directory, &user, archive).await?;
+        Ok((id, stream.into()))
+    }
+
+    /// Waits for the end of what OpenRead or OpenWrite began: entries, bytes of files, and what
+    /// was left out. The end is remembered for ten minutes.
+    #[zbus(out_args("entries", "bytes", "remarks"))]
+    async fn wait_transfer(
+        &self,
+        vm: &str,
+        id: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u64, u64, Vec<String>)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        self.sessions.wait_transfer(&vm_name(vm)?, id).await
     }
 
     #[zbus(signal)]
