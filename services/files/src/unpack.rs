@@ -216,19 +216,22 @@ impl Unpacker {
         let fresh =
             Fresh::make(parent, path, |fresh| openat(parent, fresh, flags, Mode::S_IRUSR | Mode::S_IWUSR))?;
         let (fresh, file) = (fresh.0, File::from(fresh.1));
-        let mut position = 0;
+        let (mut position, mut written) = (0, 0);
         loop {
             position += reader.skip_hole();
             let got = reader.read(&mut self.buffer).map_err(invalid)?;
             if got == 0 {
                 break;
             }
-            let written = file.write_all_at(&self.buffer[..got], position);
-            written.map_err(|error| failure(path, &error))?;
+            let done = file.write_all_at(&self.buffer[..got], position);
+            done.map_err(|error| failure(path, &error))?;
             position += got as u64;
+            written = position;
             self.unpacked.bytes += got as u64;
         }
-        let sized = file.set_len(header.size).and_then(|()| Ok(self.give(&file, header)?));
+        // A hole at the end is the one thing that was not written.
+        let sized = if position > written { file.set_len(position) } else { Ok(()) };
+        let sized = sized.and_then(|()| Ok(self.give(&file, header)?));
         sized.map_err(|error| failure(path, &error))?;
         self.attributes(parent, fresh.name(), path, header)?;
         // After the attributes: setting those changes the mode (an access list) and the times.
