@@ -27,6 +27,7 @@ use crate::host::{self, Host};
 use crate::line::Line;
 use crate::power::{self, Why};
 use crate::process::{Request, Stream, Table};
+use crate::session::Sessions;
 use crate::transfer::{self, Transfers};
 use crate::vsock::{Connection, Listener};
 use crate::{ports, stats, stream, sys, systemd};
@@ -58,6 +59,7 @@ pub async fn serve(context: Context, host: Host) -> anyhow::Result<()> {
         context: context.clone(),
         table: table.clone(),
         transfers: transfers.clone(),
+        sessions: Sessions::new(table.clone()),
         freezer: freezer.clone(),
         archiving: Arc::default(),
         off,
@@ -254,6 +256,7 @@ struct Agent {
     context: Arc<Context>,
     table: Table,
     transfers: Transfers,
+    sessions: Sessions,
     freezer: Freezer,
     /// One archive at a time: the end of the first would thaw the disk under the second.
     archiving: Arc<Mutex<()>>,
@@ -294,6 +297,66 @@ impl Agent {
     #[zbus(out_args("processes"))]
     fn list(&self) -> Vec<(String, String, Vec<String>, u64)> {
         self.table.list()
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn start_session(
+        &self,
+        id: &str,
+        argv: Vec<String>,
+        environment: BTreeMap<String, String>,
+        user: String,
+        directory: String,
+        terminal: bool,
+        rows: u16,
+        columns: u16,
+        restart: &str,
+    ) -> Result<()> {
+        let policy = restart.parse().map_err(|error: banger_core::spec::InvalidSpec| {
+            ErrorKind::InvalidArgs.error(error.to_string())
+        })?;
+        let terminal = terminal.then_some((rows, columns));
+        self.sessions.start(id, Request { argv, environment, user, directory, terminal }, policy)
+    }
+
+    #[zbus(out_args("serial", "status"))]
+    async fn watch_session(&self, id: &str, serial: u32) -> Result<(u32, agent::SessionStatus)> {
+        self.sessions.watch(id, serial).await
+    }
+
+    async fn send_session(&self, id: &str, data: Vec<u8>, end: bool) -> Result<()> {
+        self.sessions.send(id, data, end).await
+    }
+
+    fn stop_session(&self, id: &str, signal: i32, grace_usec: u64) -> Result<()> {
+        self.sessions.stop(id, signal, Duration::from_micros(grace_usec))
+    }
+
+    fn kill_session(&self, id: &str, signal: i32) -> Result<()> {
+        self.sessions.kill(id, signal)
+    }
+
+    fn resize_session(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        self.sessions.resize(id, rows, columns)
+    }
+
+    #[zbus(out_args("token"))]
+    fn attach_session(&self, id: &str, scrollback: u64, read_only: bool) -> Result<String> {
+        self.sessions.attach(id, None, scrollback, read_only)
+    }
+
+    #[zbus(out_args("token"))]
+    fn resume_session(&self, id: &str, from: u64, read_only: bool) -> Result<String> {
+        self.sessions.attach(id, Some(from), 0, read_only)
+    }
+
+    #[zbus(out_args("token"))]
+    fn drain_session(&self, id: &str, from: u64) -> Result<String> {
+        self.sessions.drain(id, from)
+    }
+
+    fn forget_session(&self, id: &str) -> Result<()> {
+        self.sessions.forget(id)
     }
 
     fn power_off(&self) {

@@ -31,6 +31,7 @@ mod ports;
 mod power;
 mod process;
 mod provision;
+mod session;
 mod stats;
 mod stream;
 mod sys;

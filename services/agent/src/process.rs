@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::session::View;
 use crate::{command, sys, users};
 
 /// Commands running at once.
@@ -53,6 +54,15 @@ pub enum Stream {
     Output(OwnedFd),
     /// We do both on the master side of its terminal.
     Terminal(OwnedFd),
+    /// A session's, whose command has no stream of its own to the host.
+    Session(View),
+}
+
+/// A command that was started, and our ends of its streams.
+#[derive(Debug)]
+pub struct Launched {
+    pub id: String,
+    pub streams: Vec<(&'static str, Stream)>,
 }
 
 #[derive(Debug)]
@@ -64,6 +74,8 @@ struct Process {
     terminal: Option<OwnedFd>,
     exit: watch::Sender<Option<Exit>>,
     ended: Option<Instant>,
+    /// It is a session's, and listed as such.
+    of_session: bool,
 }
 
 #[derive(Debug, Default)]
@@ -99,36 +111,21 @@ impl Table {
     /// Starts a command; returns its id and the tokens of its streams.
     pub fn start(&self, request: Request) -> Result<(String, BTreeMap<String, String>)> {
         let mut state = self.lock();
-        state.forget_old();
-        if state.stopping {
-            return Err(ErrorKind::VmNotRunning.error("the machine is shutting down"));
-        }
-        if state.processes.values().filter(|process| process.ended.is_none()).count() >= MAX_RUNNING {
-            return Err(ErrorKind::NotSupported
-                .error(format!("{MAX_RUNNING} commands run already; end one of them first")));
-        }
-        let spawned = spawn(&request, &state.defaults)?;
-        let id = state.new_id()?;
+        let Launched { id, streams } = state.launch(&request, false)?;
         let mut tokens = BTreeMap::new();
-        for (name, stream) in spawned.streams {
+        for (name, stream) in streams {
             let token = sys::to_hex(&sys::random::<16>()?);
             state.streams.insert(token.clone(), (id.clone(), stream));
             tokens.insert(name.to_owned(), token);
         }
-        state.processes.insert(
-            id.clone(),
-            Process {
-                argv: spawned.argv,
-                started_usec: sys::realtime_usec(),
-                pid: spawned.pid,
-                terminal: spawned.terminal,
-                exit: watch::Sender::new(None),
-                ended: None,
-            },
-        );
         drop(state);
         self.give_up_late(id.clone());
         Ok((id, tokens))
+    }
+
+    /// Starts a session's command.
+    pub fn launch(&self, request: &Request) -> Result<Launched> {
+        self.lock().launch(request, true)
     }
 
     /// Offers a stream that is no command's; returns its token.
@@ -222,7 +219,8 @@ impl Table {
             let state = if process.ended.is_some() { "exited" } else { "running" };
             (id.clone(), state.to_owned(), process.argv.clone(), process.started_usec)
         };
-        let mut list: Vec<_> = state.processes.iter().map(describe).collect();
+        let of_host = state.processes.iter().filter(|(_, process)| !process.of_session);
+        let mut list: Vec<_> = of_host.map(describe).collect();
         list.sort_by_key(|entry| entry.3);
         list
     }
@@ -230,6 +228,10 @@ impl Table {
     /// Starts nothing any more.
     pub fn stop(&self) {
         self.lock().stopping = true;
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.lock().stopping
     }
 
     /// Collects every child that has ended: our commands, and as PID 1 all orphans. Says whether
@@ -251,6 +253,32 @@ impl Table {
 }
 
 impl State {
+    fn launch(&mut self, request: &Request, of_session: bool) -> Result<Launched> {
+        self.forget_old();
+        if self.stopping {
+            return Err(ErrorKind::VmNotRunning.error("the machine is shutting down"));
+        }
+        if self.processes.values().filter(|process| process.ended.is_none()).count() >= MAX_RUNNING {
+            return Err(ErrorKind::NotSupported
+                .error(format!("{MAX_RUNNING} commands run already; end one of them first")));
+        }
+        let spawned = spawn(request, &self.defaults)?;
+        let id = self.new_id()?;
+        self.processes.insert(
+            id.clone(),
+            Process {
+                argv: spawned.argv,
+                started_usec: sys::realtime_usec(),
+                pid: spawned.pid,
+                terminal: spawned.terminal,
+                exit: watch::Sender::new(None),
+                ended: None,
+                of_session,
+            },
+        );
+        Ok(Launched { id, streams: spawned.streams })
+    }
+
     fn get(&self, id: &str) -> Result<&Process> {
         self.processes.get(id).ok_or_else(|| no_such(id))
     }

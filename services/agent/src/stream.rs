@@ -96,6 +96,10 @@ async fn handle(connection: Connection, table: &Table) -> io::Result<()> {
             }
             Ok(())
         }
+        Stream::Session(view) => {
+            view.serve(connection).await;
+            Ok(())
+        }
     }
 }
 
@@ -143,19 +147,26 @@ async fn drain(from: &AsyncFd<OwnedFd>, connection: &Connection) -> bool {
             Ok(0) | Err(_) => return true,
             Ok(n) => n,
         };
-        let mut rest = &buffer[..n];
-        while !rest.is_empty() {
-            match timeout(STUCK, connection.write(rest)).await {
-                Ok(Ok(n)) => rest = &rest[n..],
-                Ok(Err(_)) => return false,
-                Err(_) => connection.poke(),
-            }
+        if !deliver(connection, &buffer[..n]).await {
+            return false;
         }
     }
 }
 
+/// Writes all of it, or says that the host is gone.
+pub async fn deliver(connection: &Connection, mut rest: &[u8]) -> bool {
+    while !rest.is_empty() {
+        match timeout(STUCK, connection.write(rest)).await {
+            Ok(Ok(n)) => rest = &rest[n..],
+            Ok(Err(_)) => return false,
+            Err(_) => connection.poke(),
+        }
+    }
+    true
+}
+
 /// Waits until the host has closed its end. What it sends on an output stream means nothing.
-async fn hang_up(connection: &Connection) {
+pub async fn hang_up(connection: &Connection) {
     let mut nothing = [0; 512];
     while !matches!(connection.read(&mut nothing).await, Ok(0) | Err(_)) {}
 }

@@ -77,6 +77,25 @@ pub struct NetworkCounters {
     pub sent_packets: u64,
 }
 
+/// What became of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct SessionStatus {
+    /// A word of `banger_core::session::State`, of which `lost` is not the agent's to say.
+    pub state: String,
+    /// Of the last command that ended, of which one is 0.
+    pub exit_status: i32,
+    pub exit_signal: i32,
+    /// Microseconds since 1970; `ended_usec` is 0 until then.
+    pub started_usec: u64,
+    pub ended_usec: u64,
+    /// How often the command was started again.
+    pub restarts: u32,
+    /// The offset at which the output stood when the session ended; 0 until then. What the command left behind in the
+    /// guest may write more.
+    pub end: u64,
+}
+
 /// A port that something in the guest listens on: protocol (`tcp`, `udp`, `tcp6`, `udp6`),
 /// address, port, and the process's name and id, empty and 0 if it could not be found.
 pub type Port = (String, String, u16, String, u32);
@@ -128,6 +147,55 @@ pub trait Agent {
     /// `exited`; treat an unknown one as `running`), command line, start time in microseconds
     /// since 1970.
     fn list(&self) -> zbus::Result<Vec<(String, String, Vec<String>, u64)>>;
+
+    /// Starts a command that does not hang on any connection; its output is spooled in the guest.
+    ///
+    /// `id` (1 to 20 letters and digits) is the host's choice; if there is a session with it, this does nothing more.
+    /// `restart` is `no`, `on-failure` or `always`. Other arguments and errors are those of [`Self::start`];
+    /// `NotSupported` if there are 64 sessions.
+    #[allow(clippy::too_many_arguments)]
+    fn start_session(
+        &self,
+        id: &str,
+        argv: &[&str],
+        environment: &BTreeMap<String, String>,
+        user: &str,
+        directory: &str,
+        terminal: bool,
+        rows: u16,
+        columns: u16,
+        restart: &str,
+    ) -> zbus::Result<()>;
+
+    /// What a session is doing, once its serial number is not `serial` any more. `NoSuchProcess` if there is none with
+    /// this id, as for all that follow.
+    fn watch_session(&self, id: &str, serial: u32) -> zbus::Result<(u32, SessionStatus)>;
+
+    /// Writes to a session's input, at most 64 KiB at once, and with `end` ends it. `NotReady` if the command
+    /// does not read it, and then nothing was sent.
+    fn send_session(&self, id: &str, data: &[u8], end: bool) -> zbus::Result<()>;
+
+    /// Ends a session for good: `signal` at once, `SIGKILL` after `grace_usec`.
+    fn stop_session(&self, id: &str, signal: i32, grace_usec: u64) -> zbus::Result<()>;
+
+    fn kill_session(&self, id: &str, signal: i32) -> zbus::Result<()>;
+    fn resize_session(&self, id: &str, rows: u16, columns: u16) -> zbus::Result<()>;
+
+    /// Gives the token of a stream of a session's output, in records of [`banger_core::spool`], from the last
+    /// `scrollback` bytes on. It ends when nothing can come any more. What is written to it goes to the command's
+    /// input, unless `read_only`. A reader who takes nothing for 30 s misses what the ring cannot hold.
+    fn attach_session(&self, id: &str, scrollback: u64, read_only: bool) -> zbus::Result<String>;
+
+    /// As [`Self::attach_session`], from an offset on.
+    fn resume_session(&self, id: &str, from: u64, read_only: bool) -> zbus::Result<String>;
+
+    /// The same for the one who keeps the output, and takes the place of the one before. To the stream it writes, as
+    /// numbers of 64 bits, little-endian, the offsets up to which it has everything; `from` is the first.
+    /// `InvalidArgs` if `from` is higher than all there is.
+    fn drain_session(&self, id: &str, from: u64) -> zbus::Result<String>;
+
+    /// Forgets a session that has ended; `NotReady` before that.
+    fn forget_session(&self, id: &str) -> zbus::Result<()>;
 
     /// Stops all processes, writes everything to disk and powers the machine off.
     /// Returns when the shutdown has begun.
