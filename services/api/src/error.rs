@@ -124,6 +124,10 @@ kinds! {
     NoSuchLease = "org.banger.Error.NoSuchLease";
 
     NoSuchSession = "org.banger.Error.NoSuchSession";
+    /// The session's command runs, which the operation does not allow.
+    SessionRunning = "org.banger.Error.SessionRunning";
+    /// The session's command has ended, or its VM has, which the operation does not allow.
+    SessionEnded = "org.banger.Error.SessionEnded";
     /// The agent in the guest does not answer.
     AgentUnreachable = "org.banger.Error.AgentUnreachable";
     /// The agent in the guest speaks another version, or nonsense.

@@ -3,6 +3,10 @@
 //! A session is a command that was started in a guest. Its input and output are file descriptors
 //! that lead straight into the guest: they belong to whoever called, no service stands in
 //! between, and none can interrupt them.
+//!
+//! One that was started with a name hangs on no descriptor. The guest keeps what it puts out until the
+//! service has copied it into the session's log; see [`banger_core::spool`] for the form, and
+//! [`banger_core::session`] for its states.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,16 +31,26 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "OpenRead", Access::Action(SESSION_OPEN)),
     (MANAGER, "OpenWrite", Access::Action(SESSION_OPEN)),
     (MANAGER, "WaitTransfer", Access::Action(SESSION_OPEN)),
-    // Command lines are nobody else's business.
+    (MANAGER, "StartSession", Access::Action(SESSION_OPEN)),
+    (MANAGER, "AttachSession", Access::Action(SESSION_OPEN)),
+    (MANAGER, "SendSession", Access::Action(SESSION_OPEN)),
+    (MANAGER, "StopSession", Access::Action(SESSION_OPEN)),
+    (MANAGER, "RemoveSession", Access::Action(SESSION_OPEN)),
+    // Output and command lines are nobody else's business.
+    (MANAGER, "ReadLog", Access::Action(SESSION_OPEN)),
+    (MANAGER, "DescribeSession", Access::Action(SESSION_OPEN)),
     (MANAGER, "ListSessions", Access::Action(SESSION_OPEN)),
     (SESSION, "Kill", Access::Action(SESSION_OPEN)),
     (SESSION, "Resize", Access::Action(SESSION_OPEN)),
     (SESSION, "Wait", Access::Action(SESSION_OPEN)),
 ];
 
-/// One session as `ListSessions` returns it: VM, id, state (`running`, `exited`), command line,
-/// start time (microseconds since 1970), path.
+/// One session as `ListSessions` returns it: VM, id or name, state (a word of `banger_core::session::State`; without a
+/// name only `running` and `exited`), command line, start time (microseconds since 1970), path.
 pub type SessionRow = (String, String, String, Vec<String>, u64, OwnedObjectPath);
+
+/// A record of a log: offset, time (microseconds since 1970), stream (1 stdout, 2 stderr), bytes.
+pub type LogRecord = (u64, u64, u8, Vec<u8>);
 
 /// The object path of a session.
 pub fn session_path(vm: &str, id: &str) -> OwnedObjectPath {
@@ -95,7 +109,86 @@ pub trait Manager {
     #[zbus(allow_interactive_auth)]
     fn resize_session(&self, vm: &str, id: &str, rows: u16, columns: u16) -> zbus::Result<()>;
 
-    /// All sessions of all running VMs that answer.
+    /// Starts a command in a running VM that hangs on no connection, and keeps what it puts out.
+    ///
+    /// `name`: letters, digits, `.`, `_` and `-`, at most 64, with a letter or digit first; empty for one that is made up. Options: `user s`,
+    /// `directory s` as for `Exec`, `terminal b`, `rows q`, `columns q`, `restart s` (`no`, `on-failure`, `always`:
+    /// whether the guest starts it again when it ends by itself).
+    ///
+    /// Returns the name and the session's path. Errors: `NameTaken`, `NotSupported` if the VM has 64 sessions, and those of `Exec`.
+    #[zbus(allow_interactive_auth)]
+    fn start_session(
+        &self,
+        vm: &str,
+        name: &str,
+        argv: &[&str],
+        environment: &BTreeMap<String, String>,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(String, OwnedObjectPath)>;
+
+    /// Connects to a named session, as many callers at once as like.
+    ///
+    /// The stream gives records of [`banger_core::spool`] until nothing can come any more, and takes input unless
+    /// `read-only b`. Closing it, or shutting it down for writing, leaves the command alone. It begins
+    /// `scrollback t` bytes ago (default 65536; the guest keeps 256 KiB), or at the offset `from t`, for one who was
+    /// cut off. A reader who takes nothing holds the command back for 30 s; after that it misses what does not fit
+    /// into the guest's memory, which shows in the offsets.
+    ///
+    /// Errors: `NoSuchSession`, `SessionEnded`.
+    #[zbus(allow_interactive_auth)]
+    fn attach_session(
+        &self,
+        vm: &str,
+        name: &str,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<OwnedFd>;
+
+    /// Writes to the input of a named session, whoever is attached to it. Options: `end b`: nothing more will come;
+    /// on a terminal that is Ctrl-D.
+    ///
+    /// Errors: `NotReady` if the command does not read its input, or its end was sent before; `SessionEnded`.
+    #[zbus(allow_interactive_auth)]
+    fn send_session(
+        &self,
+        vm: &str,
+        name: &str,
+        data: &[u8],
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<()>;
+
+    /// Ends a named session for good, and returns when it has ended. Options: `signal i` (default `SIGTERM`),
+    /// `timeout_usec t`: when it is killed (default 10 s).
+    #[zbus(allow_interactive_auth)]
+    fn stop_session(&self, vm: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+
+    /// Removes a named session that has ended, and its log. Options: `force b`: it is killed first.
+    ///
+    /// Errors: `SessionRunning`.
+    #[zbus(allow_interactive_auth)]
+    fn remove_session(&self, vm: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+
+    /// A part of a named session's log, of some 256 KiB, from the offset `from` on. Of the log the last 8 to 16 MiB
+    /// are kept, until the session is removed or its VM deleted.
+    ///
+    /// Options: `since t`: from this time on, microseconds since 1970; `tail t`: only so many lines from the end;
+    /// `wait b`: if there is nothing yet, wait for it up to 20 s.
+    ///
+    /// Returns the records, the offset to go on from, and whether nothing will follow. Bytes between two records'
+    /// offsets are lost.
+    #[zbus(allow_interactive_auth)]
+    fn read_log(
+        &self,
+        vm: &str,
+        name: &str,
+        from: u64,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(Vec<LogRecord>, u64, bool)>;
+
+    /// What is known of a named session, as JSON.
+    #[zbus(allow_interactive_auth)]
+    fn describe_session(&self, vm: &str, name: &str) -> zbus::Result<String>;
+
+    /// All sessions of all running VMs that answer, and all with a name.
     #[zbus(allow_interactive_auth)]
     fn list_sessions(&self) -> zbus::Result<Vec<SessionRow>>;
 
@@ -148,7 +241,8 @@ pub trait Manager {
     fn session_removed(&self, vm: String, id: String, session: OwnedObjectPath) -> zbus::Result<()>;
 }
 
-/// A session. The object is there while the command runs and for a minute after its end.
+/// A session. The object is there while the command runs and for a minute after its end; that of one with a name
+/// until it is removed.
 #[proxy(
     interface = "org.banger.Session1.Session",
     default_service = "org.banger.Session1",
@@ -166,7 +260,10 @@ pub trait Session {
     fn vm(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "const"))]
     fn id(&self) -> zbus::Result<String>;
-    /// `running` or `exited`; treat an unknown one as `running`.
+    /// The name it was started under, or nothing; it is the id, too.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> zbus::Result<String>;
+    /// A word of `banger_core::session::State`; treat an unknown one as `running`.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
     /// Exit status, 0 until it has exited.
@@ -175,4 +272,13 @@ pub trait Session {
     /// The signal that ended it, or 0.
     #[zbus(property)]
     fn exit_signal(&self) -> zbus::Result<i32>;
+    /// Microseconds since 1970.
+    #[zbus(property)]
+    fn started_timestamp(&self) -> zbus::Result<u64>;
+    /// Microseconds since 1970, 0 until then.
+    #[zbus(property)]
+    fn ended_timestamp(&self) -> zbus::Result<u64>;
+    /// How often its command was started again.
+    #[zbus(property)]
+    fn restarts(&self) -> zbus::Result<u32>;
 }

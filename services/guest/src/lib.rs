@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use banger_api::agent::{AgentProxy, Port, Stats};
+use banger_api::agent::{AgentProxy, Port, SessionStatus, Stats};
 use banger_api::files::{Copied, Stat};
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest::{AGENT_PORT, GuestConfig, PROTOCOL, STREAM_PORT};
@@ -64,6 +64,15 @@ pub struct Command<'a> {
     pub directory: &'a str,
     /// Rows and columns.
     pub terminal: Option<(u16, u16)>,
+}
+
+/// Where somebody who attaches to a session begins.
+#[derive(Debug, Clone, Copy)]
+pub enum Scrollback {
+    /// This many bytes ago.
+    Bytes(u64),
+    /// At this offset.
+    Offset(u64),
 }
 
 impl Agent {
@@ -148,6 +157,69 @@ impl Agent {
         let mut list = in_time(async { self.proxy.list().await.map_err(from_guest) }).await?;
         list.retain(|(id, ..)| check_id(id).is_ok());
         Ok(list)
+    }
+
+    /// Starts a session; see [`AgentProxy::start_session`].
+    pub async fn start_session(&self, id: &str, command: &Command<'_>, restart: &str) -> Result<()> {
+        let (rows, columns) = command.terminal.unwrap_or_default();
+        let call = self.proxy.start_session(
+            id,
+            command.argv,
+            &command.environment,
+            command.user,
+            command.directory,
+            command.terminal.is_some(),
+            rows,
+            columns,
+            restart,
+        );
+        in_time(async { call.await.map_err(from_guest) }).await
+    }
+
+    /// Waits until a session's status has another serial number, however long it takes.
+    pub async fn watch_session(&self, id: &str, serial: u32) -> Result<(u32, SessionStatus)> {
+        self.proxy.watch_session(id, serial).await.map_err(from_guest)
+    }
+
+    pub async fn send_session(&self, id: &str, data: &[u8], end: bool) -> Result<()> {
+        in_time(async { self.proxy.send_session(id, data, end).await.map_err(from_guest) }).await
+    }
+
+    pub async fn stop_session(&self, id: &str, signal: i32, grace: Duration) -> Result<()> {
+        let grace = u64::try_from(grace.as_micros()).unwrap_or(u64::MAX);
+        in_time(async { self.proxy.stop_session(id, signal, grace).await.map_err(from_guest) }).await
+    }
+
+    pub async fn kill_session(&self, id: &str, signal: i32) -> Result<()> {
+        in_time(async { self.proxy.kill_session(id, signal).await.map_err(from_guest) }).await
+    }
+
+    pub async fn resize_session(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        in_time(async { self.proxy.resize_session(id, rows, columns).await.map_err(from_guest) }).await
+    }
+
+    /// Connects to a session's output, in records, and its input. See [`AgentProxy::attach_session`].
+    pub async fn attach_session(&self, id: &str, from: Scrollback, read_only: bool) -> Result<OwnedFd> {
+        let token = in_time(async {
+            let token = match from {
+                Scrollback::Bytes(bytes) => self.proxy.attach_session(id, bytes, read_only).await,
+                Scrollback::Offset(offset) => self.proxy.resume_session(id, offset, read_only).await,
+            };
+            token.map_err(from_guest)
+        });
+        self.stream(&token.await?).await
+    }
+
+    /// Connects to a session's output from an offset on, to keep it; see [`AgentProxy::drain_session`].
+    pub async fn drain_session(&self, id: &str, from: u64) -> Result<UnixStream> {
+        let token = in_time(async { self.proxy.drain_session(id, from).await.map_err(from_guest) }).await?;
+        let stream = std::os::unix::net::UnixStream::from(self.stream(&token).await?);
+        stream.set_nonblocking(true)?;
+        Ok(UnixStream::from_std(stream)?)
+    }
+
+    pub async fn forget_session(&self, id: &str) -> Result<()> {
+        in_time(async { self.proxy.forget_session(id).await.map_err(from_guest) }).await
     }
 
     /// The guest's uptime in microseconds.
@@ -379,6 +451,12 @@ fn check_id(id: &str) -> Result<()> {
 /// An error as the agent means it. Those that a guest has no business to raise become
 /// `AgentProtocol`, so that no guest can make a client believe something about the host.
 fn from_guest(error: zbus::Error) -> Error {
+    if let zbus::Error::MethodError(name, ..) = &error
+        && name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod"
+    {
+        return ErrorKind::NotSupported
+            .error("the guest's agent is older than this host's services and cannot do this; restart the VM");
+    }
     let is_reply = matches!(error, zbus::Error::MethodError(..) | zbus::Error::FDO(_));
     let error = Error::from(error);
     let message = printable(error.message());
@@ -386,6 +464,7 @@ fn from_guest(error: zbus::Error) -> Error {
         kind @ (ErrorKind::InvalidArgs
         | ErrorKind::NotSupported
         | ErrorKind::VmNotRunning
+        | ErrorKind::NotReady
         | ErrorKind::NoSuchProcess
         | ErrorKind::NoSuchUser
         | ErrorKind::NoSuchDirectory

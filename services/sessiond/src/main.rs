@@ -1,10 +1,13 @@
 //! banger-sessiond: commands and shells in guests.
 //!
 //! It opens the doors and stands beside them: what is running is known to the agents in the
-//! guests, and every byte flows between client and guest without passing here. So this service
-//! keeps no state that it could lose. It asks the agents after a restart.
+//! guests, and what a client writes and reads flows between it and the guest without passing here. What
+//! this service has of its own are the logs of named sessions, which it copies out of the guests. It asks
+//! the agents after a restart.
 
 mod bus;
+mod log;
+mod named;
 mod sessions;
 
 use std::process::ExitCode;
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
 async fn start(context: Context) -> Result<()> {
     let sessions = Sessions::new(context.clone());
     context.hub.add(SESSIOND.path, Manager::new(sessions.clone(), context.gate.clone())).await;
+    sessions.load_named().await?;
     sessions.rediscover();
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Sessions: what a client asks for, carried out by the agent of the VM.
 //!
-//! Each running session has a watcher, a task that waits for its end at the agent, serves its
+//! Those with a name are in [`named`](crate::named). Each other running session has a watcher, a task that waits for its end at the agent, serves its
 //! object and says when it ended. If this service is killed the watchers are gone and nothing
 //! else; the next instance finds the sessions again ([`Sessions::rediscover`]).
 
@@ -9,33 +9,35 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use banger_api::files::{Copied, Stat};
-use banger_api::session::{MANAGER, SESSION, SessionRow, session_path};
+use banger_api::session::{MANAGER, SessionRow, session_path};
 use banger_api::vm::{ManagerProxy as VmManagerProxy, RUNTIME_DIR, VM_PREFIX, VmProxy, vsock_socket};
-use banger_api::{Error, ErrorKind, Result, SESSIOND, path};
+use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
 use banger_core::name::VmName;
 use banger_daemon::Context;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zbus::proxy::CacheProperties;
-use zbus::{OwnedObjectPath, OwnedVariant, Variant};
+use zbus::OwnedObjectPath;
 
 use crate::bus::SessionObject;
+use crate::named::{Known, Status};
 use banger_guest::{Agent, Command, Started};
 
 /// How long the object of an ended session stays.
 const MEMORY: Duration = Duration::from_secs(60);
 /// How long one VM may take to list its sessions before the list goes without it, and vmd to tell
 /// what a VM is doing.
-const LIST: Duration = Duration::from_secs(5);
+pub const LIST: Duration = Duration::from_secs(5);
 /// How long a connection that was good once has to show that it still is. One that is given up
 /// too early costs no more than a new one.
 const ALIVE: Duration = Duration::from_secs(3);
 /// How often it is looked whether a VM stands still whose guest lets a call wait.
-const LOOK: Duration = Duration::from_secs(1);
+pub const LOOK: Duration = Duration::from_secs(1);
 
 /// What to start.
 #[derive(Debug)]
@@ -51,8 +53,9 @@ pub struct Request {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
-    context: Context,
+    pub(crate) context: Context,
     state: Arc<Mutex<State>>,
+    pub(crate) named: Known,
 }
 
 #[derive(Default)]
@@ -69,7 +72,7 @@ pub fn vm_name(name: &str) -> Result<VmName> {
 
 impl Sessions {
     pub fn new(context: Context) -> Self {
-        Self { context, state: Arc::default() }
+        Self { context, state: Arc::default(), named: Known::default() }
     }
 
     pub async fn exec(
@@ -112,13 +115,16 @@ impl Sessions {
         let call = async { self.agent(&vm).await?.start(&command).await };
         let Started { id, streams } = self.guarded(&vm, call).await?;
         tracing::info!(vm = vm.as_str(), id, "session started");
-        let path = self.watch(vm, id.clone()).await;
+        let path = self.watch(vm, id.clone(), now_usec()).await;
         Ok((id, path, streams))
     }
 
     /// A snapshot breaks connections off, and a VM that is paused does not answer; what is waited for goes
     /// on all the same.
     pub async fn wait(&self, vm: &VmName, id: &str) -> Result<(i32, i32)> {
+        if let Some(session) = self.named(vm, id) {
+            return self.wait_named(&session).await;
+        }
         loop {
             let agent = match self.guarded(vm, self.agent(vm)).await {
                 Err(error) if error.kind() == ErrorKind::VmPaused => {
@@ -135,11 +141,17 @@ impl Sessions {
     }
 
     pub async fn kill(&self, vm: &VmName, id: &str, signal: i32) -> Result<()> {
+        if let Some(session) = self.named(vm, id) {
+            return self.kill_named(&session, signal).await;
+        }
         let call = async { self.agent(vm).await?.kill(id, signal).await };
         self.guarded(vm, call).await.map_err(|error| unknown(error, vm, id))
     }
 
     pub async fn resize(&self, vm: &VmName, id: &str, rows: u16, columns: u16) -> Result<()> {
+        if let Some(session) = self.named(vm, id) {
+            return self.resize_named(&session, rows, columns).await;
+        }
         let call = async { self.agent(vm).await?.resize(id, rows, columns).await };
         self.guarded(vm, call).await.map_err(|error| unknown(error, vm, id))
     }
@@ -193,7 +205,7 @@ impl Sessions {
                 asked.spawn(timeout(LIST, async move { sessions.list_vm(&vm).await }));
             }
         }
-        let mut rows = Vec::new();
+        let mut rows = self.list_named();
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok(Ok(Ok(answer))) => rows.extend(answer),
@@ -218,7 +230,7 @@ impl Sessions {
 
     /// A call into a guest. None goes to a VM that is paused: it would wait, and vhost-device-vsock
     /// 0.3 does not survive one. One that is under way when the VM is paused is given up.
-    async fn guarded<T>(&self, vm: &VmName, call: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn guarded<T>(&self, vm: &VmName, call: impl Future<Output = Result<T>>) -> Result<T> {
         self.check_awake(vm).await?;
         let mut call = pin!(call);
         loop {
@@ -233,7 +245,7 @@ impl Sessions {
 
     /// # Errors
     /// `VmPaused`. A vmd that does not answer is no reason to refuse.
-    async fn check_awake(&self, vm: &VmName) -> Result<()> {
+    pub(crate) async fn check_awake(&self, vm: &VmName) -> Result<()> {
         match self.vm_state(vm).await {
             Ok(state) if state == "paused" => Err(ErrorKind::VmPaused
                 .error(format!("VM {vm} is paused and does not answer; `banger resume {vm}` first"))),
@@ -254,7 +266,7 @@ impl Sessions {
 
     /// A connection to a VM's agent. The VM's name leads to its socket; only if nobody answers
     /// there is vmd asked why.
-    async fn agent(&self, vm: &VmName) -> Result<Arc<Agent>> {
+    pub(crate) async fn agent(&self, vm: &VmName) -> Result<Arc<Agent>> {
         match self.connect(vm).await {
             Err(error) if error.kind() == ErrorKind::AgentUnreachable => Err(self.explain(vm, error).await),
             result => result,
@@ -264,7 +276,7 @@ impl Sessions {
     /// The connection that there is, if it is still one, or a new one. A snapshot breaks
     /// connections off, which a command must not be the first to notice: nobody could tell whether
     /// it was started.
-    async fn connect(&self, vm: &VmName) -> Result<Arc<Agent>> {
+    pub(crate) async fn connect(&self, vm: &VmName) -> Result<Arc<Agent>> {
         let known = self.state().agents.get(vm).cloned();
         if let Some(agent) = known.filter(|agent| !agent.is_closed())
             && matches!(timeout(ALIVE, agent.ping()).await, Ok(Ok(_)))
@@ -297,15 +309,22 @@ impl Sessions {
     }
 
     /// Serves the object of a session until a while after its end.
-    async fn watch(&self, vm: VmName, id: String) -> OwnedObjectPath {
+    async fn watch(&self, vm: VmName, id: String, started_usec: u64) -> OwnedObjectPath {
         let path = session_path(vm.as_str(), &id);
         if !self.state().watched.insert((vm.clone(), id.clone())) {
             return path;
         }
-        let exit = Arc::new(OnceLock::new());
+        let status = Status { state: "running".to_owned(), started_usec, ..Status::default() };
+        let status = watch::Sender::new(status);
         let hub = &self.context.hub;
-        let object =
-            SessionObject::new(self.clone(), self.context.gate.clone(), vm.clone(), id.clone(), exit.clone());
+        let object = SessionObject::new(
+            self.clone(),
+            self.context.gate.clone(),
+            vm.clone(),
+            id.clone(),
+            String::new(),
+            status.subscribe(),
+        );
         hub.add(path.as_str(), object).await;
         let body = (vm.to_string(), id.clone(), path.clone());
         hub.emit(SESSIOND.path, MANAGER, "SessionNew", body.clone());
@@ -316,17 +335,14 @@ impl Sessions {
         tokio::spawn(async move {
             let hub = &sessions.context.hub;
             match sessions.wait(&vm, &id).await {
-                Ok((status, signal)) => {
-                    let _ = exit.set((status, signal));
-                    let value = |value: Variant<'static>| OwnedVariant::try_from(value).ok();
-                    let changed = [
-                        ("State", value("exited".into())),
-                        ("ExitStatus", value(status.into())),
-                        ("ExitSignal", value(signal.into())),
-                    ];
-                    let changed = changed.into_iter().filter_map(|(name, value)| Some((name, value?)));
-                    hub.changed(object.as_str(), SESSION, changed.collect());
-                    tracing::info!(vm = vm.as_str(), id, status, signal, "session ended");
+                Ok(exit) => {
+                    status.send_modify(|now| {
+                        now.state = "exited".to_owned();
+                        (now.exit_status, now.exit_signal) = exit;
+                        now.ended_usec = now_usec();
+                    });
+                    sessions.announce(object.as_str(), &status.borrow());
+                    tracing::info!(vm = vm.as_str(), id, status = exit.0, signal = exit.1, "session ended");
                     // Kept for those who ask, but no reason to stay.
                     drop(hold);
                     sleep(MEMORY).await;
@@ -348,9 +364,9 @@ impl Sessions {
             let _hold = hold;
             for vm in running() {
                 let found = timeout(LIST, async {
-                    for (_, id, state, ..) in sessions.list_vm(&vm).await? {
+                    for (_, id, state, _, started_usec, _) in sessions.list_vm(&vm).await? {
                         if state == "running" {
-                            sessions.watch(vm.clone(), id).await;
+                            sessions.watch(vm.clone(), id, started_usec).await;
                         }
                     }
                     Ok::<(), Error>(())

@@ -1,6 +1,7 @@
 //! `org.banger.Session1.Manager`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use banger_api::files::Stat;
 use banger_api::session::SessionRow;
@@ -11,10 +12,20 @@ use zbus::object_server::SignalEmitter;
 use zbus::wire::OwnedFd;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
+use banger_core::spec::Restart;
+use banger_guest::Scrollback;
+
+use crate::log::Wanted;
+use crate::named::{LogPart, NamedRequest};
 use crate::sessions::{Request, Sessions, vm_name};
 
 /// The size of a terminal nobody gave a size: rows, columns.
 const DEFAULT_SIZE: (u16, u16) = (24, 80);
+/// What somebody who attaches sees of what was before, in bytes.
+const DEFAULT_SCROLLBACK: u64 = 64 * 1024;
+/// How long a session that is stopped may take before it is killed, and by what it is told.
+const DEFAULT_GRACE: u64 = 10_000_000;
+const SIGTERM: i32 = 15;
 
 #[derive(Clone)]
 pub struct Manager {
@@ -128,7 +139,154 @@ impl Manager {
         self.sessions.resize(&vm_name(vm)?, id, rows, columns).await
     }
 
-    /// All sessions of all running VMs that answer: VM, id, state (running, exited), command
+    /// Starts a command in a running VM that hangs on no connection, and keeps what it puts out.
+    ///
+    /// An empty name stands for one that is made up. Options: user (s), directory (s), terminal (b), rows (q),
+    /// columns (q), restart (s: no, on-failure or always).
+    #[zbus(out_args("name", "session"))]
+    async fn start_session(
+        &self,
+        vm: &str,
+        name: String,
+        argv: Vec<String>,
+        environment: BTreeMap<String, String>,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(String, OwnedObjectPath)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let rows = options.take("rows")?.unwrap_or(DEFAULT_SIZE.0);
+        let columns = options.take("columns")?.unwrap_or(DEFAULT_SIZE.1);
+        let terminal = options.take("terminal")?.unwrap_or(false);
+        let restart = options.take::<String>("restart")?.unwrap_or_else(|| Restart::No.as_str().to_owned());
+        let restart = restart.parse().map_err(|error: banger_core::spec::InvalidSpec| {
+            ErrorKind::InvalidArgs.error(error.to_string())
+        })?;
+        let process = Request {
+            argv,
+            environment,
+            user: options.take("user")?.unwrap_or_default(),
+            directory: options.take("directory")?.unwrap_or_default(),
+            terminal: terminal.then_some((rows, columns)),
+        };
+        options.finish()?;
+        self.sessions.start_named(vm_name(vm)?, NamedRequest { name, process, restart }).await
+    }
+
+    /// Connects to a named session. What is written to the stream goes to the command's input; what is read from it are
+    /// records: offset, time (microseconds since 1970), both of 64 bits, stream (8 bits: 1 stdout, 2 stderr), length
+    /// (32 bits), little-endian, and that many bytes. Closing it leaves the command alone.
+    ///
+    /// Options: scrollback (t: begin this many bytes ago; 65536), from (t: begin at this offset instead),
+    /// read-only (b).
+    #[zbus(out_args("stream"))]
+    async fn attach_session(
+        &self,
+        vm: &str,
+        name: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedFd> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let scrollback = options.take("scrollback")?.unwrap_or(DEFAULT_SCROLLBACK);
+        let from = options.take("from")?.map_or(Scrollback::Bytes(scrollback), Scrollback::Offset);
+        let read_only = options.take("read-only")?.unwrap_or(false);
+        options.finish()?;
+        Ok(self.sessions.attach_named(&vm_name(vm)?, name, from, read_only).await?.into())
+    }
+
+    /// Writes to the input of a named session. Options: end (b: nothing more will come; on a terminal, Ctrl-D).
+    async fn send_session(
+        &self,
+        vm: &str,
+        name: &str,
+        data: Vec<u8>,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let end = options.take("end")?.unwrap_or(false);
+        options.finish()?;
+        self.sessions.send_named(&vm_name(vm)?, name, &data, end).await
+    }
+
+    /// Ends a named session for good and returns when it has ended. Options: signal (i: what it is told by; 15), timeout_usec (t: then it is
+    /// killed; 10 s).
+    async fn stop_session(
+        &self,
+        vm: &str,
+        name: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let signal = options.take("signal")?.unwrap_or(SIGTERM);
+        let grace = options.take("timeout_usec")?.unwrap_or(DEFAULT_GRACE);
+        options.finish()?;
+        self.sessions.stop_named(&vm_name(vm)?, name, signal, Duration::from_micros(grace)).await
+    }
+
+    /// Removes a named session that has ended, and its log. Options: force (b: kill it first).
+    async fn remove_session(
+        &self,
+        vm: &str,
+        name: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<()> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let force = options.take("force")?.unwrap_or(false);
+        options.finish()?;
+        self.sessions.remove_named(&vm_name(vm)?, name, force).await
+    }
+
+    /// Part of the log of a named session, from an offset on: records of offset, time (microseconds since 1970),
+    /// stream (1 stdout, 2 stderr) and bytes; the offset to go on from; whether nothing will follow. Bytes between two
+    /// records' offsets are lost.
+    ///
+    /// Options: since (t: records from this time on), tail (t: only so many lines), wait (b: if there is nothing yet,
+    /// wait up to 20 s).
+    #[zbus(out_args("records", "next", "end"))]
+    async fn read_log(
+        &self,
+        vm: &str,
+        name: &str,
+        from: u64,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<LogPart> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let wanted = Wanted { since_usec: options.take("since")?, tail: options.take("tail")? };
+        let wait = options.take("wait")?.unwrap_or(false);
+        options.finish()?;
+        self.sessions.read_log(&vm_name(vm)?, name, from, wanted, wait).await
+    }
+
+    /// What is known of a named session, as JSON.
+    #[zbus(out_args("description"))]
+    async fn describe_session(
+        &self,
+        vm: &str,
+        name: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        self.sessions.describe_named(&vm_name(vm)?, name)
+    }
+
+    /// All sessions of all running VMs that answer, and all with a name: VM, id or name, state, command
     /// line, start time (microseconds since 1970), object path.
     #[zbus(out_args("sessions"))]
     async fn list_sessions(

@@ -1,13 +1,13 @@
 //! `org.banger.Session1.Session`: one session.
 
-use std::sync::{Arc, OnceLock};
-
 use banger_api::Result;
 use banger_core::name::VmName;
 use banger_daemon::Gate;
+use tokio::sync::watch;
 use zbus::message::Header;
 use zbus::{Connection, interface};
 
+use crate::named::Status;
 use crate::sessions::Sessions;
 
 #[derive(Clone)]
@@ -16,8 +16,8 @@ pub struct SessionObject {
     gate: Gate,
     vm: VmName,
     id: String,
-    /// Exit status and signal, once it has ended.
-    exit: Arc<OnceLock<(i32, i32)>>,
+    name: String,
+    status: watch::Receiver<Status>,
 }
 
 impl SessionObject {
@@ -26,9 +26,10 @@ impl SessionObject {
         gate: Gate,
         vm: VmName,
         id: String,
-        exit: Arc<OnceLock<(i32, i32)>>,
+        name: String,
+        status: watch::Receiver<Status>,
     ) -> Self {
-        Self { sessions, gate, vm, id, exit }
+        Self { sessions, gate, vm, id, name, status }
     }
 }
 
@@ -78,21 +79,45 @@ impl SessionObject {
         self.id.clone()
     }
 
-    /// running or exited.
+    /// The name it was started under, or nothing; it is the id, too.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// running or exited, and for those with a name also starting, stopping, failed or lost.
     #[zbus(property)]
     fn state(&self) -> String {
-        if self.exit.get().is_some() { "exited" } else { "running" }.to_owned()
+        self.status.borrow().state.clone()
     }
 
     /// Exit status, 0 until it has exited.
     #[zbus(property)]
     fn exit_status(&self) -> i32 {
-        self.exit.get().map_or(0, |exit| exit.0)
+        self.status.borrow().exit_status
     }
 
     /// The signal that ended it, or 0.
     #[zbus(property)]
     fn exit_signal(&self) -> i32 {
-        self.exit.get().map_or(0, |exit| exit.1)
+        self.status.borrow().exit_signal
+    }
+
+    /// Microseconds since 1970.
+    #[zbus(property)]
+    fn started_timestamp(&self) -> u64 {
+        self.status.borrow().started_usec
+    }
+
+    /// Microseconds since 1970, 0 until then.
+    #[zbus(property)]
+    fn ended_timestamp(&self) -> u64 {
+        self.status.borrow().ended_usec
+    }
+
+    /// How often its command was started again.
+    #[zbus(property)]
+    fn restarts(&self) -> u32 {
+        self.status.borrow().restarts
     }
 }
