@@ -26,6 +26,7 @@ mod promote;
 mod registries;
 mod rootfs;
 mod services;
+mod sessions;
 mod snapshots;
 mod stats;
 mod sync;

@@ -14,7 +14,7 @@ Exit status:
   6    a step of banger image build failed
   130  interrupted: the work was canceled
 
-run, exec and shell exit as the command in the guest did, with 128 + N if signal N ended it. What
+run, exec, shell and session attach and wait exit as the command in the guest did, with 128 + N if signal N ended it. What
 goes wrong before that:
   125  banger failed (any of the above)
   126  the command cannot be executed

@@ -13,6 +13,7 @@ mod args;
 mod bus;
 mod cmd;
 mod credentials;
+mod detach;
 mod exit;
 mod job;
 mod output;

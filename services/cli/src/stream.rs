@@ -27,13 +27,9 @@ pub fn copy_counting(
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        let length = match retry(from, PollFlags::POLLIN, || read(from, &mut buffer)) {
-            Ok(0) => return Ok(()),
-            Ok(length) => length,
-            // What a pseudo-terminal says when its other end closes, and a vsock when its guest
-            // is gone; how the command ended tells which.
-            Err(Errno::EIO | Errno::ECONNRESET) => return Ok(()),
-            Err(error) => return Err(error.into()),
+        let length = match read_some(from, &mut buffer)? {
+            0 => return Ok(()),
+            length => length,
         };
         match write_all(to, &buffer[..length]) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
@@ -43,7 +39,18 @@ pub fn copy_counting(
     }
 }
 
-fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+/// Reads what there is, when there is something; 0 at the end.
+pub fn read_some(from: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    match retry(from, PollFlags::POLLIN, || read(from, &mut *buffer)) {
+        // What a pseudo-terminal says when its other end closes, and a vsock when its guest
+        // is gone; how the command ended tells which.
+        Err(Errno::EIO | Errno::ECONNRESET) => Ok(0),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Writes all of it, however long the other end takes.
+pub fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let written = retry(to, PollFlags::POLLOUT, || write(to, bytes))?;
         bytes = &bytes[written..];

@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn records_come_out_of_any_pieces() {
-        let bytes = [record(0, STDOUT, b"hello"), record(5, STDERR, b"x"), record(100, STDOUT, b"gap")].concat();
+        let bytes =
+            [record(0, STDOUT, b"hello"), record(5, STDERR, b"x"), record(100, STDOUT, b"gap")].concat();
         for piece in 1..=bytes.len() {
             let mut parser = Parser::default();
             let mut records = Vec::new();

@@ -454,8 +454,9 @@ fn from_guest(error: zbus::Error) -> Error {
     if let zbus::Error::MethodError(name, ..) = &error
         && name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod"
     {
-        return ErrorKind::NotSupported
-            .error("the guest's agent is older than this host's services and cannot do this; restart the VM");
+        return ErrorKind::NotSupported.error(
+            "the guest's agent is older than this host's services and cannot do this; restart the VM",
+        );
     }
     let is_reply = matches!(error, zbus::Error::MethodError(..) | zbus::Error::FDO(_));
     let error = Error::from(error);

@@ -126,9 +126,14 @@ impl Named {
         if *self.status.borrow() == status {
             return;
         }
-        if let Err(error) = write_row(&self.directory, &Row { what: self.what.clone(), status: status.clone() })
+        if let Err(error) =
+            write_row(&self.directory, &Row { what: self.what.clone(), status: status.clone() })
         {
-            tracing::warn!(vm = self.vm.as_str(), session = self.name, "cannot write down its state: {error}");
+            tracing::warn!(
+                vm = self.vm.as_str(),
+                session = self.name,
+                "cannot write down its state: {error}"
+            );
         }
         sessions.announce(self.path().as_str(), &status);
         self.status.send_replace(status);
@@ -181,7 +186,9 @@ impl Sessions {
     pub async fn start_named(&self, vm: VmName, request: NamedRequest) -> Result<(String, OwnedObjectPath)> {
         let NamedRequest { name, process, restart } = request;
         if process.argv.is_empty() && process.terminal.is_none() {
-            return Err(ErrorKind::InvalidArgs.error("no command; only with a terminal the user's shell is one"));
+            return Err(
+                ErrorKind::InvalidArgs.error("no command; only with a terminal the user's shell is one")
+            );
         }
         let seed = || getrandom::u64().map_err(Error::internal);
         let name = if name.is_empty() { VmName::generated(seed()?).to_string() } else { name };
@@ -218,7 +225,8 @@ impl Sessions {
         let started = self.guarded(&session.vm, call).await;
         match &started {
             // It may have been started all the same: the keeper will see.
-            Err(error) if error.kind() == ErrorKind::AgentUnreachable || error.kind() == ErrorKind::VmPaused => {}
+            Err(error)
+                if error.kind() == ErrorKind::AgentUnreachable || error.kind() == ErrorKind::VmPaused => {}
             Err(error) => {
                 self.erase(&session).await;
                 return Err(error.clone());
@@ -238,8 +246,7 @@ impl Sessions {
     /// Takes the name, here and on the disk.
     fn reserve(&self, vm: VmName, name: String, what: What) -> Result<Arc<Named>> {
         let directory = self.context.state_dir.join(vm.as_str()).join(&name);
-        let status =
-            Status { state: State::Starting.as_str().to_owned(), open: true, ..Status::default() };
+        let status = Status { state: State::Starting.as_str().to_owned(), open: true, ..Status::default() };
         let mut known = self.known();
         if known.contains_key(&(vm.clone(), name.clone())) {
             return Err(ErrorKind::NameTaken.error(format!(
@@ -327,7 +334,8 @@ impl Sessions {
             drained.send_replace(true);
             let mut status = session.status.subscribe();
             let told = timeout(LAST_WORD, status.wait_for(Status::is_final)).await;
-            told.map(drop).map_err(|_| ErrorKind::AgentUnreachable.error("the output of the session broke off"))
+            told.map(drop)
+                .map_err(|_| ErrorKind::AgentUnreachable.error("the output of the session broke off"))
         };
         let follow = self.follow(session, &agent, drained.subscribe());
         tokio::try_join!(drain, follow)?;
@@ -336,12 +344,7 @@ impl Sessions {
     }
 
     /// Writes down what the agent says of a session, until its end.
-    async fn follow(
-        &self,
-        session: &Named,
-        agent: &Agent,
-        mut drained: watch::Receiver<bool>,
-    ) -> Result<()> {
+    async fn follow(&self, session: &Named, agent: &Agent, mut drained: watch::Receiver<bool>) -> Result<()> {
         let mut serial = 0;
         loop {
             let news;
@@ -435,7 +438,8 @@ impl Sessions {
 
     pub async fn resize_named(&self, session: &Named, rows: u16, columns: u16) -> Result<()> {
         session.check_going()?;
-        let call = async { self.agent(&session.vm).await?.resize_session(&session.what.id, rows, columns).await };
+        let call =
+            async { self.agent(&session.vm).await?.resize_session(&session.what.id, rows, columns).await };
         self.of_agent(session, self.guarded(&session.vm, call).await)
     }
 
@@ -484,7 +488,8 @@ impl Sessions {
         if session.is_final() {
             return Ok(());
         }
-        let call = async { self.agent(&session.vm).await?.stop_session(&session.what.id, signal, grace).await };
+        let call =
+            async { self.agent(&session.vm).await?.stop_session(&session.what.id, signal, grace).await };
         match self.guarded(&session.vm, call).await {
             // It has just ended.
             Err(error) if error.kind() == ErrorKind::NoSuchProcess => {}
@@ -574,7 +579,14 @@ impl Sessions {
         let row = |session: &Arc<Named>| {
             let status = session.status.borrow();
             let (vm, name) = (session.vm.to_string(), session.name.clone());
-            (vm, name, status.state.clone(), session.what.command.clone(), status.started_usec, session.path())
+            (
+                vm,
+                name,
+                status.state.clone(),
+                session.what.command.clone(),
+                status.started_usec,
+                session.path(),
+            )
         };
         self.known().values().map(row).collect()
     }
@@ -600,7 +612,11 @@ impl Sessions {
     async fn erase(&self, session: &Arc<Named>) {
         let directory = session.directory.clone();
         if let Err(error) = blocking(move || fs::remove_dir_all(directory)).await {
-            tracing::warn!(vm = session.vm.as_str(), session = session.name, "cannot remove its log: {error}");
+            tracing::warn!(
+                vm = session.vm.as_str(),
+                session = session.name,
+                "cannot remove its log: {error}"
+            );
         }
         // Not if there are others.
         let _ = session.directory.parent().map(fs::remove_dir);
@@ -795,7 +811,10 @@ mod tests {
             terminal: false,
             restart: "no".into(),
         };
-        Row { what, status: Status { state: "running".into(), started_usec: 5, open: true, ..Status::default() } }
+        Row {
+            what,
+            status: Status { state: "running".into(), started_usec: 5, open: true, ..Status::default() },
+        }
     }
 
     #[test]

@@ -21,8 +21,8 @@ use banger_daemon::Context;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use zbus::proxy::CacheProperties;
 use zbus::OwnedObjectPath;
+use zbus::proxy::CacheProperties;
 
 use crate::bus::SessionObject;
 use crate::named::{Known, Status};

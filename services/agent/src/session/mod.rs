@@ -640,7 +640,8 @@ fn make_place(known: &mut HashMap<String, Arc<Session>>) -> Result<()> {
         return Ok(());
     }
     let ended = known.iter().filter(|(_, session)| session.status.borrow().closed);
-    let oldest = ended.min_by_key(|(_, session)| session.status.borrow().ended_usec).map(|(id, _)| id.clone());
+    let oldest =
+        ended.min_by_key(|(_, session)| session.status.borrow().ended_usec).map(|(id, _)| id.clone());
     match oldest.and_then(|id| known.remove(&id)) {
         Some(session) => {
             session.forgotten.send_replace(true);

@@ -1,9 +1,12 @@
 //! What runs in VMs.
 
+use std::path::PathBuf;
+
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
-use super::machine::Machine;
+use super::machine::{Machine, RestartPolicy};
+use super::parse::{parse_limit, parse_signal, parse_since};
 use crate::cmd::Place;
 
 #[derive(Debug, Args)]
@@ -118,6 +121,148 @@ pub struct Cp {
 
 #[derive(Debug, Subcommand)]
 pub enum Session {
-    /// List the commands that run in VMs
-    Ls,
+    /// Start a command in a running VM that goes on by itself
+    Start(SessionStart),
+    /// List the commands that run in VMs, and those with a name that have ended
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those of this VM
+        vm: Option<String>,
+    },
+    /// Show all about a session
+    Show {
+        #[command(flatten)]
+        session: Which,
+    },
+    /// Show what a session has put out
+    Logs(SessionLogs),
+    /// See what a session puts out, and type into it
+    Attach(SessionAttach),
+    /// Write to a session's input
+    Send(SessionSend),
+    /// End a session
+    Stop {
+        /// Kill it if it has not ended after this many seconds
+        #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
+        timeout: u32,
+        /// What it is told by: name or number
+        #[arg(short, long, default_value = "TERM", value_parser = parse_signal)]
+        signal: i32,
+        #[command(flatten)]
+        session: Which,
+    },
+    /// Send a signal to a session's command
+    Kill {
+        /// Name or number
+        #[arg(short, long, default_value = "KILL", value_parser = parse_signal)]
+        signal: i32,
+        #[command(flatten)]
+        session: Which,
+    },
+    /// Remove sessions that have ended, and their logs
+    Rm {
+        /// Kill them first if they run
+        #[arg(short, long)]
+        force: bool,
+        vm: String,
+        #[arg(required = true, value_name = "SESSION")]
+        sessions: Vec<String>,
+    },
+    /// Wait for the end of a session, and exit as its command did
+    Wait {
+        #[command(flatten)]
+        session: Which,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Which {
+    pub vm: String,
+    #[arg(value_name = "SESSION")]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The command goes on whatever becomes of this terminal and of banger's services; it ends with its VM.
+Its last 8 to 16 MiB of output are kept until the session is removed or the VM deleted.
+Its input stays open: `banger session send --eof` ends it.")]
+pub struct SessionStart {
+    /// Name of the session; a readable one is made up without it
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Attach to it at once
+    #[arg(short, long)]
+    pub attach: bool,
+    /// When to start the command again after it ended by itself
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub restart: Option<RestartPolicy>,
+    #[command(flatten)]
+    pub settings: Settings,
+    pub vm: String,
+    /// Command and arguments; with a terminal, the user's shell without it
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "tty",
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionLogs {
+    /// Go on until the session has ended
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what came later: so long ago, such as 10min, or @SECONDS since 1970
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    pub since: Option<u64>,
+    /// Only so many lines from the end
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<u64>,
+    /// Put the time (UTC, by the guest's clock) in front of each line
+    #[arg(short, long)]
+    pub timestamps: bool,
+    #[command(flatten)]
+    pub session: Which,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+When the session ends this exits as its command did. On a terminal the keys of --detach-keys end it before that;
+without one, Ctrl-C does. The command does not notice.")]
+pub struct SessionAttach {
+    /// Type nothing
+    #[arg(long)]
+    pub read_only: bool,
+    /// How much of what was before to show, such as 4K; the guest keeps 256K
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit, default_value = "64K")]
+    pub scrollback: u64,
+    /// Keys that detach, one after the other: letters, or ctrl- and one; empty: none
+    #[arg(long, value_name = "KEYS", value_parser = crate::detach::parse, default_value = crate::detach::DEFAULT)]
+    pub detach_keys: crate::detach::Keys,
+    #[command(flatten)]
+    pub session: Which,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Without TEXT, --file and --eof: what is read from standard input.")]
+pub struct SessionSend {
+    /// The content of a file, or with - of standard input
+    #[arg(short, long, conflicts_with = "text")]
+    pub file: Option<PathBuf>,
+    /// End the input after it; on a terminal, Ctrl-D
+    #[arg(long)]
+    pub eof: bool,
+    /// Add no newline to TEXT
+    #[arg(short = 'N', long, requires = "text")]
+    pub no_newline: bool,
+    #[command(flatten)]
+    pub session: Which,
+    /// What to write, with a newline
+    pub text: Option<String>,
 }

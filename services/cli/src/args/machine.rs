@@ -190,6 +190,17 @@ pub enum RestartPolicy {
     Always,
 }
 
+impl RestartPolicy {
+    /// As the services call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            RestartPolicy::No => "no",
+            RestartPolicy::OnFailure => "on-failure",
+            RestartPolicy::Always => "always",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Expiry {
     Stop,

@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use banger_core::forward::{Forward, Listen};
 use clap::{Args, Parser, Subcommand};
 
-pub use guest::{Cp, Exec, Process, Run, Session, Settings, Shell};
+pub use guest::{
+    Cp, Exec, Process, Run, Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Settings, Shell,
+    Which,
+};
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
@@ -132,7 +135,7 @@ pub enum Command {
     /// Look at the network
     #[command(subcommand)]
     Net(Net),
-    /// Look at the commands that run in VMs
+    /// Manage the commands that run in VMs
     #[command(subcommand)]
     Session(Session),
     /// Print a completion script for a shell
@@ -151,6 +154,8 @@ impl Command {
         match self {
             Command::Run(run) => !run.detach,
             Command::Exec(_) | Command::Shell(_) => true,
+            Command::Session(Session::Attach(_) | Session::Wait { .. }) => true,
+            Command::Session(Session::Start(start)) => start.attach,
             _ => false,
         }
     }

@@ -1,7 +1,7 @@
 //! Values of options.
 
 use banger_core::forward::Listen;
-use banger_core::units::parse_size;
+use banger_core::units::{parse_seconds, parse_size};
 
 /// A volume in a guest: its name, the path there, whether it is read-only.
 pub type Attachment = (String, String, bool);
@@ -56,6 +56,17 @@ pub fn parse_percent(text: &str) -> Result<u32, String> {
     number.parse().map_err(|_| format!("{text:?} is not a percentage such as 150%"))
 }
 
+/// Microseconds since 1970 of a time so long ago, or of `@SECONDS`.
+pub fn parse_since(text: &str) -> Result<u64, String> {
+    let seconds = match text.strip_prefix('@') {
+        Some(seconds) => {
+            seconds.parse().map_err(|_| format!("{text:?} is not a time such as @1700000000"))?
+        }
+        None => (banger_api::now_usec() / 1_000_000).saturating_sub(parse_seconds(text)?),
+    };
+    Ok(u64::saturating_mul(seconds, 1_000_000))
+}
+
 /// `KILL`, `SIGKILL`, `9`.
 pub fn parse_signal(text: &str) -> Result<i32, String> {
     if let Ok(number) = text.parse() {
@@ -78,6 +89,14 @@ mod tests {
         assert_eq!(parse_words(r#"["sh", "a b"]"#), Ok(vec!["sh".into(), "a b".into()]));
         assert_eq!(parse_words(""), Ok(vec![]));
         assert!(parse_words("[sh]").is_err());
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_since("@5"), Ok(5_000_000));
+        let minute_ago = parse_since("1min").unwrap();
+        assert!(minute_ago < banger_api::now_usec() && minute_ago % 1_000_000 == 0);
+        assert!(parse_since("@x").is_err() && parse_since("soon").is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod build;
 mod copy;
 mod image;
 mod kernel;
+mod named;
 mod network;
 mod plot;
 mod run;
@@ -57,7 +58,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Image(command) => return image::dispatch(context, command).await,
         Command::Kernel(command) => return kernel::dispatch(context, command).await,
         Command::Net(command) => network::dispatch(context, command).await?,
-        Command::Session(command) => session::dispatch(context, command).await?,
+        Command::Session(command) => return named::dispatch(context, command).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "banger", &mut script);

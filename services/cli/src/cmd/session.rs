@@ -1,4 +1,4 @@
-//! `banger exec`, `banger shell` and `banger session`.
+//! `banger exec` and `banger shell`.
 
 use std::collections::BTreeMap;
 use std::io::{stderr, stdout};
@@ -7,18 +7,16 @@ use std::time::{Duration, Instant};
 
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, Result};
-use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::Context;
-use crate::args::{Exec, Process, Session, Settings, Shell};
+use crate::args::{Exec, Process, Settings, Shell};
 use crate::exit::Status;
-use crate::output::{ago, or_dash};
 use crate::terminal::{self, RawMode};
 use crate::{exit, stream};
 
 /// How long a session service that was restarted may take to answer again.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn exec(context: &Context, arguments: Exec) -> Result<u8> {
     let Exec { process, vm, command } = arguments;
@@ -146,7 +144,7 @@ pub async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
 }
 
 /// The environment of a command.
-fn environment(settings: &Settings, terminal: bool) -> Result<BTreeMap<String, String>> {
+pub fn environment(settings: &Settings, terminal: bool) -> Result<BTreeMap<String, String>> {
     let mut environment = variables(&settings.env)?;
     if terminal {
         let of_caller = || std::env::var("TERM").unwrap_or_else(|_| "linux".into());
@@ -175,13 +173,13 @@ pub fn variables(settings: &[String]) -> Result<BTreeMap<String, String>> {
     Ok(variables)
 }
 
-enum Event {
+pub enum Event {
     Signal(i32),
     Resized,
 }
 
 /// What the caller sends us while a command runs.
-struct Signals {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -190,7 +188,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -200,7 +198,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Event {
+    pub async fn next(&mut self) -> Event {
         let number = |kind: SignalKind| Event::Signal(kind.as_raw_value());
         tokio::select! {
             _ = self.interrupt.recv() => number(SignalKind::interrupt()),
@@ -210,42 +208,6 @@ impl Signals {
             _ = self.resized.recv() => Event::Resized,
         }
     }
-}
-
-pub async fn dispatch(context: &Context, command: Session) -> Result<()> {
-    match command {
-        Session::Ls => list(context).await,
-    }
-}
-
-#[derive(Serialize)]
-struct Row {
-    vm: String,
-    id: String,
-    state: String,
-    command: Vec<String>,
-    started_usec: u64,
-}
-
-async fn list(context: &Context) -> Result<()> {
-    let rows: Vec<Row> = context
-        .bus
-        .sessions()
-        .await?
-        .list_sessions()
-        .await?
-        .into_iter()
-        .map(|(vm, id, state, command, started_usec, _)| Row { vm, id, state, command, started_usec })
-        .collect();
-    context.output.rows(&rows, &["VM", "SESSION", "STATE", "STARTED", "COMMAND"], |row| {
-        vec![
-            row.vm.clone(),
-            row.id.clone(),
-            row.state.clone(),
-            ago(row.started_usec),
-            or_dash(&row.command.join(" ")),
-        ]
-    })
 }
 
 /// The exit code of a command, or of its failure; also said aloud.

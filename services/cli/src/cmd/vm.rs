@@ -142,11 +142,7 @@ fn spec_options<'a>(builder: OptionsBuilder<'a>, spec: &'a Spec) -> Result<Optio
         Egress::NoLan => "no-lan",
     });
     let rules: Vec<String> = spec.egress_allow.iter().map(ToString::to_string).collect();
-    let restart = spec.restart.map(|policy| match policy {
-        RestartPolicy::No => "no",
-        RestartPolicy::OnFailure => "on-failure",
-        RestartPolicy::Always => "always",
-    });
+    let restart = spec.restart.map(RestartPolicy::word);
     let expiry = spec.expiry.map(|expiry| match expiry {
         Expiry::Stop => "stop",
         Expiry::Delete => "delete",

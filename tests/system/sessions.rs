@@ -1,0 +1,302 @@
+//! Sessions with a name: commands in guests that go on by themselves, and what is kept of them.
+
+use std::time::Duration;
+
+use banger_api::SESSIOND;
+use banger_tests::monitor::Monitor;
+use banger_tests::{BUSYBOX, Done, Vm, Way, banger, eventually, json, run, run_with, sh, start};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+fn session(verb: &str, arguments: &[&str]) -> Done {
+    banger(&[&["session", verb], arguments].concat())
+}
+
+/// Starts a script as a session.
+fn begin(vm: &Vm, name: &str, script: &str) {
+    session("start", &["--name", name, vm.name(), "--", "sh", "-c", script]).ok();
+}
+
+fn show(vm: &Vm, name: &str) -> Value {
+    json(&["session", "show", vm.name(), name])
+}
+
+fn state(vm: &Vm, name: &str) -> String {
+    show(vm, name)["state"].as_str().expect("a state").to_owned()
+}
+
+fn logs(vm: &Vm, name: &str) -> Done {
+    session("logs", &[vm.name(), name])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Of the service, whatever it was at.
+fn kill_sessiond() {
+    run("systemctl", &["kill", "-s", "KILL", "banger-sessiond.service"]);
+}
+
+#[test]
+fn a_session_is_started_shown_waited_for_and_removed() {
+    let vm = Vm::running("t-session", BUSYBOX);
+    let script = "echo $GREETING $PWD $(id -u); echo err >&2; exit 7";
+    let name = session(
+        "start",
+        &["-e", "GREETING=hello", "-w", "/tmp", "-u", "nobody", vm.name(), "--", "sh", "-c", script],
+    );
+    let name = name.ok().trim().to_owned();
+    assert_eq!(session("wait", &[vm.name(), &name]).status, 7);
+    let done = logs(&vm, &name);
+    assert_eq!((done.text().as_str(), done.stderr.as_str()), ("hello /tmp 65534\n", "err\n"));
+    let shown = show(&vm, &name);
+    assert_eq!(shown["state"], "failed");
+    assert_eq!(shown["exit_status"], 7);
+    assert!(shown["ended_usec"].as_u64() >= shown["started_usec"].as_u64(), "{shown}");
+
+    // A second one of the same name is refused, and one that cannot start leaves nothing.
+    session("start", &["--name", &name, vm.name(), "--", "true"]).refused(&[&name]);
+    session("start", &["--name", "never", vm.name(), "--", "no-such-command"]).refused(&["no-such-command"]);
+    session("show", &[vm.name(), "never"]).refused(&["never"]);
+    session("start", &["--name", "../up", vm.name(), "--", "true"]).refused(&["../up"]);
+
+    begin(&vm, "well", "exit 0");
+    assert_eq!(session("wait", &[vm.name(), "well"]).status, 0);
+    assert_eq!(state(&vm, "well"), "exited");
+    let listed = json(&["session", "ls", vm.name()]);
+    let listed: Vec<_> = listed.as_array().expect("a list").iter().map(|row| row["id"].clone()).collect();
+    assert!(listed.contains(&name.as_str().into()) && listed.contains(&"well".into()), "{listed:?}");
+
+    session("rm", &[vm.name(), &name, "well"]).ok();
+    session("logs", &[vm.name(), &name]).refused(&[&name]);
+    assert!(!std::path::Path::new("/var/lib/banger/sessiond/t-session").exists());
+}
+
+#[test]
+fn logs_are_cut_followed_and_timed() {
+    let vm = Vm::running("t-session-logs", BUSYBOX);
+    begin(&vm, "lines", "echo one; echo two; echo three; read line; echo $line");
+    eventually("three lines are there", || logs(&vm, "lines").ok() == "one\ntwo\nthree\n");
+    assert_eq!(session("logs", &["-n", "1", vm.name(), "lines"]).ok(), "three\n");
+    assert_eq!(session("logs", &["-n", "0", vm.name(), "lines"]).ok(), "");
+    assert_eq!(session("logs", &["--since", "@9999999999", vm.name(), "lines"]).ok(), "");
+    assert_eq!(session("logs", &["--since", "@1", vm.name(), "lines"]).ok().lines().count(), 3);
+    let timed = session("logs", &["-t", vm.name(), "lines"]).ok();
+    let stamped = |line: &str| line.len() > 29 && line.starts_with("20") && line[..28].ends_with("Z ");
+    assert!(timed.lines().count() == 3 && timed.lines().all(stamped), "{timed}");
+
+    let follower = start("banger", &["session", "logs", "-f", "-n", "2", vm.name(), "lines"]);
+    session("send", &[vm.name(), "lines", "four"]).ok();
+    assert_eq!(follower.join().expect("joins").ok(), "two\nthree\nfour\n");
+}
+
+#[test]
+fn busctl_alone_does_it_all() {
+    let vm = Vm::running("t-session-busctl", BUSYBOX);
+    let call = |method: &str, rest: &[&str]| {
+        Way::Bus.call(SESSIOND, method, &[&rest[..1], &[vm.name(), "echo"], &rest[1..]].concat())
+    };
+    let script = "while read line; do echo got $line; done; trap '' TERM; sleep 1000";
+    let started = call("StartSession", &["ssasa{ss}a{sv}", "3", "sh", "-c", script, "0", "0"]).ok();
+    assert!(started.contains("\"echo\""), "{started}");
+    let path = started.split('"').nth(3).expect("a path").to_owned();
+    let property = |name: &str| {
+        let arguments = ["get-property", SESSIOND.bus_name, &path, "org.banger.Session1.Session", name];
+        run("busctl", &arguments).ok().trim().to_owned()
+    };
+    assert_eq!(property("Name"), "s \"echo\"");
+    assert_eq!(property("State"), "s \"running\"");
+    assert!(property("StartedTimestamp").len() > 10 && property("EndedTimestamp") == "t 0");
+
+    // "hi\n", and the end.
+    call("SendSession", &["ssaya{sv}", "3", "104", "105", "10", "1", "end", "b", "true"]).ok();
+    let read = call("ReadLog", &["ssta{sv}", "0", "1", "wait", "b", "true"]).ok();
+    // "got hi\n" is 7 bytes at offset 0 of stream 1.
+    assert!(
+        read.starts_with("a(ttyay)tb 1 0 ") && read.ends_with(" 1 7 103 111 116 32 104 105 10 7 false\n"),
+        "{read}"
+    );
+    let error =
+        banger_tests::error_name(SESSIOND, "SendSession", &["ssaya{sv}", vm.name(), "echo", "1", "10", "0"]);
+    assert_eq!(error, "org.banger.Error.NotReady");
+    let error = banger_tests::error_name(SESSIOND, "RemoveSession", &["ssa{sv}", vm.name(), "echo", "0"]);
+    assert_eq!(error, "org.banger.Error.SessionRunning");
+
+    let monitor = format!("type='signal',path='{path}',member='PropertiesChanged'");
+    let mut monitor = Monitor::start(&monitor);
+    // It does not hear the first signal.
+    call("StopSession", &["ssa{sv}", "1", "timeout_usec", "t", "1000000"]).ok();
+    assert!(monitor.hears("\"stopping\"") && monitor.hears("\"exited\""));
+    assert_eq!((property("State"), property("ExitSignal")), ("s \"exited\"".into(), "i 9".into()));
+    call("RemoveSession", &["ssa{sv}", "0"]).ok();
+    let error = banger_tests::error_name(SESSIOND, "DescribeSession", &["ss", vm.name(), "echo"]);
+    assert_eq!(error, "org.banger.Error.NoSuchSession");
+}
+
+#[test]
+fn what_fails_is_started_again_until_it_is_stopped() {
+    let vm = Vm::running("t-session-restart", BUSYBOX);
+    // Fails twice.
+    let script = "echo run >> /tmp/runs; [ $(wc -l < /tmp/runs) -ge 3 ]";
+    session("start", &["--name", "third", "--restart", "on-failure", vm.name(), "--", "sh", "-c", script])
+        .ok();
+    assert_eq!(session("wait", &[vm.name(), "third"]).status, 0);
+    assert_eq!(show(&vm, "third")["restarts"], 2);
+
+    session("start", &["--name", "always", "--restart", "always", vm.name(), "--", "sleep", "1000"]).ok();
+    session("kill", &["-s", "INT", vm.name(), "always"]).ok();
+    eventually("it is started again", || {
+        let shown = show(&vm, "always");
+        shown["restarts"] == 1 && shown["state"] == "running"
+    });
+    session("stop", &[vm.name(), "always"]).ok();
+    assert_eq!(state(&vm, "always"), "exited");
+    session("kill", &[vm.name(), "always"]).refused(&["always"]);
+}
+
+#[test]
+fn several_attach_to_one_session_and_anybody_sends() {
+    let vm = Vm::running("t-session-attach", BUSYBOX);
+    begin(&vm, "cat", "echo first; while read line; do echo got $line; done; echo err >&2; exit 3");
+    eventually("it has begun", || logs(&vm, "cat").ok() == "first\n");
+    let onlookers: Vec<_> =
+        (0..2).map(|_| start("banger", &["session", "attach", "--read-only", vm.name(), "cat"])).collect();
+    // A detached client does no harm, and what it typed arrives.
+    run_with("timeout", &["3", "banger", "session", "attach", vm.name(), "cat"], b"typed\n");
+    eventually("what was typed arrives", || logs(&vm, "cat").ok().ends_with("got typed\n"));
+    session("send", &[vm.name(), "cat", "sent"]).ok();
+    run_with("banger", &["session", "send", "--file", "-", "--eof", vm.name(), "cat"], b"a\nb\n").ok();
+    for onlooker in onlookers {
+        let done = onlooker.join().expect("joins");
+        assert_eq!(done.status, 3, "{done}");
+        assert_eq!(done.text(), "first\ngot typed\ngot sent\ngot a\ngot b\n");
+        assert_eq!(done.stderr, "err\n");
+    }
+    session("attach", &[vm.name(), "cat"]).failed(&["has ended"]);
+}
+
+#[test]
+fn a_terminal_is_attached_to_and_detached_from() {
+    let vm = Vm::running("t-session-tty", BUSYBOX);
+    session("start", &["--name", "shell", "-t", vm.name()]).ok();
+    let attach = |typed: &str| {
+        let line = format!(
+            "script -qec 'stty rows 33 cols 77; banger session attach {} shell' /dev/null",
+            vm.name()
+        );
+        // The shell may need a moment, and what comes before raw mode the terminal would eat.
+        let typed = format!("sleep 3; printf '{typed}'; sleep 3");
+        run("sh", &["-c", &format!("({typed}) | ({line})")])
+    };
+    let done = attach("stty size; echo ma\\'\\'rk\\n\\020\\021");
+    assert_eq!(done.status, 0, "{done}");
+    assert!(done.text().contains("33 77") && done.text().contains("detached"), "{done}");
+    assert_eq!(state(&vm, "shell"), "running");
+    // The scroll-back shows what was before.
+    let done = attach("exit 4\\n");
+    assert_eq!(done.status, 4, "{done}");
+    assert!(done.text().contains("33 77"), "{done}");
+    assert!(logs(&vm, "shell").text().contains("33 77"));
+}
+
+/// These stop the service that all sessions need, and have the lab for themselves.
+mod alone {
+    use super::*;
+
+    #[test]
+    fn not_a_byte_is_lost_or_doubled_when_sessiond_is_killed() {
+        let vm = Vm::running("t-session-kill", BUSYBOX);
+        // 5.4 MB in many pieces of many sizes, on both streams.
+        let script =
+            "i=0; while [ $i -lt 60 ]; do seq $((i*12000)) $((i*12000+11999)); echo $i >&2; i=$((i+1)); done";
+        begin(&vm, "numbers", script);
+        let follower = start("banger", &["session", "logs", "-f", vm.name(), "numbers"]);
+        let mut killed = 0;
+        let bytes = || show(&vm, "numbers")["output_bytes"].as_u64().expect("a number");
+        while state(&vm, "numbers") == "running" {
+            let before = bytes();
+            kill_sessiond();
+            killed += 1;
+            // Too many ends in a row, and systemd would leave it to the bus alone.
+            run("systemctl", &["reset-failed", "banger-sessiond.service"]);
+            eventually("it goes on", || state(&vm, "numbers") != "running" || bytes() > before);
+        }
+        assert!(killed >= 3, "it was killed only {killed} times");
+        assert_eq!(session("wait", &[vm.name(), "numbers"]).status, 0);
+        let expected: String = (0..720_000).map(|number| format!("{number}\n")).collect();
+        let marks: String = (0..60).map(|number| format!("{number}\n")).collect();
+        for done in [logs(&vm, "numbers"), follower.join().expect("joins")] {
+            assert_eq!(done.status, 0, "{}", done.stderr);
+            assert_eq!(done.stderr, marks);
+            assert!(done.text() == expected, "{} bytes instead of {}", done.stdout.len(), expected.len());
+        }
+        // The end is known to those who come after another kill, too.
+        kill_sessiond();
+        assert_eq!(session("wait", &[vm.name(), "numbers"]).status, 0);
+        assert_eq!(hex(&logs(&vm, "numbers").stdout), hex(expected.as_bytes()));
+    }
+
+    #[test]
+    fn ten_million_lines_arrive_without_sessiond() {
+        const LINES: u32 = 10_000_000;
+        let vm = Vm::running("t-session-lines", BUSYBOX);
+        begin(&vm, "lines", &format!("read go; seq 1 {LINES}; sleep 5"));
+        let line = format!("banger session attach --read-only {} lines | sha256sum", vm.name());
+        let attached = start("sh", &["-c", &line]);
+        // It has the stream once its process has opened it; that takes a moment.
+        std::thread::sleep(Duration::from_secs(3));
+        session("send", &[vm.name(), "lines", "go"]).ok();
+        eventually("it flows", || show(&vm, "lines")["output_bytes"].as_u64() > Some(100_000));
+        run("systemctl", &["stop", "banger-sessiond.service"]).ok();
+        let sum = attached.join().expect("joins").ok();
+        let mut expected = Sha256::new();
+        for number in 1..=LINES {
+            expected.update(format!("{number}\n"));
+        }
+        let expected: String = expected.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(sum.split_whitespace().next(), Some(expected.as_str()));
+        // The end of the log is there, and what is not is said.
+        let tail = session("logs", &["-n", "1", vm.name(), "lines"]).ok();
+        assert_eq!(tail, format!("{LINES}\n"));
+    }
+
+    #[test]
+    fn sessions_end_with_their_vm_and_logs_with_its_deletion() {
+        let vm = Vm::running("t-session-lost", BUSYBOX);
+        begin(&vm, "long", "echo kept; trap '' TERM; sleep 1000");
+        eventually("it has begun", || logs(&vm, "long").ok() == "kept\n");
+        banger(&["stop", vm.name()]).ok();
+        session("wait", &[vm.name(), "long"]).failed(&["lost"]);
+        assert_eq!(state(&vm, "long"), "lost");
+        assert_eq!(logs(&vm, "long").ok(), "kept\n");
+        // Another guest of the VM has no such session.
+        banger(&["start", vm.name()]).ok();
+        assert_eq!(state(&vm, "long"), "lost");
+        begin(&vm, "other", "sleep 1000");
+        // With nobody there to see the deletion.
+        run("systemctl", &["stop", "banger-sessiond.service"]).ok();
+        banger(&["rm", "-f", vm.name()]).ok();
+        eventually("the logs are gone", || {
+            session("ls", &[vm.name()]).ok();
+            sh("ls /var/lib/banger/sessiond/").text().lines().all(|line| line != vm.name())
+        });
+        session("logs", &[vm.name(), "long"]).refused(&["long"]);
+    }
+
+    #[test]
+    fn a_command_goes_on_without_anybody_who_keeps_its_output() {
+        let vm = Vm::running("t-session-gap", BUSYBOX);
+        begin(&vm, "much", "seq 1 1000000; echo done > /tmp/done; sleep 1000");
+        run("systemctl", &["stop", "banger-sessiond.service"]).ok();
+        // Nothing may ask sessiond meanwhile: the host's socket leads into the guest without it.
+        std::thread::sleep(Duration::from_secs(40));
+        eventually("it is done", || vm.sh("cat /tmp/done").text() == "done\n");
+        eventually("the end is kept", || {
+            session("logs", &["-n", "1", vm.name(), "much"]).text() == "1000000\n"
+        });
+        // It is less than a log may have, so the guest is where it was lost.
+        let done = logs(&vm, "much");
+        assert!(done.stderr.contains("bytes lost]"), "{}", done.stderr);
+    }
+}
