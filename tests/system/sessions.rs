@@ -95,7 +95,7 @@ fn logs_are_cut_followed_and_timed() {
 fn busctl_alone_does_it_all() {
     let vm = Vm::running("t-session-busctl", BUSYBOX);
     let call = |method: &str, rest: &[&str]| {
-        Way::Bus.call(SESSIOND, method, &[&rest[..1], &[vm.name(), "echo"], &rest[1..]].concat())
+        Way::Bus.call(SESSIOND, method, &[&["--"], &rest[..1], &[vm.name(), "echo"], &rest[1..]].concat())
     };
     let script = "while read line; do echo got $line; done; trap '' TERM; sleep 1000";
     let started = call("StartSession", &["ssasa{ss}a{sv}", "3", "sh", "-c", script, "0", "0"]).ok();
@@ -185,16 +185,16 @@ fn a_terminal_is_attached_to_and_detached_from() {
             "script -qec 'stty rows 33 cols 77; banger session attach {} shell' /dev/null",
             vm.name()
         );
-        // The shell may need a moment, and what comes before raw mode the terminal would eat.
-        let typed = format!("sleep 3; printf '{typed}'; sleep 3");
-        run("sh", &["-c", &format!("({typed}) | ({line})")])
+        // What is typed before raw mode the terminal would eat.
+        run("sh", &["-c", &format!("(sleep 3; {typed}; sleep 3) | ({line})")])
     };
-    let done = attach("stty size; echo ma\\'\\'rk\\n\\020\\021");
+    let answered = format!("until banger session logs {} shell | grep -q '33 77'; do sleep 1; done; sleep 1", vm.name());
+    let done = attach(&format!(r"printf 'stty size\n'; {answered}; printf '\020\021'"));
     assert_eq!(done.status, 0, "{done}");
     assert!(done.text().contains("33 77") && done.text().contains("detached"), "{done}");
     assert_eq!(state(&vm, "shell"), "running");
     // The scroll-back shows what was before.
-    let done = attach("exit 4\\n");
+    let done = attach(r"printf 'exit 4\n'");
     assert_eq!(done.status, 4, "{done}");
     assert!(done.text().contains("33 77"), "{done}");
     assert!(logs(&vm, "shell").text().contains("33 77"));
