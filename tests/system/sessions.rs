@@ -188,7 +188,8 @@ fn a_terminal_is_attached_to_and_detached_from() {
         // What is typed before raw mode the terminal would eat.
         run("sh", &["-c", &format!("(sleep 3; {typed}; sleep 3) | ({line})")])
     };
-    let answered = format!("until banger session logs {} shell | grep -q '33 77'; do sleep 1; done; sleep 1", vm.name());
+    let answered =
+        format!("until banger session logs {} shell | grep -q '33 77'; do sleep 1; done; sleep 1", vm.name());
     let done = attach(&format!(r"printf 'stty size\n'; {answered}; printf '\020\021'"));
     assert_eq!(done.status, 0, "{done}");
     assert!(done.text().contains("33 77") && done.text().contains("detached"), "{done}");

@@ -95,7 +95,7 @@ mod tests {
     fn times() {
         assert_eq!(parse_since("@5"), Ok(5_000_000));
         let minute_ago = parse_since("1min").unwrap();
-        assert!(minute_ago < banger_api::now_usec() && minute_ago % 1_000_000 == 0);
+        assert!(minute_ago < banger_api::now_usec() && minute_ago.is_multiple_of(1_000_000));
         assert!(parse_since("@x").is_err() && parse_since("soon").is_err());
     }
 

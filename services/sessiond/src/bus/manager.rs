@@ -143,6 +143,7 @@ impl Manager {
     ///
     /// An empty name stands for one that is made up. Options: user (s), directory (s), terminal (b), rows (q),
     /// columns (q), restart (s: no, on-failure or always).
+    #[allow(clippy::too_many_arguments)]
     #[zbus(out_args("name", "session"))]
     async fn start_session(
         &self,
