@@ -61,6 +61,9 @@ fn a_session_is_started_shown_waited_for_and_removed() {
     session("show", &[vm.name(), "never"]).refused(&["never"]);
     session("start", &["--name", "../up", vm.name(), "--", "true"]).refused(&["../up"]);
 
+    let done = session("start", &["-a", "--name", "quick", vm.name(), "--", "sh", "-c", "echo hi; exit 5"]);
+    assert_eq!((done.status, done.text().as_str()), (5, "hi\n"), "{done}");
+
     begin(&vm, "well", "exit 0");
     assert_eq!(session("wait", &[vm.name(), "well"]).status, 0);
     assert_eq!(state(&vm, "well"), "exited");
@@ -68,7 +71,7 @@ fn a_session_is_started_shown_waited_for_and_removed() {
     let listed: Vec<_> = listed.as_array().expect("a list").iter().map(|row| row["id"].clone()).collect();
     assert!(listed.contains(&name.as_str().into()) && listed.contains(&"well".into()), "{listed:?}");
 
-    session("rm", &[vm.name(), &name, "well"]).ok();
+    session("rm", &[vm.name(), &name, "well", "quick"]).ok();
     session("logs", &[vm.name(), &name]).refused(&[&name]);
     assert!(!std::path::Path::new("/var/lib/banger/sessiond/t-session").exists());
 }

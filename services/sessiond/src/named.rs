@@ -46,6 +46,8 @@ const CHUNK: usize = 256 * 1024;
 const FOLLOW: Duration = Duration::from_secs(20);
 /// How long an agent that has sent the last byte may take to say how the command ended.
 const LAST_WORD: Duration = Duration::from_secs(10);
+/// How long it takes at least from one status to the next: a guest could have one after the other.
+const BREATH: Duration = Duration::from_millis(100);
 const BUFFER: usize = 64 * 1024;
 /// The most the agent takes at once.
 const MAX_SEND: usize = 64 * 1024;
@@ -98,6 +100,8 @@ struct Row {
     #[serde(flatten)]
     what: What,
     status: Status,
+    /// How far the log is, if nothing comes any more.
+    kept: u64,
 }
 
 /// What [`Sessions::start_named`] is to start.
@@ -126,9 +130,8 @@ impl Named {
         if *self.status.borrow() == status {
             return;
         }
-        if let Err(error) =
-            write_row(&self.directory, &Row { what: self.what.clone(), status: status.clone() })
-        {
+        let row = Row { what: self.what.clone(), status: status.clone(), kept: *self.kept.borrow() };
+        if let Err(error) = write_row(&self.directory, &row) {
             tracing::warn!(
                 vm = self.vm.as_str(),
                 session = self.name,
@@ -260,7 +263,7 @@ impl Sessions {
             )));
         }
         fs::create_dir_all(&directory)?;
-        write_row(&directory, &Row { what: what.clone(), status: status.clone() })?;
+        write_row(&directory, &Row { what: what.clone(), status: status.clone(), kept: 0 })?;
         let session = Arc::new(Named {
             vm: vm.clone(),
             name: name.clone(),
@@ -372,6 +375,7 @@ impl Sessions {
                 );
                 return Ok(());
             }
+            sleep(BREATH).await;
         }
     }
 
@@ -773,15 +777,16 @@ fn load(root: &Path) -> io::Result<Vec<Named>> {
             let path = directory.path();
             let name = directory.file_name().to_string_lossy().into_owned();
             let row = fs::read(path.join(ROW)).ok().and_then(|row| serde_json::from_slice(&row).ok());
-            let Some(Row { what, status }) = row.filter(|_| is_name(&name)) else {
+            let Some(Row { what, status, kept }) = row.filter(|_| is_name(&name)) else {
                 tracing::warn!("{} is no session; removing it", path.display());
                 fs::remove_dir_all(path)?;
                 continue;
             };
+            let kept = if status.open { Log::open(&path)?.next() } else { kept };
             sessions.push(Named {
                 vm: vm_name.clone(),
                 name,
-                kept: watch::Sender::new(Log::open(&path)?.next()),
+                kept: watch::Sender::new(kept),
                 directory: path,
                 what,
                 status: watch::Sender::new(status),
@@ -811,10 +816,8 @@ mod tests {
             terminal: false,
             restart: "no".into(),
         };
-        Row {
-            what,
-            status: Status { state: "running".into(), started_usec: 5, open: true, ..Status::default() },
-        }
+        let status = Status { state: "running".into(), started_usec: 5, open: true, ..Status::default() };
+        Row { what, status, kept: 0 }
     }
 
     #[test]

@@ -85,8 +85,18 @@ async fn start(context: &Context, arguments: SessionStart) -> Result<u8> {
     let detach_keys = detach::parse(detach::DEFAULT).map_err(Error::internal)?;
     let session = Which { vm, name };
     // All there is: it has just begun.
+    let of = Which { vm: session.vm.clone(), name: session.name.clone() };
     let arguments = SessionAttach { read_only: false, scrollback: u64::MAX, detach_keys, session };
-    self::attach(context, arguments).await
+    match self::attach(context, arguments).await {
+        // It was quicker than we were: all it put out is in its log.
+        Err(error) if error.kind() == ErrorKind::SessionEnded => {
+            let status = wait(context, &of.vm, &of.name).await;
+            let all = SessionLogs { follow: true, since: None, tail: None, timestamps: false, session: of };
+            logs(context, all).await?;
+            Ok(outcome(status))
+        }
+        attached => attached,
+    }
 }
 
 #[derive(Serialize)]
