@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use banger_api::agent::SessionStatus;
-use banger_api::session::{MANAGER, SESSION, SessionRow, session_path};
+use banger_api::session::{LogRecord, MANAGER, SESSION, SessionRow, session_path};
 use banger_api::vm::{ManagerProxy as VmManagerProxy, VM_PREFIX, VmProxy};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
 use banger_core::name::VmName;
@@ -114,7 +114,7 @@ pub struct NamedRequest {
 }
 
 /// Records of a log, the offset after them, and whether nothing will follow.
-pub type LogPart = (Vec<(u64, u64, u8, Vec<u8>)>, u64, bool);
+pub type LogPart = (Vec<LogRecord>, u64, bool);
 
 impl Status {
     fn is_final(&self) -> bool {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use banger_api::files::Stat;
-use banger_api::session::SessionRow;
+use banger_api::session::{LogRecord, SessionRow};
 use banger_api::{ErrorKind, Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
@@ -16,7 +16,7 @@ use banger_core::spec::Restart;
 use banger_guest::Scrollback;
 
 use crate::log::Wanted;
-use crate::named::{LogPart, NamedRequest};
+use crate::named::NamedRequest;
 use crate::sessions::{Request, Sessions, vm_name};
 
 /// The size of a terminal nobody gave a size: rows, columns.
@@ -265,7 +265,7 @@ impl Manager {
         options: HashMap<String, OwnedVariant>,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
-    ) -> Result<LogPart> {
+    ) -> Result<(Vec<LogRecord>, u64, bool)> {
         let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
         let mut options = Options::from(options);
         let wanted = Wanted { since_usec: options.take("since")?, tail: options.take("tail")? };
