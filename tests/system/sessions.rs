@@ -35,7 +35,11 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Of the service, whatever it was at.
 fn kill_sessiond() {
-    run("systemctl", &["kill", "-s", "KILL", "banger-sessiond.service"]);
+    let unit = "banger-sessiond.service";
+    let killed = run("systemctl", &["show", "-P", "MainPID", unit]).ok();
+    run("systemctl", &["kill", "-s", "KILL", unit]);
+    // Before it is dead, a call may still be for it.
+    eventually("it is dead", || !std::path::Path::new("/proc").join(killed.trim()).exists());
 }
 
 #[test]
