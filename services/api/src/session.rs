@@ -129,7 +129,7 @@ pub trait Manager {
     /// Connects to a named session, as many callers at once as like.
     ///
     /// The stream gives records of [`banger_core::spool`] until nothing can come any more, and takes input unless
-    /// `read-only b`. Closing it, or shutting it down for writing, leaves the command alone. It begins
+    /// `read_only b`. Closing it, or shutting it down for writing, leaves the command alone. It begins
     /// `scrollback t` bytes ago (default 65536; the guest keeps 256 KiB), or at the offset `from t`, for one who was
     /// cut off. A reader who takes nothing holds the command back for 30 s; after that it misses what does not fit
     /// into the guest's memory, which shows in the offsets.

@@ -17,6 +17,7 @@ mod detach;
 mod exit;
 mod job;
 mod output;
+mod patience;
 mod stream;
 mod terminal;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{ErrorKind as IoError, Read, stderr, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use banger_api::options::OptionsBuilder;
 use banger_api::session::LogRecord;
@@ -13,21 +13,20 @@ use banger_core::spool::{Parser, STDERR};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::session::{Event, PATIENCE, Signals, environment, outcome, wait};
+use super::session::{Event, Signals, environment, outcome, wait};
 use crate::Context;
 use crate::args::{Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Which};
 use crate::detach::{self, Typed};
 use crate::exit::{SUCCESS, Status};
 use crate::output::{ago, or_dash, utc};
-use crate::stream;
 use crate::terminal::{self, RawMode};
+use crate::{patience, stream};
 
 /// How much is sent at once.
 const PIECE: usize = 64 * 1024;
 /// How long a session whose output has ended may take to be known as ended. Later, only the
 /// connection was lost.
 const LAST_WORD: Duration = Duration::from_secs(5);
-const RETRY: Duration = Duration::from_millis(200);
 
 pub async fn dispatch(context: &Context, command: Session) -> Result<u8> {
     match command {
@@ -187,25 +186,12 @@ async fn logs(context: &Context, arguments: SessionLogs) -> Result<()> {
         .set("wait", follow.then_some(true))
         .build();
     let mut from = 0;
-    let mut lost: Option<Instant> = None;
     loop {
-        let answer = async {
+        let part = patience::ask(async || {
             let sessions = context.bus.sessions().await?;
-            Ok::<_, Error>(sessions.read_log(&session.vm, &session.name, from, options.clone()).await?)
-        };
-        let (records, next, end) = match answer.await {
-            Ok(answer) => answer,
-            // It was restarted, and knows where we were.
-            Err(error)
-                if error.kind() == ErrorKind::ServiceUnavailable
-                    && lost.get_or_insert_with(Instant::now).elapsed() < PATIENCE =>
-            {
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        lost = None;
+            Ok(sessions.read_log(&session.vm, &session.name, from, options.clone()).await?)
+        });
+        let (records, next, end) = part.await?;
         let left_out = [options.remove("since"), options.remove("tail")];
         if left_out.iter().any(Option::is_some) {
             // What somebody asked to leave out is not lost.
@@ -281,7 +267,7 @@ async fn attach(context: &Context, arguments: SessionAttach) -> Result<u8> {
     let has_terminal = describe(context, &session).await?.terminal;
     let options = OptionsBuilder::new()
         .set("scrollback", Some(scrollback))
-        .set("read-only", read_only.then_some(true))
+        .set("read_only", read_only.then_some(true))
         .build();
     let mut signals = Signals::new()?;
     let stream = context.bus.sessions().await?.attach_session(&session.vm, &session.name, options).await?;
@@ -330,22 +316,14 @@ async fn attach(context: &Context, arguments: SessionAttach) -> Result<u8> {
 
 /// Connects again after a connection was lost, where it was.
 async fn reattach(context: &Context, session: &Which, from: u64, read_only: bool) -> Result<OwnedFd> {
-    let since = Instant::now();
-    loop {
+    let may_come_back = |error: &Error| error.kind() != ErrorKind::SessionEnded;
+    let stream = patience::ask_while(may_come_back, async || {
         let options =
-            OptionsBuilder::new().set("from", Some(from)).set("read-only", read_only.then_some(true)).build();
-        let answer = async {
-            let sessions = context.bus.sessions().await?;
-            Ok::<_, Error>(sessions.attach_session(&session.vm, &session.name, options).await?)
-        };
-        match answer.await {
-            Ok(stream) => return Ok(stream.into()),
-            Err(error) if error.kind() == ErrorKind::SessionEnded || since.elapsed() > PATIENCE => {
-                return Err(error);
-            }
-            Err(_) => tokio::time::sleep(RETRY).await,
-        }
-    }
+            OptionsBuilder::new().set("from", Some(from)).set("read_only", read_only.then_some(true)).build();
+        let sessions = context.bus.sessions().await?;
+        Ok(sessions.attach_session(&session.vm, &session.name, options).await?)
+    });
+    Ok(stream.await?.into())
 }
 
 async fn resize(context: &Context, session: &Which) {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{stderr, stdout};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, Result};
@@ -13,10 +12,7 @@ use crate::Context;
 use crate::args::{Exec, Process, Settings, Shell};
 use crate::exit::Status;
 use crate::terminal::{self, RawMode};
-use crate::{exit, stream};
-
-/// How long a session service that was restarted may take to answer again.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{exit, patience, stream};
 
 pub async fn exec(context: &Context, arguments: Exec) -> Result<u8> {
     let Exec { process, vm, command } = arguments;
@@ -128,19 +124,9 @@ async fn conduct(
 /// How a session ended. The guest remembers it, so a session service that was restarted in
 /// between can be asked again.
 pub async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
-    let mut lost: Option<Instant> = None;
-    loop {
-        let answer = async { Ok::<_, Error>(context.bus.sessions().await?.wait_session(vm, id).await?) };
-        let error = match answer.await {
-            Ok((status, signal)) => return Ok(Status { status, signal }),
-            Err(error) => error,
-        };
-        let since = *lost.get_or_insert_with(Instant::now);
-        if error.kind() != ErrorKind::ServiceUnavailable || since.elapsed() > PATIENCE {
-            return Err(error.context(format!("lost the command in {vm}")));
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let ended = patience::ask(async || Ok(context.bus.sessions().await?.wait_session(vm, id).await?)).await;
+    let (status, signal) = ended.map_err(|error| error.context(format!("lost the command in {vm}")))?;
+    Ok(Status { status, signal })
 }
 
 /// The environment of a command.

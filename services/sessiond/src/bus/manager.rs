@@ -39,6 +39,24 @@ impl Manager {
     }
 }
 
+/// What to start, by the options that all have who start something.
+fn request(
+    argv: Vec<String>,
+    environment: BTreeMap<String, String>,
+    options: &mut Options,
+    has_terminal: bool,
+) -> Result<Request> {
+    let terminal = if has_terminal {
+        let rows = options.take("rows")?.unwrap_or(DEFAULT_SIZE.0);
+        Some((rows, options.take("columns")?.unwrap_or(DEFAULT_SIZE.1)))
+    } else {
+        None
+    };
+    let user = options.take("user")?.unwrap_or_default();
+    let directory = options.take("directory")?.unwrap_or_default();
+    Ok(Request { argv, environment, user, directory, terminal })
+}
+
 #[interface(name = "org.banger.Session1.Manager")]
 impl Manager {
     /// Starts a command in a running VM, with its three standard streams apart.
@@ -57,13 +75,7 @@ impl Manager {
     ) -> Result<(String, OwnedObjectPath, OwnedFd, OwnedFd, OwnedFd)> {
         let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
         let mut options = Options::from(options);
-        let request = Request {
-            argv,
-            environment,
-            user: options.take("user")?.unwrap_or_default(),
-            directory: options.take("directory")?.unwrap_or_default(),
-            terminal: None,
-        };
+        let request = request(argv, environment, &mut options, false)?;
         options.finish()?;
         let (id, path, [stdin, stdout, stderr]) = self.sessions.exec(vm_name(vm)?, request).await?;
         Ok((id, path, stdin.into(), stdout.into(), stderr.into()))
@@ -84,15 +96,7 @@ impl Manager {
     ) -> Result<(String, OwnedObjectPath, OwnedFd)> {
         let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
         let mut options = Options::from(options);
-        let rows = options.take("rows")?.unwrap_or(DEFAULT_SIZE.0);
-        let columns = options.take("columns")?.unwrap_or(DEFAULT_SIZE.1);
-        let request = Request {
-            argv,
-            environment,
-            user: options.take("user")?.unwrap_or_default(),
-            directory: options.take("directory")?.unwrap_or_default(),
-            terminal: Some((rows, columns)),
-        };
+        let request = request(argv, environment, &mut options, true)?;
         options.finish()?;
         let (id, path, pty) = self.sessions.open_shell(vm_name(vm)?, request).await?;
         Ok((id, path, pty.into()))
@@ -157,20 +161,12 @@ impl Manager {
     ) -> Result<(String, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
         let mut options = Options::from(options);
-        let rows = options.take("rows")?.unwrap_or(DEFAULT_SIZE.0);
-        let columns = options.take("columns")?.unwrap_or(DEFAULT_SIZE.1);
         let terminal = options.take("terminal")?.unwrap_or(false);
         let restart = options.take::<String>("restart")?.unwrap_or_else(|| Restart::No.as_str().to_owned());
         let restart = restart.parse().map_err(|error: banger_core::spec::InvalidSpec| {
             ErrorKind::InvalidArgs.error(error.to_string())
         })?;
-        let process = Request {
-            argv,
-            environment,
-            user: options.take("user")?.unwrap_or_default(),
-            directory: options.take("directory")?.unwrap_or_default(),
-            terminal: terminal.then_some((rows, columns)),
-        };
+        let process = request(argv, environment, &mut options, terminal)?;
         options.finish()?;
         self.sessions.start_named(vm_name(vm)?, NamedRequest { name, process, restart }).await
     }
@@ -180,7 +176,7 @@ impl Manager {
     /// (32 bits), little-endian, and that many bytes. Closing it leaves the command alone.
     ///
     /// Options: scrollback (t: begin this many bytes ago; 65536), from (t: begin at this offset instead),
-    /// read-only (b).
+    /// read_only (b).
     #[zbus(out_args("stream"))]
     async fn attach_session(
         &self,
@@ -194,7 +190,7 @@ impl Manager {
         let mut options = Options::from(options);
         let scrollback = options.take("scrollback")?.unwrap_or(DEFAULT_SCROLLBACK);
         let from = options.take("from")?.map_or(Scrollback::Bytes(scrollback), Scrollback::Offset);
-        let read_only = options.take("read-only")?.unwrap_or(false);
+        let read_only = options.take("read_only")?.unwrap_or(false);
         options.finish()?;
         Ok(self.sessions.attach_named(&vm_name(vm)?, name, from, read_only).await?.into())
     }

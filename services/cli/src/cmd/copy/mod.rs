@@ -13,7 +13,7 @@ use std::io::{self, BufReader, BufWriter, IsTerminal, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use banger_api::files::{Copied, DIRECTORY, FILE, Stat};
 use banger_api::options::OptionsBuilder;
@@ -27,14 +27,13 @@ use zbus::Variant;
 use crate::Context;
 use crate::args::Cp;
 use crate::output::size;
+use crate::patience;
 use crate::stream::{close_write, copy_counting};
 use meter::Meter;
 pub use place::Place;
 use place::{Landing, Source, There, landing, means_contents, means_directory};
 
 const BUFFER: usize = 256 << 10;
-/// How long a session service that was restarted may take to answer again.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn copy(context: &Context, arguments: Cp) -> Result<()> {
     match (arguments.source.clone(), arguments.destination.clone()) {
@@ -97,9 +96,7 @@ async fn upload(context: &Context, arguments: &Cp, source: &OsStr, vm: &str, pat
         let packed = packer.add_tree(&at, &found, Path::new(&name)).and_then(|()| packer.finish());
         let packed = packed.map_err(|error| pack::failure(&source, error))?;
         close_write(&stream);
-        let left = packed.left_out;
-        let remark = format!("{left} sockets, or directories of the kernel's own making, left out");
-        Ok(if left > 0 { vec![remark] } else { Vec::new() })
+        Ok(packed.remarks())
     });
     let total = if is_directory { 0 } else { metadata.len() };
     let transfer = Transfer { context, vm, id: &id, began: Instant::now() };
@@ -244,21 +241,10 @@ impl Transfer<'_> {
     /// What the guest says became of it. It remembers, so a session service that was restarted in
     /// between can be asked again.
     async fn outcome(&self) -> Result<Copied> {
-        let mut lost: Option<Instant> = None;
-        loop {
-            let ask = async {
-                Ok::<_, Error>(self.context.bus.sessions().await?.wait_transfer(self.vm, self.id).await?)
-            };
-            let error = match ask.await {
-                Ok(copied) => return Ok(copied),
-                Err(error) => error,
-            };
-            let since = *lost.get_or_insert_with(Instant::now);
-            if error.kind() != ErrorKind::ServiceUnavailable || since.elapsed() > PATIENCE {
-                return Err(error.context(self.vm));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        let bus = &self.context.bus;
+        let copied =
+            patience::ask(async || Ok(bus.sessions().await?.wait_transfer(self.vm, self.id).await?));
+        copied.await.map_err(|error| error.context(self.vm))
     }
 
     fn report(&self, (entries, bytes, remarks): Copied) -> Result<()> {
