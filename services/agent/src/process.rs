@@ -308,18 +308,19 @@ impl State {
     }
 
     fn forget_old(&mut self) {
-        let now = Instant::now();
-        self.processes.retain(|_, process| process.ended.is_none_or(|ended| now - ended < MEMORY));
-        let ended = self.processes.values().filter(|process| process.ended.is_some()).count();
-        if ended > MAX_ENDED {
-            let oldest = self
-                .processes
-                .iter()
-                .filter_map(|(id, process)| Some((process.ended?, id.clone())))
-                .min()
-                .map(|(_, id)| id);
-            oldest.map(|id| self.processes.remove(&id));
-        }
+        forget_old(&mut self.processes, |process| process.ended);
+    }
+}
+
+/// Forgets what ended long ago, and the oldest of what is too much to remember.
+pub fn forget_old<T>(known: &mut HashMap<String, T>, ended: impl Fn(&T) -> Option<Instant>) {
+    let now = Instant::now();
+    known.retain(|_, one| ended(one).is_none_or(|ended| now - ended < MEMORY));
+    let remembered = known.values().filter(|one| ended(one).is_some()).count();
+    for _ in MAX_ENDED..remembered {
+        let oldest = known.iter().filter_map(|(id, one)| Some((ended(one)?, id))).min();
+        let oldest = oldest.map(|(_, id)| id.clone());
+        oldest.map(|id| known.remove(&id));
     }
 }
 

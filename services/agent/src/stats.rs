@@ -15,8 +15,6 @@ const LIMIT: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
 pub fn collect(disks: &Disks) -> Stats {
-    let read =
-        |path| String::from_utf8_lossy(&sys::read_bounded(path, LIMIT).unwrap_or_default()).into_owned();
     let mut stats = Stats {
         load: load(&read("/proc/loadavg")),
         uptime_usec: uptime_usec(),
@@ -31,6 +29,18 @@ pub fn collect(disks: &Disks) -> Stats {
     set_memory(&mut stats, &read("/proc/meminfo"));
     stats.memory_balloon = balloon(&read("/proc/vmstat"));
     stats
+}
+
+/// A file of the kernel's; nothing if there is none.
+fn read(path: &str) -> String {
+    String::from_utf8_lossy(&sys::read_bounded(path, LIMIT).unwrap_or_default()).into_owned()
+}
+
+/// The guest's memory in bytes; 0 if the kernel does not say.
+pub fn memory_total() -> u64 {
+    let mut stats = Stats::default();
+    set_memory(&mut stats, &read("/proc/meminfo"));
+    stats.memory_total
 }
 
 pub fn uptime_usec() -> u64 {

@@ -27,10 +27,8 @@ use crate::process::{self, Stream, Table};
 use crate::sys;
 use crate::users::Missing;
 
-/// Transfers at once, and ended ones that are remembered, and for how long.
+/// Transfers at once.
 const MAX_RUNNING: usize = 64;
-const MAX_ENDED: usize = 1024;
-const MEMORY: Duration = Duration::from_secs(600);
 const BUFFER: usize = 256 << 10;
 /// Between the thread and the stream, which are switched between less often with a bigger one.
 const PIPE: libc::c_int = 1 << 20;
@@ -80,10 +78,7 @@ impl Transfers {
                 .add_tree(&directory, &found, Path::new(&name))
                 .and_then(|()| packer.finish())
                 .map_err(|error| pack::failure(Path::new(&name), error))?;
-            let left = packed.left_out;
-            let remark = format!("{left} sockets, or directories of the kernel's own making, left out");
-            let remarks = if left > 0 { vec![remark] } else { Vec::new() };
-            Ok((packed.entries, packed.bytes, remarks))
+            Ok((packed.entries, packed.bytes, packed.remarks()))
         })
     }
 
@@ -150,7 +145,7 @@ impl Transfers {
         }
         let id = sys::to_hex(&sys::random::<6>()?);
         let mut known = self.lock();
-        forget_old(&mut known);
+        process::forget_old(&mut known, |transfer| transfer.ended);
         known.insert(id.clone(), Transfer { outcome, ended: None });
         drop(known);
         // Nobody who connects in time is the end of the pipe, and that of the work.
@@ -217,17 +212,6 @@ impl Write for End {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-fn forget_old(known: &mut HashMap<String, Transfer>) {
-    let now = Instant::now();
-    known.retain(|_, transfer| transfer.ended.is_none_or(|ended| now - ended < MEMORY));
-    let mut ended: Vec<_> =
-        known.iter().filter_map(|(id, transfer)| Some((transfer.ended?, id.clone()))).collect();
-    ended.sort();
-    for (_, id) in ended.iter().take(ended.len().saturating_sub(MAX_ENDED)) {
-        known.remove(id);
     }
 }
 

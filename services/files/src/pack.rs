@@ -45,6 +45,16 @@ pub struct Packed {
     pub left_out: u64,
 }
 
+impl Packed {
+    /// What whoever copies is to know.
+    pub fn remarks(&self) -> Vec<String> {
+        match self.left_out {
+            0 => Vec::new(),
+            left => vec![format!("{left} sockets, or directories of the kernel's own making, left out")],
+        }
+    }
+}
+
 pub struct Packer<W: Write> {
     out: W,
     times: Times,

@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::process::{Exit, Launched, Request, Stream, Table};
 use crate::stream::deliver;
-use crate::sys;
 use crate::vsock::Connection;
+use crate::{stats, sys};
 use spool::Spool;
 
 /// Sessions the agent knows, ended ones included.
@@ -124,7 +124,7 @@ enum Kind {
 
 impl Sessions {
     pub fn new(table: Table) -> Self {
-        Self { table, known: Arc::default(), capacity: capacity(memory()) }
+        Self { table, known: Arc::default(), capacity: capacity(stats::memory_total()) }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
@@ -650,14 +650,6 @@ fn make_place(known: &mut HashMap<String, Arc<Session>>) -> Result<()> {
         None => Err(ErrorKind::NotSupported
             .error(format!("{MAX_SESSIONS} sessions run in the guest already; end one of them first"))),
     }
-}
-
-/// The guest's memory in bytes.
-fn memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 /// How much one spool may hold: all of them together at most an eighth of the memory.

@@ -212,7 +212,6 @@ impl Service {
         .await
     }
 
-    /// Fetches all layers, and reads each for the first time while others still arrive.
     /// Fetches all layers, and does with each as soon as it is there what is to be done.
     async fn download<'a, T, F: Future<Output = Result<T>>>(
         &self,
