@@ -182,7 +182,7 @@ failpoints:
 	rm -f $(TARGET_DIR)/debug/banger-vmd $(TARGET_DIR)/debug/banger-imaged
 
 # The tests are built here and run in the lab, which sees this directory.
-IN_LAB = CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/sh
+IN_LAB = CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(CURDIR)/tests/lab/test
 
 check-system: failpoints
 	tests/lab/up

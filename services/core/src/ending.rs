@@ -101,6 +101,7 @@ fn explain(result: &str) -> &'static str {
         "timeout" => "it did not come up in time",
         "watchdog" => "its guest did not answer, so that its watchdog ended it",
         "exit-code" => "its VMM, or what prepares it, failed",
+        "protocol" => "the guest ended before it was ready",
         "resources" => "systemd could not set its unit up",
         _ => "its unit failed",
     }

@@ -72,19 +72,27 @@ const TSC_SAMPLE: std::time::Duration = std::time::Duration::from_millis(20);
 /// Rate of the time stamp counter, measured once per process against the monotonic clock.
 #[cfg(target_arch = "x86_64")]
 fn tsc_khz() -> Option<u32> {
-    static RATE: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    // SAFETY: every x86-64 CPU has the instruction, and Linux leaves it enabled in user mode.
-    let now = || (std::time::Instant::now(), unsafe { std::arch::x86_64::_rdtsc() });
+    static RATE: std::sync::OnceLock<Option<u32>> = std::sync::OnceLock::new();
+    // Both clocks at one instant, or nearly: on a busy host the CPU may be taken away between them.
+    let now = || {
+        let read = || {
+            let time = std::time::Instant::now();
+            // SAFETY: every x86-64 CPU has the instruction, and Linux leaves it enabled in user mode.
+            let stamp = unsafe { std::arch::x86_64::_rdtsc() };
+            (time.elapsed(), time, stamp)
+        };
+        let (_, time, stamp) = std::array::from_fn::<_, 8, _>(|_| read()).into_iter().min()?;
+        Some((time, stamp))
+    };
     let measure = || {
-        let (start, first) = now();
+        let (start, first) = now()?;
         std::thread::sleep(TSC_SAMPLE);
-        let (end, last) = now();
+        let (end, last) = now()?;
         let nanoseconds = (end - start).as_nanos().max(1);
         let khz = u128::from(last.wrapping_sub(first)) * 1_000_000 / nanoseconds;
-        u32::try_from(khz).unwrap_or(0)
+        u32::try_from(khz).ok().filter(|khz| *khz > 0)
     };
-    let khz = *RATE.get_or_init(measure);
-    (khz > 0).then_some(khz)
+    *RATE.get_or_init(measure)
 }
 
 #[cfg(not(target_arch = "x86_64"))]

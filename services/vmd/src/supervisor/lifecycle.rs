@@ -86,10 +86,14 @@ impl Supervisor {
 
     pub(super) fn boot_failure(&self, name: &VmName, result: &str) -> Error {
         let status = self.0.units.view(name).status;
+        let ended = self.get(name).ok().and_then(|row| {
+            row.ended.filter(|ended| row.started_usec.is_none_or(|started| started <= ended.usec))
+        });
+        let ended = ended.map_or_else(|| format!("its unit ended with {result}"), |ended| ended.reason);
         let reason = match status.strip_prefix("failed: ") {
             Some(reason) => reason.to_owned(),
-            None if is_stage(&status) => format!("it ended in the stage {status} ({result})"),
-            None => format!("its unit ended with {result}"),
+            None if is_stage(&status) => format!("{ended} (in the stage {status})"),
+            None => ended,
         };
         ErrorKind::BootFailed
             .error(format!("{name} did not come up: {reason}; see journalctl -u {}", name.unit()))

@@ -20,7 +20,7 @@ use super::{
     deadline, unreachable,
 };
 use crate::RateLimit;
-use crate::qemu::{VSOCK, VSOCK_BUS, VSOCK_DRIVER, limits, vsock_device_socket};
+use crate::qemu::{VSOCK, limits, vsock_device, vsock_device_socket};
 
 /// The longest line that is read, in bytes.
 const MAX_LINE: usize = 1 << 20;
@@ -212,8 +212,7 @@ impl Qmp {
             }
         };
         deadline(ANSWER, connected).await?;
-        let device = json!({"driver": VSOCK_DRIVER, "id": VSOCK, "bus": VSOCK_BUS, "chardev": VSOCK});
-        self.execute("device_add", device).await.map(drop)
+        self.execute("device_add", vsock_device()).await.map(drop)
     }
 
     async fn has_vsock(&mut self) -> Result<bool> {
