@@ -1,8 +1,13 @@
 //! Sessions with a name: commands in guests that go on by themselves, and what is kept of them.
 
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use banger_api::SESSIOND;
+use banger_api::session::ManagerProxy;
 use banger_tests::monitor::Monitor;
 use banger_tests::{BUSYBOX, Done, Vm, Way, banger, eventually, json, run, run_with, sh, start};
 use serde_json::Value;
@@ -45,18 +50,34 @@ fn kill_sessiond() {
 #[test]
 fn a_session_is_started_shown_waited_for_and_removed() {
     let vm = Vm::running("t-session", BUSYBOX);
-    let script = "echo $GREETING $PWD $(id -u); echo err >&2; exit 7";
+    let script = "echo $GREETING $PWD $(id -u) $(ulimit -n) $(ulimit -Hc); echo err >&2; exit 7";
     let name = session(
         "start",
-        &["-e", "GREETING=hello", "-w", "/tmp", "-u", "nobody", vm.name(), "--", "sh", "-c", script],
+        &[
+            &[
+                "-e",
+                "GREETING=hello",
+                "-w",
+                "/tmp",
+                "-u",
+                "nobody",
+                "--limit",
+                "nofile=77",
+                "--limit",
+                "core=1M",
+            ],
+            &[vm.name(), "--", "sh", "-c", script][..],
+        ]
+        .concat(),
     );
     let name = name.ok().trim().to_owned();
     assert_eq!(session("wait", &[vm.name(), &name]).status, 7);
     let done = logs(&vm, &name);
-    assert_eq!((done.text().as_str(), done.stderr.as_str()), ("hello /tmp 65534\n", "err\n"));
+    assert_eq!((done.text().as_str(), done.stderr.as_str()), ("hello /tmp 65534 77 2048\n", "err\n"));
     let shown = show(&vm, &name);
     assert_eq!(shown["state"], "failed");
     assert_eq!(shown["exit_status"], 7);
+    assert_eq!(shown["limits"], serde_json::json!({"core": 1 << 20, "nofile": 77}));
     assert!(shown["ended_usec"].as_u64() >= shown["started_usec"].as_u64(), "{shown}");
 
     // A second one of the same name is refused, and one that cannot start leaves nothing.
@@ -104,8 +125,10 @@ fn busctl_alone_does_it_all() {
     let call = |method: &str, rest: &[&str]| {
         Way::Bus.call(SESSIOND, method, &[&["--"], &rest[..1], &[vm.name(), "echo"], &rest[1..]].concat())
     };
-    let script = "while read line; do echo got $line; done; trap '' TERM; sleep 1000";
-    let started = call("StartSession", &["ssasa{ss}a{sv}", "3", "sh", "-c", script, "0", "0"]).ok();
+    let script = "while read line; do echo $line $(ulimit -n); done; trap '' TERM; sleep 1000";
+    let limited = |name| ["1", "limits", "a{st}", "1", name, "78"];
+    let start = [&["ssasa{ss}a{sv}", "3", "sh", "-c", script, "0"], &limited("nofile")[..]].concat();
+    let started = call("StartSession", &start).ok();
     assert!(started.contains("\"echo\""), "{started}");
     let path = started.split('"').nth(3).expect("a path").to_owned();
     let property = |name: &str| {
@@ -119,11 +142,13 @@ fn busctl_alone_does_it_all() {
     // "hi\n", and the end.
     call("SendSession", &["ssaya{sv}", "3", "104", "105", "10", "1", "end", "b", "true"]).ok();
     let read = call("ReadLog", &["ssta{sv}", "0", "1", "wait", "b", "true"]).ok();
-    // "got hi\n" is 7 bytes at offset 0 of stream 1.
+    // "hi 78\n" is 6 bytes at offset 0 of stream 1.
     assert!(
-        read.starts_with("a(ttyay)tb 1 0 ") && read.ends_with(" 1 7 103 111 116 32 104 105 10 7 false\n"),
+        read.starts_with("a(ttyay)tb 1 0 ") && read.ends_with(" 1 6 104 105 32 55 56 10 6 false\n"),
         "{read}"
     );
+    let exec = [&["sasa{ss}a{sv}", vm.name(), "1", "true", "0"], &limited("files")[..]].concat();
+    assert_eq!(banger_tests::error_name(SESSIOND, "Exec", &exec), "org.banger.Error.InvalidArgs");
     let error =
         banger_tests::error_name(SESSIOND, "SendSession", &["ssaya{sv}", vm.name(), "echo", "1", "10", "0"]);
     assert_eq!(error, "org.banger.Error.NotReady");
@@ -162,6 +187,17 @@ fn what_fails_is_started_again_until_it_is_stopped() {
     session("kill", &[vm.name(), "always"]).refused(&["always"]);
 }
 
+/// The stream of one who has said that it only looks on.
+fn onlooker(vm: &Vm, name: &str) -> UnixStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let stream = runtime.block_on(async {
+        let bus = zbus::connection::Builder::system().build().await?;
+        let options = HashMap::from([("read_only", true.into())]);
+        ManagerProxy::new(&bus).await?.attach_session(vm.name(), name, options).await
+    });
+    OwnedFd::from(stream.expect("attaches")).into()
+}
+
 #[test]
 fn several_attach_to_one_session_and_anybody_sends() {
     let vm = Vm::running("t-session-attach", BUSYBOX);
@@ -169,6 +205,8 @@ fn several_attach_to_one_session_and_anybody_sends() {
     eventually("it has begun", || logs(&vm, "cat").ok() == "first\n");
     let onlookers: Vec<_> =
         (0..2).map(|_| start("banger", &["session", "attach", "--read-only", vm.name(), "cat"])).collect();
+    let mut stranger = onlooker(&vm, "cat");
+    stranger.write_all(b"not to be read\n").expect("writes");
     // A detached client does no harm, and what it typed arrives.
     run_with("timeout", &["3", "banger", "session", "attach", vm.name(), "cat"], b"typed\n");
     eventually("what was typed arrives", || logs(&vm, "cat").ok().ends_with("got typed\n"));

@@ -11,6 +11,7 @@ use banger_api::files::Stat;
 use banger_api::{Error, ErrorKind, Result, agent};
 use banger_core::ending::Goodbye;
 use banger_core::guest::{AGENT_PORT, PROTOCOL};
+use banger_core::resource::Limits;
 use nix::fcntl::OFlag;
 use nix::libc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -276,9 +277,10 @@ impl Agent {
         terminal: bool,
         rows: u16,
         columns: u16,
+        limits: Limits,
     ) -> Result<(String, BTreeMap<String, String>)> {
         let terminal = terminal.then_some((rows, columns));
-        self.table.start(Request { argv, environment, user, directory, terminal })
+        self.table.start(Request { argv, environment, user, directory, terminal, limits })
     }
 
     #[zbus(out_args("status", "signal"))]
@@ -310,13 +312,14 @@ impl Agent {
         terminal: bool,
         rows: u16,
         columns: u16,
+        limits: Limits,
         restart: &str,
     ) -> Result<()> {
         let policy = restart.parse().map_err(|error: banger_core::spec::InvalidSpec| {
             ErrorKind::InvalidArgs.error(error.to_string())
         })?;
         let terminal = terminal.then_some((rows, columns));
-        self.sessions.start(id, Request { argv, environment, user, directory, terminal }, policy)
+        self.sessions.start(id, Request { argv, environment, user, directory, terminal, limits }, policy)
     }
 
     #[zbus(out_args("serial", "status"))]

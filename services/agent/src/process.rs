@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest::ProcessDefaults;
+use banger_core::resource::Limits;
 use nix::libc;
 use nix::pty::{Winsize, openpty};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -43,6 +45,7 @@ pub struct Request {
     pub directory: String,
     /// Rows and columns.
     pub terminal: Option<(u16, u16)>,
+    pub limits: Limits,
 }
 
 /// The guest's end of a stream, waiting for the host's.
@@ -404,9 +407,10 @@ fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
     let cwd = std::ffi::CString::new(directory).expect("checked above");
     let has_terminal = request.terminal.is_some();
     let (uid, gid, groups) = (user.uid, user.gid, user.groups);
+    let limits = limits(&request.limits)?;
     // SAFETY: the closure only makes system calls, on memory prepared before the fork.
     unsafe {
-        child.pre_exec(move || become_command(has_terminal, uid, gid, &groups, &cwd));
+        child.pre_exec(move || become_command(has_terminal, uid, gid, &groups, &limits, &cwd));
     }
     let child = child.spawn().map_err(|error| match error.raw_os_error() {
         Some(number) if number >= CHDIR_FAILED => ErrorKind::NoSuchDirectory.error(format!(
@@ -434,6 +438,7 @@ fn become_command(
     uid: u32,
     gid: u32,
     groups: &[u32],
+    limits: &[(Resource, u64)],
     cwd: &std::ffi::CStr,
 ) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
@@ -452,6 +457,10 @@ fn become_command(
             libc::write(score, c"0".as_ptr().cast(), 1);
             libc::close(score);
         }
+        // As long as we are root, who may raise them, too.
+        for &(resource, limit) in limits {
+            setrlimit(resource, limit, limit)?;
+        }
         libc::umask(0o022);
         check(libc::setgroups(groups.len(), groups.as_ptr()))?;
         check(libc::setgid(gid))?;
@@ -463,6 +472,27 @@ fn become_command(
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
     Ok(())
+}
+
+/// What is to be limited, for setrlimit(2).
+fn limits(limits: &Limits) -> Result<Vec<(Resource, u64)>> {
+    let unknown = |name| ErrorKind::InvalidArgs.error(format!("{name:?} cannot be limited"));
+    limits.iter().map(|(name, limit)| Ok((by_name(name).ok_or_else(|| unknown(name))?, *limit))).collect()
+}
+
+fn by_name(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::RLIMIT_AS,
+        "core" => Resource::RLIMIT_CORE,
+        "cpu" => Resource::RLIMIT_CPU,
+        "data" => Resource::RLIMIT_DATA,
+        "fsize" => Resource::RLIMIT_FSIZE,
+        "memlock" => Resource::RLIMIT_MEMLOCK,
+        "nofile" => Resource::RLIMIT_NOFILE,
+        "nproc" => Resource::RLIMIT_NPROC,
+        "stack" => Resource::RLIMIT_STACK,
+        _ => return None,
+    })
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -489,5 +519,17 @@ fn set_size(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
     match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_can_be_asked_for_is_known() {
+        for name in banger_core::resource::NAMES {
+            assert!(by_name(name).is_some(), "{name}");
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use banger_core::resource::Limits;
+
 use serde::{Deserialize, Serialize};
 use zbus::{DeserializeDict, SerializeDict, Type, proxy};
 
@@ -114,6 +116,8 @@ pub trait Agent {
     /// `stderr`. What the command writes before its streams are connected waits for them; it is
     /// killed if one still is not after 30 s.
     ///
+    /// `limits` are those of [`banger_core::resource`].
+    ///
     /// Returns the id of the process and the token of each stream by name.
     ///
     /// Errors: `NoSuchUser`, `NoSuchDirectory`, `CommandNotFound`, `NotExecutable`, `InvalidArgs`.
@@ -127,6 +131,7 @@ pub trait Agent {
         terminal: bool,
         rows: u16,
         columns: u16,
+        limits: &Limits,
     ) -> zbus::Result<(String, BTreeMap<String, String>)>;
 
     /// Waits for the end of a process: `(exit status, signal)`, of which one is 0. Output that it
@@ -164,6 +169,7 @@ pub trait Agent {
         terminal: bool,
         rows: u16,
         columns: u16,
+        limits: &Limits,
         restart: &str,
     ) -> zbus::Result<()>;
 

@@ -67,7 +67,7 @@ pub trait Manager {
     ///
     /// `environment` is laid over the image's. Options: `user s` (`user`, `uid`, `user:group` or
     /// `uid:gid`; default: the image's, else root), `directory s` (default: the image's, else
-    /// `/`).
+    /// `/`), `limits a{st}` ([`banger_core::resource`]).
     ///
     /// Each descriptor is a socket. Closing `stdin`, or shutting it down for writing, is the
     /// command's end of input; closing `stdout` or `stderr` is a broken pipe to it. The outputs
@@ -112,7 +112,7 @@ pub trait Manager {
     /// Starts a command in a running VM that hangs on no connection, and keeps what it puts out.
     ///
     /// `name`: letters, digits, `.`, `_` and `-`, at most 64, with a letter or digit first; empty for one that is made up. Options: `user s`,
-    /// `directory s` as for `Exec`, `terminal b`, `rows q`, `columns q`, `restart s` (`no`, `on-failure`, `always`:
+    /// `directory s`, `limits a{st}` as for `Exec`, `terminal b`, `rows q`, `columns q`, `restart s` (`no`, `on-failure`, `always`:
     /// whether the guest starts it again when it ends by itself).
     ///
     /// Returns the name and the session's path. Errors: `NameTaken`, `NotSupported` if the VM has 64 sessions, and those of `Exec`.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 /// The version of everything in this module and of the `org.banger.Agent1` interface.
 /// Host and agent refuse each other when it differs.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Guest port on which the agent serves `org.banger.Agent1` (D-Bus, peer to peer).
 pub const AGENT_PORT: u32 = 1024;

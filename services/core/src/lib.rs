@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod name;
 pub mod network;
 pub mod reference;
+pub mod resource;
 pub mod session;
 pub mod snapshot;
 pub mod spec;

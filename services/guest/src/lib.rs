@@ -16,6 +16,7 @@ use banger_api::agent::{AgentProxy, Port, SessionStatus, Stats};
 use banger_api::files::{Copied, Stat};
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::guest::{AGENT_PORT, GuestConfig, PROTOCOL, STREAM_PORT};
+use banger_core::resource::Limits;
 use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -64,6 +65,7 @@ pub struct Command<'a> {
     pub directory: &'a str,
     /// Rows and columns.
     pub terminal: Option<(u16, u16)>,
+    pub limits: Limits,
 }
 
 /// Where somebody who attaches to a session begins.
@@ -116,6 +118,7 @@ impl Agent {
                     command.terminal.is_some(),
                     rows,
                     columns,
+                    &command.limits,
                 )
                 .await
                 .map_err(from_guest)
@@ -171,6 +174,7 @@ impl Agent {
             command.terminal.is_some(),
             rows,
             columns,
+            &command.limits,
             restart,
         );
         in_time(async { call.await.map_err(from_guest) }).await

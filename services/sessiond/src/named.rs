@@ -18,6 +18,7 @@ use banger_api::session::{LogRecord, MANAGER, SESSION, SessionRow, session_path}
 use banger_api::vm::{ManagerProxy as VmManagerProxy, VM_PREFIX, VmProxy};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
 use banger_core::name::VmName;
+use banger_core::resource::Limits;
 use banger_core::session::{State, is_name};
 use banger_core::spec::Restart;
 use banger_core::spool::Parser;
@@ -79,6 +80,8 @@ struct What {
     directory: String,
     terminal: bool,
     restart: String,
+    #[serde(default)]
+    limits: Limits,
 }
 
 /// What became of a session; the same for those without a name.
@@ -214,6 +217,7 @@ impl Sessions {
             directory: process.directory.clone(),
             terminal: process.terminal.is_some(),
             restart: restart.as_str().to_owned(),
+            limits: process.limits.clone(),
         };
         let session = self.reserve(vm, name, what)?;
         let argv: Vec<&str> = process.argv.iter().map(String::as_str).collect();
@@ -223,6 +227,7 @@ impl Sessions {
             user: &process.user,
             directory: &process.directory,
             terminal: process.terminal,
+            limits: process.limits,
         };
         let call = agent.start_session(&session.what.id, &command, restart.as_str());
         let started = self.guarded(&session.vm, call).await;
@@ -569,6 +574,7 @@ impl Sessions {
             "directory": what.directory,
             "terminal": what.terminal,
             "restart": what.restart,
+            "limits": what.limits,
             "restarts": status.restarts,
             "exit_status": status.exit_status,
             "exit_signal": status.exit_signal,
@@ -815,6 +821,7 @@ mod tests {
             directory: "/tmp".into(),
             terminal: false,
             restart: "no".into(),
+            limits: Limits::from([("nofile".into(), 64)]),
         };
         let status = Status { state: "running".into(), started_usec: 5, open: true, ..Status::default() };
         Row { what, status, kept: 0 }

@@ -17,6 +17,7 @@ use banger_api::session::{MANAGER, SessionRow, session_path};
 use banger_api::vm::{ManagerProxy as VmManagerProxy, RUNTIME_DIR, VM_PREFIX, VmProxy, vsock_socket};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
 use banger_core::name::VmName;
+use banger_core::resource::Limits;
 use banger_daemon::Context;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -48,6 +49,7 @@ pub struct Request {
     pub directory: String,
     /// Rows and columns.
     pub terminal: Option<(u16, u16)>,
+    pub limits: Limits,
 }
 
 /// Cheap to clone.
@@ -111,6 +113,7 @@ impl Sessions {
             user: &request.user,
             directory: &request.directory,
             terminal: request.terminal,
+            limits: request.limits,
         };
         let call = async { self.agent(&vm).await?.start(&command).await };
         let Started { id, streams } = self.guarded(&vm, call).await?;

@@ -6,7 +6,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use super::machine::{Machine, RestartPolicy};
-use super::parse::{parse_limit, parse_signal, parse_since};
+use super::parse::{parse_limit, parse_resource, parse_signal, parse_since};
 use crate::cmd::Place;
 
 #[derive(Debug, Args)]
@@ -66,6 +66,10 @@ pub struct Settings {
     /// Directory to run in, instead of the image's
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
+    /// What a process may have at most, of as, core, data, fsize, memlock and stack (sizes), cpu (seconds), nofile
+    /// and nproc (numbers); see setrlimit(2)
+    #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = parse_resource)]
+    pub limits: Vec<(String, u64)>,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! Values of options.
 
 use banger_core::forward::Listen;
+use banger_core::resource;
 use banger_core::units::{parse_seconds, parse_size};
 
 /// A volume in a guest: its name, the path there, whether it is read-only.
@@ -48,6 +49,19 @@ pub fn parse_words(text: &str) -> Result<Words, String> {
 /// As a size, but 0 is no limit.
 pub fn parse_limit(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+/// `nofile=1024`, `as=512M`, `core=unlimited`.
+pub fn parse_resource(text: &str) -> Result<(String, u64), String> {
+    let invalid = || format!("{text:?} is no limit such as nofile=1024, as=512M or core=unlimited");
+    let (name, value) = text.split_once('=').ok_or_else(invalid)?;
+    let value = match value {
+        "unlimited" | "infinity" => resource::UNLIMITED,
+        value => value.parse().or_else(|_| parse_size(value)).map_err(|_| invalid())?,
+    };
+    let limit = (name.to_owned(), value);
+    resource::check(&[limit.clone()].into()).map_err(|error| error.to_string())?;
+    Ok(limit)
 }
 
 /// `150` or `150%`.

@@ -66,9 +66,7 @@ async fn start(context: &Context, arguments: SessionStart) -> Result<u8> {
     let argv: Vec<&str> = command.iter().map(String::as_str).collect();
     let environment = environment(&settings, tty)?;
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
-    let options = OptionsBuilder::new()
-        .set("user", settings.user.as_deref())
-        .set("directory", settings.workdir.as_deref())
+    let options = super::session::options(&settings)
         .set("terminal", tty.then_some(true))
         .set("rows", tty.then_some(rows))
         .set("columns", tty.then_some(columns))

@@ -1,6 +1,6 @@
 //! `banger exec` and `banger shell`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{stderr, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,12 +37,9 @@ pub async fn command_in(
     let sessions = context.bus.sessions().await?;
     let argv: Vec<&str> = command.iter().map(String::as_str).collect();
     let environment = environment(&process.settings, false)?;
-    let settings = OptionsBuilder::new()
-        .set("user", process.settings.user.as_deref())
-        .set("directory", process.settings.workdir.as_deref())
-        .build();
+    let options = options(&process.settings).build();
     let mut signals = Signals::new()?;
-    let (id, _, stdin, out, err) = sessions.exec(vm, &argv, &environment, settings).await?;
+    let (id, _, stdin, out, err) = sessions.exec(vm, &argv, &environment, options).await?;
     let (stdin, out, err) = (OwnedFd::from(stdin), OwnedFd::from(out), OwnedFd::from(err));
     if process.no_stdin {
         stream::close_write(&stdin);
@@ -70,12 +67,7 @@ pub async fn on_terminal(
     let argv: Vec<&str> = command.iter().map(String::as_str).collect();
     let environment = environment(settings, true)?;
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
-    let options = OptionsBuilder::new()
-        .set("user", settings.user.as_deref())
-        .set("directory", settings.workdir.as_deref())
-        .set("rows", Some(rows))
-        .set("columns", Some(columns))
-        .build();
+    let options = options(settings).set("rows", Some(rows)).set("columns", Some(columns)).build();
     let mut signals = Signals::new()?;
     let (id, _, pty) = sessions.open_shell(vm, &argv, &environment, options).await?;
     let pty = OwnedFd::from(pty);
@@ -85,6 +77,16 @@ pub async fn on_terminal(
     let status = conduct(context, vm, &id, streams, &mut signals).await;
     drop(raw);
     status
+}
+
+/// Whatever is started in a VM has these.
+pub fn options(settings: &Settings) -> OptionsBuilder<'_> {
+    let limits: HashMap<&str, u64> =
+        settings.limits.iter().map(|(name, limit)| (name.as_str(), *limit)).collect();
+    OptionsBuilder::new()
+        .set("user", settings.user.as_deref())
+        .set("directory", settings.workdir.as_deref())
+        .set("limits", Some(limits).filter(|limits| !limits.is_empty()))
 }
 
 /// Waits for the end of a session, passing signals on meanwhile. Everything that the command

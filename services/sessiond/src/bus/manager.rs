@@ -12,6 +12,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::wire::OwnedFd;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
+use banger_core::resource;
 use banger_core::spec::Restart;
 use banger_guest::Scrollback;
 
@@ -54,14 +55,16 @@ fn request(
     };
     let user = options.take("user")?.unwrap_or_default();
     let directory = options.take("directory")?.unwrap_or_default();
-    Ok(Request { argv, environment, user, directory, terminal })
+    let limits = options.take("limits")?.unwrap_or_default();
+    resource::check(&limits).map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))?;
+    Ok(Request { argv, environment, user, directory, terminal, limits })
 }
 
 #[interface(name = "org.banger.Session1.Manager")]
 impl Manager {
     /// Starts a command in a running VM, with its three standard streams apart.
     ///
-    /// Options: user (s), directory (s). Closing stdin is the end of input; closing stdout or
+    /// Options: user (s), directory (s), limits (a{st}). Closing stdin is the end of input; closing stdout or
     /// stderr is a broken pipe to the command.
     #[zbus(out_args("id", "session", "stdin", "stdout", "stderr"))]
     async fn exec(
@@ -83,7 +86,7 @@ impl Manager {
 
     /// Starts a command on a terminal; with an empty argv the user's login shell.
     ///
-    /// Options: user (s), directory (s), rows (q), columns (q). Closing the descriptor hangs up.
+    /// Options: user (s), directory (s), limits (a{st}), rows (q), columns (q). Closing the descriptor hangs up.
     #[zbus(out_args("id", "session", "pty"))]
     async fn open_shell(
         &self,
@@ -145,8 +148,8 @@ impl Manager {
 
     /// Starts a command in a running VM that hangs on no connection, and keeps what it puts out.
     ///
-    /// An empty name stands for one that is made up. Options: user (s), directory (s), terminal (b), rows (q),
-    /// columns (q), restart (s: no, on-failure or always).
+    /// An empty name stands for one that is made up. Options: user (s), directory (s), limits (a{st}), terminal
+    /// (b), rows (q), columns (q), restart (s: no, on-failure or always).
     #[allow(clippy::too_many_arguments)]
     #[zbus(out_args("name", "session"))]
     async fn start_session(
