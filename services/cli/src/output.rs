@@ -172,19 +172,8 @@ pub fn size(bytes: u64) -> String {
 
 /// A time (microseconds since 1970) in the form of RFC 3339, in UTC.
 pub fn utc(usec: u64) -> String {
-    let (seconds, micros) = (usec / 1_000_000, usec % 1_000_000);
-    let (days, time) = (seconds / 86_400, seconds % 86_400);
-    // Days in eras of 400 years that begin in March: howardhinnant.github.io/date_algorithms.html#civil_from_days
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+    let time = i64::try_from(usec).ok().and_then(|usec| jiff::Timestamp::from_microsecond(usec).ok());
+    time.map_or_else(|| format!("@{usec}"), |time| format!("{time:.6}"))
 }
 
 /// How long ago a time (microseconds since 1970) was.
