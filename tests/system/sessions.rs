@@ -283,6 +283,25 @@ mod alone {
         assert_eq!(hex(&logs(&vm, "numbers").stdout), hex(expected.as_bytes()));
     }
 
+    #[test]
+    fn one_who_calls_and_is_killed_does_not_keep_others_from_the_guest() {
+        let vm = Vm::running("t-session-caller", BUSYBOX);
+        let vmm = run("systemctl", &["show", "-P", "MainPID", &format!("banger-vm@{}", vm.name())]).ok();
+        for _ in 0..2 {
+            // One that is killed has no connection left and has to call.
+            kill_sessiond();
+            // A guest that stands still answers no call, and those that are there when it goes on.
+            run("kill", &["-STOP", vmm.trim()]).ok();
+            let caller = start("banger", &["exec", vm.name(), "--", "true"]);
+            // Its call is not to be seen from here.
+            std::thread::sleep(Duration::from_secs(3));
+            kill_sessiond();
+            run("kill", &["-CONT", vmm.trim()]).ok();
+            caller.join().expect("joins");
+            assert_eq!(vm.sh("echo there").ok(), "there\n");
+        }
+    }
+
     /// `$BANGER_SESSION_LINES` is the number of lines, if not a million: ten take minutes where guests are emulated.
     #[test]
     fn lines_arrive_without_sessiond() {

@@ -34,6 +34,12 @@ pub fn vsock_socket(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("vsock.sock")
 }
 
+/// Where whoever is about to call a guest by [`vsock_socket`] leaves its socket: a datagram with that, unconnected yet,
+/// and with the reading end of a pipe, to which it writes a byte when it has its answer.
+pub fn calls_socket(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("calls.sock")
+}
+
 pub const ACCESS: &[Entry] = &[
     (MANAGER, "CreateVm", Access::Action(VM_MANAGE)),
     (MANAGER, "StartVm", Access::Action(VM_MANAGE)),

@@ -5,6 +5,8 @@
 //! is bounded in size and in time, and what a guest says about itself is made printable before
 //! anybody sees it.
 
+mod dial;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -27,12 +29,11 @@ use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 use zbus::export::async_trait::async_trait;
 use zbus::proxy::CacheProperties;
 
+use crate::dial::dial;
+
 /// How long a guest may take to answer, except where waiting is the point. A guest without
 /// hardware virtualisation on a busy host is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often a guest is called that breaks calls off, and how long after each other.
-const ATTEMPTS: u32 = 8;
-const RETRY: Duration = Duration::from_millis(50);
 /// The biggest D-Bus message taken from a guest.
 const MAX_MESSAGE: usize = 1 << 20;
 /// The longest line in a handshake.
@@ -336,68 +337,6 @@ impl Agent {
         // Whoever gets it expects an ordinary, blocking descriptor.
         stream.set_nonblocking(false)?;
         Ok(stream.into())
-    }
-}
-
-/// Connects to a port of the guest.
-///
-/// A guest that woke up from a snapshot still has the connections from before it fell asleep. One
-/// that gets the number of such a one is broken off, which ends the old one, too. So that is no
-/// answer yet.
-async fn dial(vsock: &Path, port: u32) -> Result<UnixStream> {
-    let mut attempt = 1;
-    loop {
-        match dial_once(vsock, port).await {
-            Err(Refusal::BrokenOff) if attempt < ATTEMPTS => {}
-            Err(Refusal::BrokenOff) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
-            Err(Refusal::Final(error)) => return Err(error),
-            Ok(stream) => return Ok(stream),
-        }
-        tokio::time::sleep(RETRY).await;
-        attempt += 1;
-    }
-}
-
-enum Refusal {
-    /// The connection ended before it was the guest's.
-    BrokenOff,
-    Final(Error),
-}
-
-async fn dial_once(vsock: &Path, port: u32) -> std::result::Result<UnixStream, Refusal> {
-    let unreachable = |what: &str| {
-        ErrorKind::AgentUnreachable.error(format!("the VM does not answer ({what}); is it running?"))
-    };
-    let mut stream = UnixStream::connect(vsock)
-        .await
-        .map_err(|error| Refusal::Final(unreachable(&format!("{}: {error}", vsock.display()))))?;
-    // In a task of its own, because vhost-device-vsock 0.3.0 panics if the guest accepts a
-    // connection whose host end has been closed meanwhile: a caller that gives up must not close.
-    let answer = tokio::spawn(async move {
-        let answer = timeout(PATIENCE * 6, async {
-            if stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.is_err() {
-                return Ok(None);
-            }
-            match read_line(&mut stream).await {
-                Ok(line) => Ok(Some(line)),
-                Err(error) if error.kind() == ErrorKind::AgentUnreachable => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
-        match answer.await {
-            Ok(Ok(Some(line))) if line.starts_with("OK ") => Ok(stream),
-            Ok(Ok(Some(_))) => {
-                Err(Refusal::Final(protocol_error("the VM's vsock socket answers in no known form")))
-            }
-            Ok(Ok(None)) => Err(Refusal::BrokenOff),
-            Ok(Err(error)) => Err(Refusal::Final(error)),
-            Err(_) => Err(Refusal::Final(ErrorKind::AgentUnreachable.error("timeout"))),
-        }
-    });
-    match timeout(PATIENCE, answer).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => Err(Refusal::Final(Error::internal(error))),
-        Err(_) => Err(Refusal::Final(unreachable("timeout"))),
     }
 }
 

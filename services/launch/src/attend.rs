@@ -23,7 +23,7 @@ use banger_vmm::control::RESTORE;
 use sd_notify::NotifyState;
 
 use crate::timeline::Timeline;
-use crate::{health, journal};
+use crate::{health, journal, keep};
 
 /// What systemd is told of a guest that is ready.
 pub const READY: &str = "READY=1";
@@ -46,6 +46,7 @@ const MAX_WARNINGS: usize = 64;
 pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let status = listen(&runtime_dir, STATUS_PORT)?;
+    keep::begin(&runtime_dir)?;
     journal::follow(&runtime_dir);
     // One that goes on from a snapshot has been started.
     if !runtime_dir.join(RESTORE).exists() {

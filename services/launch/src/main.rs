@@ -19,6 +19,7 @@ mod attend;
 mod forward;
 mod health;
 mod journal;
+mod keep;
 mod restore;
 mod run;
 mod stop;
