@@ -30,3 +30,4 @@ mod sessions;
 mod snapshots;
 mod stats;
 mod sync;
+mod workspaces;

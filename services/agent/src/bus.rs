@@ -433,6 +433,21 @@ impl Agent {
         self.transfers.unpack(directory, user, archive).await
     }
 
+    #[zbus(out_args("id", "token"))]
+    async fn pack_files(&self, directory: String, paths: Vec<Vec<u8>>) -> Result<(String, String)> {
+        self.transfers.pack_files(directory, paths).await
+    }
+
+    #[zbus(out_args("id", "token"))]
+    async fn list_files(&self, directory: String) -> Result<(String, String)> {
+        self.transfers.list(directory).await
+    }
+
+    #[zbus(out_args("removed"))]
+    async fn remove_files(&self, directory: String, paths: Vec<Vec<u8>>) -> Result<u64> {
+        transfer::remove(directory, paths).await
+    }
+
     #[zbus(out_args("entries", "bytes", "remarks"))]
     async fn wait_transfer(&self, id: &str) -> Result<(u64, u64, Vec<String>)> {
         self.transfers.wait(id).await

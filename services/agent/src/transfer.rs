@@ -4,9 +4,11 @@
 //! remembered for a while, as it is of commands.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use banger_api::files::Copied;
 use banger_api::{Error, ErrorKind, Result, files};
+use banger_files::listing;
 use banger_files::pack::{self, Packer, Times};
 use banger_files::unpack::{self, Owner, Rules};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -79,6 +82,33 @@ impl Transfers {
                 .and_then(|()| packer.finish())
                 .map_err(|error| pack::failure(Path::new(&name), error))?;
             Ok((packed.entries, packed.bytes, packed.remarks()))
+        })
+    }
+
+    /// Has single files below a directory written to a stream.
+    pub async fn pack_files(&self, directory: String, paths: Vec<Vec<u8>>) -> Result<(String, String)> {
+        let root = open(directory).await?;
+        let (output, to) = pipe()?;
+        let to = self.end(to);
+        self.start(Stream::Output(output), move || {
+            let mut packer = Packer::new(BufWriter::with_capacity(BUFFER, to), Times::Nanoseconds);
+            let packed = paths
+                .iter()
+                .try_for_each(|path| packer.add_beneath(&root, Path::new(OsStr::from_bytes(path))))
+                .and_then(|()| packer.finish())
+                .map_err(|error| pack::failure(Path::new("."), error))?;
+            Ok((packed.entries, packed.bytes, packed.remarks()))
+        })
+    }
+
+    /// Has what is in a directory listed to a stream.
+    pub async fn list(&self, directory: String) -> Result<(String, String)> {
+        let root = open(directory).await?;
+        let (output, to) = pipe()?;
+        let to = self.end(to);
+        self.start(Stream::Output(output), move || {
+            let listed = listing::list(&root, &mut BufWriter::with_capacity(BUFFER, to));
+            Ok((listed.map_err(|error| pack::failure(Path::new("."), error))?, 0, Vec::new()))
         })
     }
 
@@ -213,6 +243,17 @@ impl Write for End {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Removes files below a directory; says how many.
+pub async fn remove(directory: String, paths: Vec<Vec<u8>>) -> Result<u64> {
+    let root = open(directory).await?;
+    run(move || banger_files::remove::remove(&root, paths.iter().map(Vec::as_slice))).await
+}
+
+async fn open(directory: String) -> Result<OwnedFd> {
+    check_absolute(&directory)?;
+    run(move || unpack::target(Path::new(&directory))).await
 }
 
 /// What is at a path.

@@ -244,6 +244,23 @@ pub trait Agent {
     /// Returns an id for [`Self::wait_transfer`] and the stream's token.
     fn pack(&self, path: &str, name: &str, follow: bool) -> zbus::Result<(String, String)>;
 
+    /// Has what is at these paths below a directory, each by itself, written to a stream as [`Self::pack`] does. What is not
+    /// there is left out, and so is what only a link leads to.
+    ///
+    /// Returns an id for [`Self::wait_transfer`] and the stream's token.
+    fn pack_files(&self, directory: &str, paths: &[&[u8]]) -> zbus::Result<(String, String)>;
+
+    /// Has what is in a directory listed, in the form of `banger_files::listing`. Of `/proc` and `/sys` nothing is.
+    ///
+    /// Returns an id for [`Self::wait_transfer`] and the stream's token.
+    fn list_files(&self, directory: &str) -> zbus::Result<(String, String)>;
+
+    /// Removes files by their paths below a directory, through no link, and directories that nothing is left in. What is
+    /// not there is no error. Returns how many files that were.
+    ///
+    /// Errors: `NoSuchFile`, `NoSuchDirectory`, `InvalidArgs` for a path that leads out, `FileFailed`.
+    fn remove_files(&self, directory: &str, paths: &[&[u8]]) -> zbus::Result<u64>;
+
     /// Unpacks a stream of tar, uncompressed, into a directory that exists. Nothing is written outside, and
     /// through no link. The files are `user`'s (`user`, `uid`, `user:group`, `uid:gid`; root's if it is
     /// empty), without set-user-ID bits and capabilities; with `archive` all is as the archive says.
@@ -251,7 +268,7 @@ pub trait Agent {
     /// Returns an id for [`Self::wait_transfer`] and the stream's token.
     fn unpack(&self, directory: &str, user: &str, archive: bool) -> zbus::Result<(String, String)>;
 
-    /// Waits for the end of what [`Self::pack`] or [`Self::unpack`] began. It is remembered for ten minutes.
+    /// Waits for the end of what [`Self::pack`], [`Self::pack_files`], [`Self::list_files`] or [`Self::unpack`] began. It is remembered for ten minutes.
     ///
     /// Errors: `NoSuchFile`, `NoSuchDirectory`, `FileInTheWay`, `FileFailed`, `NoSpace`,
     /// `InvalidArchive`, `Interrupted`, `NoSuchTransfer`.

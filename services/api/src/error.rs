@@ -144,6 +144,14 @@ kinds! {
     InvalidArchive = "org.banger.Error.InvalidArchive";
     /// No files are copied under this id, or it is long ago.
     NoSuchTransfer = "org.banger.Error.NoSuchTransfer";
+    /// Somebody else has the VM's workspace.
+    WorkspaceBusy = "org.banger.Error.WorkspaceBusy";
+    /// The workspace has changed in the VM since it was prepared.
+    WorkspaceChanged = "org.banger.Error.WorkspaceChanged";
+    /// Nothing was prepared in the VM, or by somebody else.
+    NoSuchWorkspace = "org.banger.Error.NoSuchWorkspace";
+    /// The directory is no git repository that a workspace can be made of, or git cannot read it.
+    RepositoryUnusable = "org.banger.Error.RepositoryUnusable";
     CommandNotFound = "org.banger.Error.CommandNotFound";
     NotExecutable = "org.banger.Error.NotExecutable";
 }

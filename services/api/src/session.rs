@@ -31,6 +31,9 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "OpenRead", Access::Action(SESSION_OPEN)),
     (MANAGER, "OpenWrite", Access::Action(SESSION_OPEN)),
     (MANAGER, "WaitTransfer", Access::Action(SESSION_OPEN)),
+    (MANAGER, "OpenList", Access::Action(SESSION_OPEN)),
+    (MANAGER, "RemoveFiles", Access::Action(SESSION_OPEN)),
+    (MANAGER, "LockWorkspace", Access::Action(SESSION_OPEN)),
     (MANAGER, "StartSession", Access::Action(SESSION_OPEN)),
     (MANAGER, "AttachSession", Access::Action(SESSION_OPEN)),
     (MANAGER, "SendSession", Access::Action(SESSION_OPEN)),
@@ -203,7 +206,8 @@ pub trait Manager {
     /// them it is not whole, and [`Self::wait_transfer`] tells why.
     ///
     /// Options: `name s`, what it is called in the archive (default: as it is; `.` for a directory leaves the names in
-    /// it without one before), `follow b`, to follow a link at `path` (none below it is).
+    /// it without one before), `follow b`, to follow a link at `path` (none below it is), `only aay`: of a directory what is at
+    /// these paths in it, each by itself, and what is there of them (no more than 4096, without the options above).
     #[zbus(allow_interactive_auth)]
     fn open_read(
         &self,
@@ -227,7 +231,30 @@ pub trait Manager {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(String, OwnedFd)>;
 
-    /// Waits for the end of what `OpenRead` or `OpenWrite` began: entries, bytes of files, and what was left
+    /// Opens a list of all that is in a directory, without contents. Each entry is a line and a path, both ended by a NUL:
+    /// kind (`f`, `d`, `l` or `o`), mode (octal), size, and the times of the last change of the content and of the file (nanoseconds since 1970;
+    /// 0 of a directory); of a symbolic link its target, as a third field. A NUL by itself is its end; without it the list is not
+    /// whole, and [`Self::wait_transfer`] tells why.
+    #[zbus(allow_interactive_auth)]
+    fn open_list(&self, vm: &str, directory: &str) -> zbus::Result<(String, OwnedFd)>;
+
+    /// Removes files by their paths in a directory, no more than 4096, through no link, and directories that nothing is left in. What is not
+    /// there is no error. Returns how many files that were.
+    ///
+    /// Errors: `NoSuchFile`, `NoSuchDirectory`, `InvalidArgs` for a path that leads out, `FileFailed`.
+    #[zbus(allow_interactive_auth)]
+    fn remove_files(&self, vm: &str, directory: &str, paths: &[&[u8]]) -> zbus::Result<u64>;
+
+    /// Takes the lock of a running VM's workspace, which is held until all copies of the descriptor are closed, whatever becomes of the service.
+    /// It keeps out those alone who take it: nothing in the VM's life waits for it.
+    ///
+    /// Options: `shared b`: together with others who share it, for who only reads.
+    ///
+    /// Errors: `WorkspaceBusy`, saying who has it.
+    #[zbus(allow_interactive_auth)]
+    fn lock_workspace(&self, vm: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<OwnedFd>;
+
+    /// Waits for the end of what `OpenRead`, `OpenList` or `OpenWrite` began: entries, bytes of files, and what was left
     /// out. It can be asked again for ten minutes.
     ///
     /// Errors: `NoSuchFile`, `NoSuchDirectory`, `FileInTheWay`, `FileFailed`, `NoSpace`, `InvalidArchive`,

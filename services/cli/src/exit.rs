@@ -54,7 +54,8 @@ pub fn code(error: &Error, guest_command: bool) -> u8 {
         | ErrorKind::NoSuchUser
         | ErrorKind::NoSuchDirectory
         | ErrorKind::NoSuchFile
-        | ErrorKind::NoSuchTransfer => NOT_FOUND,
+        | ErrorKind::NoSuchTransfer
+        | ErrorKind::NoSuchWorkspace => NOT_FOUND,
         ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired => DENIED,
         ErrorKind::ServiceUnavailable => UNAVAILABLE,
         _ => FAILURE,

@@ -6,19 +6,23 @@
 //!
 //! - [`pack`]: files to a stream
 //! - [`unpack`]: a stream to files
+//! - [`listing`]: what there is, as a stream
+//! - [`remove`]: what is not to be there any more
 //! - `xattr`: extended attributes
 
+pub mod listing;
 pub mod pack;
+pub mod remove;
 pub mod unpack;
 mod xattr;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use banger_api::{Error, ErrorKind};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag};
 
 /// Directories within directories, each of which takes a descriptor.
@@ -64,4 +68,24 @@ pub fn failure(path: &Path, error: &io::Error) -> Error {
 /// A path to an open file or directory, for this process.
 fn at(fd: &impl AsFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into()
+}
+
+/// Opens a directory below another, through nothing but directories.
+pub fn beneath(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
+    let how = how.resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    loop {
+        match openat2(root, path, how) {
+            // Somebody moved directories about meanwhile.
+            Err(Errno::EAGAIN) => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Whether an error says that there is nothing of this path, or something else on the way to it.
+fn is_gone(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO))
 }

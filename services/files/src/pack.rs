@@ -18,7 +18,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, major, minor};
 use nix::sys::statfs::{self, FsType, fstatfs};
 use nix::unistd::{Whence, lseek};
 
-use crate::{DIRECTORY, at, check_depth, kind_of, xattr};
+use crate::{DIRECTORY, at, beneath, check_depth, is_gone, kind_of, xattr};
 
 /// More pieces than this, and a file is written with its holes as zeros.
 const MAX_SEGMENTS: usize = 4096;
@@ -154,11 +154,25 @@ impl<W: Write> Packer<W> {
             return Ok(());
         }
         let inner = open_directory(directory, name).map_err(|error| about(path, error))?;
-        if stat.st_dev != device && MADE_UP.contains(&fstatfs(&inner)?.filesystem_type()) {
+        if !enters(&inner, device)? {
             self.packed.left_out += 1;
             return Ok(());
         }
         self.add_below(&inner, path, stat.st_dev, depth + 1)
+    }
+
+    /// Adds one entry by its path below a directory, under the same path, through no link. What is not there is left out.
+    ///
+    /// # Errors
+    /// Of the file system, with the path; of the stream.
+    pub fn add_beneath(&mut self, root: &OwnedFd, path: &Path) -> io::Result<()> {
+        let Some(name) = path.file_name() else { return Ok(()) };
+        let parent = beneath(root, path.parent().unwrap_or(Path::new("")));
+        match parent.map_err(io::Error::from).and_then(|parent| self.add(&parent, name, path)) {
+            // Where a link is in the way, there is nothing of this path.
+            Err(error) if is_gone(&error) => Ok(()),
+            added => added.map_err(|error| about(path, error)),
+        }
     }
 
     /// Adds one entry. Of a directory only itself.
@@ -282,6 +296,12 @@ impl<W: Write> Packer<W> {
 pub fn open(directory: &impl AsFd, name: &OsStr) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     Ok(without_trace(directory, name, flags)?.into())
+}
+
+/// Whether a directory below one on `device` is looked into.
+pub(crate) fn enters(directory: &OwnedFd, device: u64) -> io::Result<bool> {
+    let stat = nix::sys::stat::fstat(directory)?;
+    Ok(stat.st_dev == device || !MADE_UP.contains(&fstatfs(directory)?.filesystem_type()))
 }
 
 fn open_directory(directory: &impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::tar::read::{Header, Kind, TarError, TarReader, lossy};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{
     FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mkdirat, mknodat,
     utimensat,
@@ -24,7 +24,7 @@ use nix::sys::stat::{
 use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 
-use crate::{DIRECTORY, at, failure, xattr};
+use crate::{DIRECTORY, at, beneath, failure, xattr};
 
 const BUFFER: usize = 256 << 10;
 /// Remarks kept of one archive.
@@ -389,22 +389,8 @@ impl Drop for Fresh<'_> {
     }
 }
 
-/// Opens a directory below another, through nothing but directories.
-fn beneath(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
-    let how = how.resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    loop {
-        match openat2(root, path, how) {
-            // Somebody moved directories about meanwhile.
-            Err(Errno::EAGAIN) => {}
-            opened => return opened,
-        }
-    }
-}
-
 /// A name of an archive as a path that leads nowhere but down; empty for the directory itself.
-fn relative(name: &[u8]) -> Result<PathBuf> {
+pub(crate) fn relative(name: &[u8]) -> Result<PathBuf> {
     let refuse = |what: &str| {
         Err(ErrorKind::InvalidArchive
             .error(format!("{:?} in the archive {what}; nothing leads out", lossy(name))))

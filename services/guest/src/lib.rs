@@ -291,6 +291,27 @@ impl Agent {
         Ok((id, self.stream(&token).await?))
     }
 
+    /// Has the guest write single files, as a tar, to the stream returned. See [`AgentProxy::pack_files`].
+    pub async fn pack_files(&self, directory: &str, paths: &[&[u8]]) -> Result<(String, OwnedFd)> {
+        let call = async { self.proxy.pack_files(directory, paths).await.map_err(from_guest) };
+        let (id, token) = in_time(call).await?;
+        check_id(&id)?;
+        Ok((id, self.stream(&token).await?))
+    }
+
+    /// Has the guest list what is in a directory to the stream returned. See [`AgentProxy::list_files`].
+    pub async fn list_files(&self, directory: &str) -> Result<(String, OwnedFd)> {
+        let call = async { self.proxy.list_files(directory).await.map_err(from_guest) };
+        let (id, token) = in_time(call).await?;
+        check_id(&id)?;
+        Ok((id, self.stream(&token).await?))
+    }
+
+    /// Removes files below a directory; returns how many. See [`AgentProxy::remove_files`].
+    pub async fn remove_files(&self, directory: &str, paths: &[&[u8]]) -> Result<u64> {
+        in_time(async { self.proxy.remove_files(directory, paths).await.map_err(from_guest) }).await
+    }
+
     /// Has the guest unpack what is written to the stream returned. See [`AgentProxy::unpack`].
     pub async fn unpack(&self, directory: &str, user: &str, archive: bool) -> Result<(String, OwnedFd)> {
         let call = async { self.proxy.unpack(directory, user, archive).await.map_err(from_guest) };

@@ -9,6 +9,7 @@ mod bus;
 mod log;
 mod named;
 mod sessions;
+mod workspace;
 
 use std::process::ExitCode;
 

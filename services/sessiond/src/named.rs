@@ -36,6 +36,7 @@ use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 use crate::bus::SessionObject;
 use crate::log::{self, Log, Wanted};
 use crate::sessions::{LIST, LOOK, Request, Sessions};
+use crate::workspace;
 
 /// The file that says what a session is.
 const ROW: &str = "session.json";
@@ -701,6 +702,7 @@ impl Sessions {
         while let Some(signal) = removed.next().await {
             if let Ok(vm) = signal.args() {
                 self.discard_all(|session| session.vm.as_str() == vm.name).await;
+                workspace::forget(&self.context.runtime_dir, &vm.name);
             }
         }
         Ok(())

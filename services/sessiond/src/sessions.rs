@@ -19,6 +19,7 @@ use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
 use banger_core::name::VmName;
 use banger_core::resource::Limits;
 use banger_daemon::Context;
+use banger_daemon::gate::Caller;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -27,6 +28,7 @@ use zbus::proxy::CacheProperties;
 
 use crate::bus::SessionObject;
 use crate::named::{Known, Status};
+use crate::workspace;
 use banger_guest::{Agent, Command, Started};
 
 /// How long the object of an ended session stays.
@@ -39,6 +41,10 @@ pub const LIST: Duration = Duration::from_secs(5);
 const ALIVE: Duration = Duration::from_secs(3);
 /// How often it is looked whether a VM stands still whose guest lets a call wait.
 pub const LOOK: Duration = Duration::from_secs(1);
+
+/// Paths of files named in one call, and bytes of all.
+const MAX_PATHS: usize = 4096;
+const MAX_PATH_BYTES: usize = 512 << 10;
 
 /// What to start.
 #[derive(Debug)]
@@ -173,6 +179,34 @@ impl Sessions {
     ) -> Result<(String, OwnedFd)> {
         let call = async { self.agent(vm).await?.pack(path, name, follow).await };
         self.guarded(vm, call).await
+    }
+
+    pub async fn open_read_only(
+        &self,
+        vm: &VmName,
+        directory: &str,
+        paths: &[Vec<u8>],
+    ) -> Result<(String, OwnedFd)> {
+        let paths = bounded(paths)?;
+        let call = async { self.agent(vm).await?.pack_files(directory, &paths).await };
+        self.guarded(vm, call).await
+    }
+
+    pub async fn open_list(&self, vm: &VmName, directory: &str) -> Result<(String, OwnedFd)> {
+        let call = async { self.agent(vm).await?.list_files(directory).await };
+        self.guarded(vm, call).await
+    }
+
+    pub async fn remove_files(&self, vm: &VmName, directory: &str, paths: &[Vec<u8>]) -> Result<u64> {
+        let paths = bounded(paths)?;
+        let call = async { self.agent(vm).await?.remove_files(directory, &paths).await };
+        self.guarded(vm, call).await
+    }
+
+    /// Only of a VM that runs, so that there is no lock of one that never was.
+    pub async fn lock_workspace(&self, vm: &VmName, caller: Caller, shared: bool) -> Result<OwnedFd> {
+        self.guarded(vm, self.agent(vm)).await?;
+        workspace::lock(&self.context.runtime_dir, vm, caller, shared)
     }
 
     pub async fn open_write(
@@ -395,6 +429,15 @@ fn vsock(vm: &VmName) -> PathBuf {
 fn running() -> Vec<VmName> {
     let entries = std::fs::read_dir(RUNTIME_DIR).into_iter().flatten().flatten();
     entries.filter_map(|entry| VmName::new(entry.file_name().to_str()?).ok()).collect()
+}
+
+/// Paths for the agent: no more than fit into one message.
+fn bounded(paths: &[Vec<u8>]) -> Result<Vec<&[u8]>> {
+    if paths.len() > MAX_PATHS || paths.iter().map(Vec::len).sum::<usize>() > MAX_PATH_BYTES {
+        return Err(ErrorKind::InvalidArgs
+            .error(format!("more than {MAX_PATHS} paths, or {MAX_PATH_BYTES} bytes of them, at once")));
+    }
+    Ok(paths.iter().map(Vec::as_slice).collect())
 }
 
 /// What is a process to the agent is a session here.

@@ -7,14 +7,15 @@ use clap::{Args, Subcommand};
 
 use super::machine::{Machine, RestartPolicy};
 use super::parse::{parse_limit, parse_resource, parse_signal, parse_since};
-use crate::cmd::Place;
+use crate::cmd::{DEFAULT_PATH, Mode, Place};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without COMMAND: a shell if this is a terminal; else the image's own command, if it names one; else as
 with -d.
 The image is pulled if it is not there, and the host's own kernel imported if there is none.
-When COMMAND has ended the VM is stopped, or deleted with --rm.")]
+When COMMAND has ended the VM is stopped, or deleted with --rm. With --workspace it is first shown on standard error what
+COMMAND changed in the repository's files; `--patch` keeps it.")]
 pub struct Run {
     /// Name of the VM; a readable one is made up without it
     #[arg(long)]
@@ -28,6 +29,21 @@ pub struct Run {
     /// Print how long each stage took, on standard error
     #[arg(long)]
     pub timings: bool,
+    /// Prepare the git repository at DIR as the command's directory, and show what it changed there
+    #[arg(long, value_name = "DIR", help_heading = "Workspace")]
+    pub workspace: Option<PathBuf>,
+    /// What of the repository the VM gets
+    #[arg(long, value_enum, default_value_t, requires = "workspace", help_heading = "Workspace")]
+    pub workspace_mode: Mode,
+    /// Write what changed as a patch
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "workspace",
+        conflicts_with = "detach",
+        help_heading = "Workspace"
+    )]
+    pub patch: Option<PathBuf>,
     #[command(flatten)]
     pub machine: Machine,
     #[command(flatten)]
@@ -121,6 +137,75 @@ pub struct Cp {
     pub source: Place,
     #[arg(value_name = "DEST", value_parser = OsStringValueParser::new().try_map(Place::parse))]
     pub destination: Place,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Workspace {
+    /// Make a directory of a running VM what a git repository of the host is
+    Prepare(WorkspacePrepare),
+    /// Get what changed in a VM since it was prepared, as a patch
+    Export(WorkspaceExport),
+    /// Forget what was prepared in a VM; its files stay
+    Forget { vm: String },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The VM gets the files of the repository as they are, changed and new ones, too, but none that are ignored, and a .git of its own
+by which git in the VM says of them what it says here; submodules are treated alike. The second time only what has changed since is
+sent, and what is gone is removed. git runs on the host alone; the VM needs none.
+
+Files that were changed in the VM meanwhile are not overwritten without --force, unless they are what the host now has;
+ignored ones, such as a build's results, are left alone.
+
+What was sent is remembered in ~/.local/state/banger/workspaces, and in the repository as the commit refs/banger/VM.")]
+pub struct WorkspacePrepare {
+    /// What of the repository the VM gets
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+    /// Where to, in the VM; its directories are made
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    pub to: String,
+    /// Take ignored files, too
+    #[arg(long)]
+    pub ignored: bool,
+    /// Have a branch of this name checked out in the VM
+    #[arg(long, value_name = "NAME")]
+    pub branch: Option<String>,
+    /// Take the files of this commit, rather than as they are
+    #[arg(long, value_name = "COMMIT", conflicts_with = "ignored")]
+    pub from: Option<String>,
+    /// Overwrite what was changed in the VM
+    #[arg(long)]
+    pub force: bool,
+    /// Whose files in the VM become, instead of root's; by its names or numbers
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub chown: Option<String>,
+    pub vm: String,
+    /// Where in the repository
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The patch is what `git diff --binary` would say, on standard output; `git apply` takes it. It has all that changed: in commits made in the VM, staged,
+unstaged and new files, but none that are ignored there. It is empty if nothing changed. Neither the files and index here nor those in the
+VM are touched.")]
+pub struct WorkspaceExport {
+    /// Compare with this commit, rather than with what was sent
+    #[arg(long, value_name = "COMMIT")]
+    pub base: Option<String>,
+    /// Write the patch to a file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Make a branch of it in the repository here, with one commit
+    #[arg(long, value_name = "NAME")]
+    pub branch: Option<String>,
+    /// Print how much changed in which file, rather than the patch
+    #[arg(long)]
+    pub stat: bool,
+    pub vm: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use guest::{
     Cp, Exec, Process, Run, Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Settings, Shell,
-    Which,
+    Which, Workspace, WorkspaceExport, WorkspacePrepare,
 };
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
@@ -69,6 +69,9 @@ pub enum Command {
     Shell(Shell),
     /// Copy files into a running VM, or out of one
     Cp(Cp),
+    /// Work on git repositories in VMs
+    #[command(subcommand)]
+    Workspace(Workspace),
     /// List VMs
     Ps(Ps),
     /// Show what VMs take of the host, and what goes on in them

@@ -15,6 +15,7 @@ mod stats;
 mod top;
 mod vm;
 mod volume;
+mod workspace;
 
 use banger_api::{Error, Result};
 use clap::CommandFactory;
@@ -25,6 +26,7 @@ use crate::args::{Arguments, Command};
 use crate::exit::SUCCESS;
 
 pub use copy::Place;
+pub use workspace::{DEFAULT_PATH, Mode};
 
 /// Does what was asked for, and says the exit code.
 pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
@@ -33,6 +35,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Exec(arguments) => return session::exec(context, arguments).await,
         Command::Shell(arguments) => return session::shell(context, arguments).await,
         Command::Cp(arguments) => copy::copy(context, arguments).await?,
+        Command::Workspace(command) => workspace::dispatch(context, command).await?,
         Command::Ps(arguments) => vm::list(context, arguments.all).await?,
         Command::Stats(arguments) => stats::stats(context, arguments).await?,
         Command::Top { interval } => top::top(context, interval).await?,

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use banger_api::image::ImageProxy;
 use banger_api::{ErrorKind, IMAGED, Result};
 
-use super::{image as images, kernel, session, vm};
+use super::{image as images, kernel, session, vm, workspace};
 use crate::Context;
-use crate::args::{Pull, Run};
+use crate::args::{Pull, Run, WorkspacePrepare};
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
 use crate::output::table;
 use crate::terminal;
 
-pub async fn run(context: &Context, arguments: Run) -> Result<u8> {
+pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
     let begun = Instant::now();
     let mut timings = Timings::default();
     for ended in provide(context, &arguments.image, arguments.machine.kernel.is_none()).await? {
@@ -38,7 +38,17 @@ pub async fn run(context: &Context, arguments: Run) -> Result<u8> {
         }
     }
 
-    let code = inside(context, &arguments, &name, &mut timings).await;
+    let code = match prepare_workspace(context, &mut arguments, &name, &mut timings).await {
+        Ok(()) => inside(context, &arguments, &name, &mut timings).await,
+        Err(error) => {
+            if arguments.rm {
+                give_up(context, &name).await;
+            } else {
+                context.output.note(&format!("{name} is left running"));
+            }
+            Err(error)
+        }
+    };
     if arguments.timings {
         timings.total(begun.elapsed());
         // Standard output is the guest's.
@@ -48,6 +58,44 @@ pub async fn run(context: &Context, arguments: Run) -> Result<u8> {
         }
     }
     code
+}
+
+/// Makes the repository of the host the directory that the command runs in.
+async fn prepare_workspace(
+    context: &Context,
+    arguments: &mut Run,
+    name: &str,
+    timings: &mut Timings,
+) -> Result<()> {
+    let Some(directory) = &arguments.workspace else { return Ok(()) };
+    let started = Instant::now();
+    let wanted = WorkspacePrepare {
+        mode: arguments.workspace_mode,
+        to: workspace::DEFAULT_PATH.to_owned(),
+        ignored: false,
+        branch: None,
+        from: None,
+        force: false,
+        chown: arguments.process.settings.user.clone(),
+        vm: name.to_owned(),
+        directory: directory.clone(),
+    };
+    workspace::prepare_in(context, &wanted).await?;
+    timings.add("prepare workspace", started.elapsed());
+    arguments.process.settings.workdir.get_or_insert(wanted.to);
+    Ok(())
+}
+
+/// Shows what the command changed. What it said is what was asked for, so this does not fail it.
+async fn report_workspace(context: &Context, arguments: &Run, name: &str, timings: &mut Timings) {
+    if arguments.workspace.is_none() {
+        return;
+    }
+    let started = Instant::now();
+    if let Err(error) = workspace::report(context, name, arguments.patch.as_deref()).await {
+        exit::complain(&error.context("what changed in the workspace is not known"));
+    }
+    timings.add("export workspace", started.elapsed());
 }
 
 /// Deletes a VM that nobody wants any more.
@@ -89,6 +137,7 @@ async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Ti
     };
     timings.add("command", started.elapsed());
     let code = session::outcome(status);
+    report_workspace(context, arguments, name, timings).await;
 
     let started = Instant::now();
     let (stage, ended) = if arguments.rm {

@@ -9,6 +9,7 @@ use banger_api::{ErrorKind, Result, VMD};
 use serde::Serialize;
 use zbus::{OwnedObjectPath, Variant};
 
+use super::workspace;
 use crate::Context;
 use crate::args::{
     Attachment, Create, Egress, Expiry, Init, Kill, Machine, Restart, RestartPolicy, Rm, Set, Several, Spec,
@@ -333,5 +334,8 @@ pub async fn remove(context: &Context, arguments: Rm) -> Result<u8> {
 
 pub async fn remove_one(context: &Context, name: &str, force: bool) -> Result<()> {
     let options = OptionsBuilder::new().set("force", force.then_some(true)).build();
-    Ok(context.bus.vms().await?.delete_vm(name, options).await?)
+    context.bus.vms().await?.delete_vm(name, options).await?;
+    // What the caller knows of a workspace in it is of no use any more; it may be kept if that fails.
+    let _ = workspace::forget(name);
+    Ok(())
 }

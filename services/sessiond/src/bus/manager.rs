@@ -314,7 +314,7 @@ impl Manager {
 
     /// Opens a file, or a directory and all in it, for reading, as a stream of tar.
     ///
-    /// Options: name (s), follow (b).
+    /// Options: name (s), follow (b), only (aay: of a directory what is at these paths in it).
     #[zbus(out_args("id", "stream"))]
     async fn open_read(
         &self,
@@ -328,8 +328,16 @@ impl Manager {
         let mut options = Options::from(options);
         let name: String = options.take("name")?.unwrap_or_default();
         let follow = options.take("follow")?.unwrap_or_default();
+        let only: Option<Vec<Vec<u8>>> = options.take("only")?;
         options.finish()?;
-        let (id, stream) = self.sessions.open_read(&vm_name(vm)?, path, &name, follow).await?;
+        let vm = vm_name(vm)?;
+        let (id, stream) = match only {
+            None => self.sessions.open_read(&vm, path, &name, follow).await?,
+            Some(_) if follow || !name.is_empty() => {
+                return Err(ErrorKind::InvalidArgs.error("either only, or name and follow"));
+            }
+            Some(only) => self.sessions.open_read_only(&vm, path, &only).await?,
+        };
         Ok((id, stream.into()))
     }
 
@@ -358,7 +366,57 @@ impl Manager {
         Ok((id, stream.into()))
     }
 
-    /// Waits for the end of what OpenRead or OpenWrite began: entries, bytes of files, and what
+    /// Opens a list of all that is in a directory: of each entry a line of kind (f, d, l or o), mode (octal), size, and the times
+    /// of the last change of the content and of the file (nanoseconds since 1970); its path; of a symbolic link its target. Each
+    /// is ended by a NUL, and the whole by one more.
+    #[zbus(out_args("id", "stream"))]
+    async fn open_list(
+        &self,
+        vm: &str,
+        directory: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(String, OwnedFd)> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let (id, stream) = self.sessions.open_list(&vm_name(vm)?, directory).await?;
+        Ok((id, stream.into()))
+    }
+
+    /// Removes files by their paths in a directory, and directories that nothing is left in. What is not there is no
+    /// error. Returns how many files that were.
+    #[zbus(out_args("removed"))]
+    async fn remove_files(
+        &self,
+        vm: &str,
+        directory: &str,
+        paths: Vec<Vec<u8>>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u64> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        self.sessions.remove_files(&vm_name(vm)?, directory, &paths).await
+    }
+
+    /// Takes the lock of a running VM's workspace, which is held until the descriptor is closed. Nothing in the VM's life waits
+    /// for it.
+    ///
+    /// Options: shared (b: together with others who share it).
+    #[zbus(out_args("lock"))]
+    async fn lock_workspace(
+        &self,
+        vm: &str,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedFd> {
+        let call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        let mut options = Options::from(options);
+        let shared = options.take("shared")?.unwrap_or(false);
+        options.finish()?;
+        Ok(self.sessions.lock_workspace(&vm_name(vm)?, call.caller, shared).await?.into())
+    }
+
+    /// Waits for the end of what OpenRead, OpenList or OpenWrite began: entries, bytes of files, and what
     /// was left out. The end is remembered for ten minutes.
     #[zbus(out_args("entries", "bytes", "remarks"))]
     async fn wait_transfer(

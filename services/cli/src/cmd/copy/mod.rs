@@ -29,7 +29,7 @@ use crate::args::Cp;
 use crate::output::size;
 use crate::patience;
 use crate::stream::{close_write, copy_counting};
-use meter::Meter;
+pub use meter::Meter;
 pub use place::Place;
 use place::{Landing, Source, There, landing, means_contents, means_directory};
 
@@ -99,7 +99,7 @@ async fn upload(context: &Context, arguments: &Cp, source: &OsStr, vm: &str, pat
         Ok(packed.remarks())
     });
     let total = if is_directory { 0 } else { metadata.len() };
-    let transfer = Transfer { context, vm, id: &id, began: Instant::now() };
+    let transfer = Transfer::new(context, vm, &id);
     let copied = meter.show(context, &format!("copy to {vm}"), total, transfer.sent(packing)).await?;
     transfer.report(copied)
 }
@@ -118,7 +118,7 @@ async fn write_stream(context: &Context, arguments: &Cp, vm: &str, path: &str) -
         close_write(&stream);
         Ok(Vec::new())
     });
-    let transfer = Transfer { context, vm, id: &id, began: Instant::now() };
+    let transfer = Transfer::new(context, vm, &id);
     let copied = meter.show(context, &format!("copy to {vm}"), 0, transfer.sent(sending)).await?;
     transfer.report(copied)
 }
@@ -168,9 +168,11 @@ async fn download(
     let from = BufReader::with_capacity(BUFFER, meter.on(File::from(OwnedFd::from(stream))));
     let unpacking = on_thread(move || Ok(unpack::unpack(from, target, rules)?.0.remarks));
     let total = if stat.kind == FILE { stat.size } else { 0 };
-    let transfer = Transfer { context, vm, id: &id, began: Instant::now() };
-    let copied = meter.show(context, &format!("copy from {vm}"), total, transfer.received(unpacking)).await?;
-    transfer.report(copied)
+    let transfer = Transfer::new(context, vm, &id);
+    let (left, (entries, bytes, mut remarks)) =
+        meter.show(context, &format!("copy from {vm}"), total, transfer.received(unpacking)).await?;
+    remarks.extend(left);
+    transfer.report((entries, bytes, remarks))
 }
 
 /// From a VM to standard output.
@@ -186,28 +188,30 @@ async fn read_stream(context: &Context, arguments: &Cp, vm: &str, path: &str) ->
     let (id, stream) = context.bus.sessions().await?.open_read(vm, path, options).await?;
     let meter = Meter::default();
     let (counted, stream) = (meter.clone(), OwnedFd::from(stream));
-    let reading = on_thread(move || {
-        copy_counting(stream.as_fd(), stdout().as_fd(), |bytes| counted.add(bytes))?;
-        Ok(Vec::new())
-    });
-    let transfer = Transfer { context, vm, id: &id, began: Instant::now() };
-    let (.., remarks) =
+    let reading =
+        on_thread(move || Ok(copy_counting(stream.as_fd(), stdout().as_fd(), |bytes| counted.add(bytes))?));
+    let transfer = Transfer::new(context, vm, &id);
+    let ((), (.., remarks)) =
         meter.show(context, &format!("copy from {vm}"), 0, transfer.received(reading)).await?;
     remarks.iter().for_each(|remark| context.output.note(remark));
     Ok(())
 }
 
 /// One copy, as the session service knows it.
-struct Transfer<'a> {
+pub struct Transfer<'a> {
     context: &'a Context,
     vm: &'a str,
     id: &'a str,
     began: Instant,
 }
 
-impl Transfer<'_> {
+impl<'a> Transfer<'a> {
+    pub fn new(context: &'a Context, vm: &'a str, id: &'a str) -> Self {
+        Self { context, vm, id, began: Instant::now() }
+    }
+
     /// Waits until the guest has what is sent to it. It may refuse in the middle, and knows why.
-    async fn sent(&self, sending: impl Future<Output = Result<Vec<String>>>) -> Result<Copied> {
+    pub async fn sent(&self, sending: impl Future<Output = Result<Vec<String>>>) -> Result<Copied> {
         let arrived = self.outcome();
         tokio::pin!(sending, arrived);
         let (sent, arrived) = tokio::select! {
@@ -226,16 +230,14 @@ impl Transfer<'_> {
     }
 
     /// Waits until everything has come out of the guest. If it ended too early, the guest knows why.
-    async fn received(&self, receiving: impl Future<Output = Result<Vec<String>>>) -> Result<Copied> {
+    pub async fn received<T>(&self, receiving: impl Future<Output = Result<T>>) -> Result<(T, Copied)> {
         let received = match receiving.await {
             Err(error) if matches!(error.kind(), ErrorKind::InvalidArchive | ErrorKind::Interrupted) => {
                 self.outcome().await.and(Err(error))
             }
             received => received,
         }?;
-        let (entries, bytes, mut remarks) = self.outcome().await?;
-        remarks.extend(received);
-        Ok((entries, bytes, remarks))
+        Ok((received, self.outcome().await?))
     }
 
     /// What the guest says became of it. It remembers, so a session service that was restarted in
@@ -265,7 +267,7 @@ impl Transfer<'_> {
 
 /// Does blocking work beside everything else. Not on the runtime's own threads: those it would wait
 /// for at the end, though nobody may be at the other end of the stream any more.
-fn on_thread<T: Send + 'static>(
+pub fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> impl Future<Output = Result<T>> {
     let (done, outcome) = oneshot::channel();
