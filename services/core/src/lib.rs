@@ -24,3 +24,4 @@ pub mod tar;
 pub mod timeline;
 pub mod units;
 pub mod vm;
+pub mod wire;
