@@ -28,5 +28,6 @@ mod rootfs;
 mod services;
 mod sessions;
 mod snapshots;
+mod ssh;
 mod stats;
 mod sync;
