@@ -17,8 +17,8 @@ PACKAGES=(
     # the registry and the tools that fill it
     docker-registry skopeo umoci
     # used by tests, fixtures and people; rpm makes packages to import, minisign signs bundles
-    acl attr bash-completion busybox-static ca-certificates curl erofs-utils git iproute2
-    iputils-ping jq kmod less libcap2-bin minisign openssh-client procps python3 qemu-utils rpm
+    acl attr bash-completion busybox-static ca-certificates curl dropbear-bin erofs-utils git iproute2
+    iputils-ping jq kmod less libcap2-bin minisign openssh-client procps python3 qemu-utils rpm rsync
     socat squashfs-tools-ng strace vim-tiny
 )
 

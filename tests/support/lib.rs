@@ -16,6 +16,8 @@ use serde_json::Value;
 
 /// The images of the lab's registry.
 pub const DEBIAN: &str = "localhost:5000/debian:12";
+/// Busybox with dropbear, an sshd, and rsync.
+pub const SSH: &str = "localhost:5000/ssh:latest";
 pub const BUSYBOX: &str = "localhost:5000/busybox:latest";
 
 /// What a command did.

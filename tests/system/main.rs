@@ -28,6 +28,7 @@ mod rootfs;
 mod services;
 mod sessions;
 mod snapshots;
+mod ssh;
 mod stats;
 mod sync;
 mod workspaces;

@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod archive;
 mod boot;
+mod builtin;
 mod bus;
 mod command;
 mod disks;
@@ -56,6 +57,9 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
     // SAFETY: libc passes `argc` strings.
     let argv0 = (argc > 0).then(|| unsafe { CStr::from_ptr(*argv) });
     if std::process::id() != 1 {
+        if let Some(program) = argv0.and_then(|argv0| builtin::Program::of_process(argv0.to_bytes())) {
+            return program.run();
+        }
         // SAFETY: as above, and the array ends with a null pointer.
         let version = argc > 1 && unsafe { CStr::from_ptr(*argv.add(1)) } == c"--version";
         if version {

@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::builtin::{self, Program};
 use crate::session::View;
 use crate::{command, sys, users};
 
@@ -363,11 +364,17 @@ fn spawn(request: &Request, defaults: &ProcessDefaults) -> Result<Spawned> {
     if !std::fs::metadata(directory).is_ok_and(|metadata| metadata.is_dir()) {
         return Err(ErrorKind::NoSuchDirectory.error(format!("no directory {directory} in the guest")));
     }
-    let binary = command::find(&argv[0], directory, &environment["PATH"])?;
+    let program = Program::of_command(&argv[0]);
+    let binary = match program {
+        Some(_) => builtin::BINARY.into(),
+        None => command::find(&argv[0], directory, &environment["PATH"])?,
+    };
 
     let mut child = Command::new(&binary);
     child.args(&argv[1..]).env_clear().envs(&environment);
-    if login {
+    if let Some(program) = program {
+        child.arg0(program.process());
+    } else if login {
         let name = argv[0].rsplit('/').next().unwrap_or_default();
         child.arg0(format!("-{name}"));
     } else {

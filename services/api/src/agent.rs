@@ -108,7 +108,9 @@ pub type Port = (String, String, u16, String, u32);
     default_path = "/org/banger/Agent1"
 )]
 pub trait Agent {
-    /// Starts a command. An empty `argv` stands for the user's login shell.
+    /// Starts a command. An empty `argv` stands for the user's login shell, and `@sftp` and `@connect` for programs of the
+    /// agent's own: a server of SFTP on standard input and output, and a connection to HOST and PORT or to the PATH of
+    /// a Unix socket.
     ///
     /// `environment` is laid over the image's environment; empty `user` and `directory` stand for
     /// the image's own. With `terminal` the command gets a pseudo-terminal of `rows` by `columns`

@@ -66,7 +66,8 @@ pub fn session_path(vm: &str, id: &str) -> OwnedObjectPath {
     default_path = "/org/banger/Session1"
 )]
 pub trait Manager {
-    /// Starts a command in a running VM, with its three standard streams apart.
+    /// Starts a command in a running VM, with its three standard streams apart. `@sftp` and `@connect HOST PORT` (or
+    /// `@connect PATH`, of a Unix socket) are programs of the agent's own.
     ///
     /// `environment` is laid over the image's. Options: `user s` (`user`, `uid`, `user:group` or
     /// `uid:gid`; default: the image's, else root), `directory s` (default: the image's, else

@@ -92,6 +92,23 @@ pub fn close_write(fd: &OwnedFd) {
     let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
 }
 
+/// Reads to the end, or until it is more than anybody would need.
+pub async fn read_up_to(from: OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
+    let read = move || {
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; BUFFER.min(limit)];
+        while bytes.len() < limit {
+            match read_some(from.as_fd(), &mut buffer)? {
+                0 => break,
+                length => bytes.extend_from_slice(&buffer[..length]),
+            }
+        }
+        bytes.truncate(limit);
+        Ok(bytes)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 /// Copies `from` to one of our own descriptors on a thread; resolves at its end.
 pub async fn drain(from: OwnedFd, to: impl AsFd + Send + 'static) -> io::Result<()> {
     tokio::task::spawn_blocking(move || copy(from.as_fd(), to.as_fd()))

@@ -25,3 +25,4 @@ pub mod tar;
 pub mod timeline;
 pub mod units;
 pub mod vm;
+pub mod wire;

@@ -89,6 +89,9 @@ pub struct Settings {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+COMMAND may be a program that every VM has: @sftp, a server of SFTP on standard input and output, or @connect HOST PORT (or the
+PATH of a Unix socket), which connects both to there.")]
 pub struct Exec {
     #[command(flatten)]
     pub process: Process,
@@ -354,4 +357,27 @@ pub struct SessionSend {
     pub session: Which,
     /// What to write, with a newline
     pub text: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without --install and --uninstall: prints the configuration for ssh. It takes OpenSSH 8.5 or later.
+
+NAME.banger leads into the running VM NAME of any image, without a network or an sshd in it: commands, shells,
+sftp, and with them scp, rsync, git and the remote modes of editors, as well as forwards with -L and -D and connections
+with -J and -W. Without USER@ they run as the image's user. scp -O, rsync and git need their programs in the image. There are no
+forwards with -R, -A and -X.
+
+NAME.banger.internal, or what the domain of VMs is, leads to the VM's own sshd, if it has one, over the network. Its host keys are
+asked of the VM. banger's key lets you in if the VM was made with
+--ssh-key ~/.local/share/banger/ssh/id_ed25519.pub.
+
+Keys are made in ~/.local/share/banger/ssh and belong to banger; your own are neither used nor changed.")]
+pub struct SshConfig {
+    /// Write it to ~/.config/banger/ssh_config, and include that in ~/.ssh/config
+    #[arg(long, conflicts_with = "uninstall")]
+    pub install: bool,
+    /// Take both away again; the keys stay
+    #[arg(long)]
+    pub uninstall: bool,
 }

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use guest::{
     Cp, Exec, Process, Run, Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Settings, Shell,
-    Which, Workspace, WorkspaceExport, WorkspacePrepare,
+    SshConfig, Which, Workspace, WorkspaceExport, WorkspacePrepare,
 };
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
@@ -141,6 +141,14 @@ pub enum Command {
     /// Manage the commands that run in VMs
     #[command(subcommand)]
     Session(Session),
+    /// Have ssh, scp, sftp, rsync, git and editors reach VMs as NAME.banger
+    SshConfig(SshConfig),
+    /// Be the server that ssh finds as NAME.banger
+    #[command(hide = true)]
+    SshProxy { host: String },
+    /// Tell ssh the host keys of a VM's own sshd
+    #[command(hide = true)]
+    SshKnownHosts { host: String },
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Write the manual pages

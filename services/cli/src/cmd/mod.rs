@@ -11,6 +11,7 @@ mod plot;
 mod run;
 mod session;
 mod snapshot;
+mod ssh;
 mod stats;
 mod top;
 mod vm;
@@ -62,6 +63,9 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Kernel(command) => return kernel::dispatch(context, command).await,
         Command::Net(command) => network::dispatch(context, command).await?,
         Command::Session(command) => return named::dispatch(context, command).await,
+        Command::SshConfig(arguments) => ssh::config::configure(context, &arguments).await?,
+        Command::SshProxy { host } => ssh::proxy::proxy(context, &host).await?,
+        Command::SshKnownHosts { host } => ssh::known_hosts(context, &host).await?,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "banger", &mut script);

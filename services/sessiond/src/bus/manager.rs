@@ -62,7 +62,8 @@ fn request(
 
 #[interface(name = "org.banger.Session1.Manager")]
 impl Manager {
-    /// Starts a command in a running VM, with its three standard streams apart.
+    /// Starts a command in a running VM, with its three standard streams apart. `@sftp`, and `@connect` with a host and
+    /// a port or with the path of a Unix socket, are programs of the agent's own.
     ///
     /// Options: user (s), directory (s), limits (a{st}). Closing stdin is the end of input; closing stdout or
     /// stderr is a broken pipe to the command.
