@@ -158,85 +158,90 @@ fn a_command_runs_in_a_repository() {
     banger(&["vm", "show", "t-ws-none"]).refused(&["t-ws-none"]);
 }
 
-#[test]
-fn the_lock_and_what_is_refused() {
-    let (_scratch, at) = repository();
-    let vm = Vm::running("t-ws-lock", BUSYBOX);
-    let repo = format!("{at}/repo");
-    let code = |arguments: &[&str], status: i32, words: &[&str]| {
-        let mut line = vec!["workspace"];
-        line.extend(arguments);
-        let done = banger(&line);
-        assert_eq!(done.status, status, "{done}");
-        done.refused(words);
-    };
-    code(&["prepare", "t-ws-lock", &at], 1, &["is no git repository"]);
-    code(&["prepare", "t-ws-lock", &format!("{at}/no")], 3, &["/no"]);
-    code(&["prepare", "t-ws-lock", &repo, "--from", "nothing"], 2, &["nothing"]);
-    code(&["prepare", "t-ws-lock", &repo, "--mode", "full-copy", "--branch", "b"], 2, &["full copy"]);
-    code(&["prepare", "t-ws-lock", &repo, "--to", "up/.."], 2, &["absolute"]);
-    code(&["prepare", "t-no-such", &repo], 3, &["t-no-such"]);
-    code(&["prepare", "t-ws-lock", &repo, "--to", "/etc"], 1, &["were not prepared", "--force"]);
-    code(&["export", "t-ws-lock"], 3, &["no workspace", "prepare"]);
+/// It kills the service that others need, and has the lab for itself.
+mod alone {
+    use super::*;
 
-    // By D-Bus.
-    let manager = |method: &str, arguments: &[&str]| error_name(SESSIOND, method, arguments);
-    assert_eq!(manager("OpenList", &["ss", "t-ws-lock", "/no/such"]), "org.banger.Error.NoSuchFile");
-    assert_eq!(manager("LockWorkspace", &["sa{sv}", "t-no-such", "0"]), "org.banger.Error.NoSuchVm");
-    let remove = |path: &[u8]| {
-        let bytes: Vec<String> = path.iter().map(u8::to_string).collect();
-        let length = bytes.len().to_string();
-        let mut arguments = vec!["ssaay", "t-ws-lock", "/etc", "1", &length];
-        arguments.extend(bytes.iter().map(String::as_str));
-        banger_tests::Way::Bus.call(SESSIOND, "RemoveFiles", &arguments)
-    };
-    vm.sh("mkdir /etc/dir; touch /etc/dir/file /file").ok();
-    remove(b"../file").failed(&["leads out"]);
-    assert_eq!(remove(b"dir/file").ok(), "t 1\n");
-    assert_eq!(remove(b"dir/file").ok(), "t 0\n");
-    assert_eq!(vm.sh("ls -d /file /etc/dir 2>/dev/null").text(), "/file\n");
+    #[test]
+    fn the_lock_and_what_is_refused() {
+        let (_scratch, at) = repository();
+        let vm = Vm::running("t-ws-lock", BUSYBOX);
+        let repo = format!("{at}/repo");
+        let code = |arguments: &[&str], status: i32, words: &[&str]| {
+            let mut line = vec!["workspace"];
+            line.extend(arguments);
+            let done = banger(&line);
+            assert_eq!(done.status, status, "{done}");
+            done.refused(words);
+        };
+        code(&["prepare", "t-ws-lock", &at], 1, &["is no git repository"]);
+        code(&["prepare", "t-ws-lock", &format!("{at}/no")], 3, &["/no"]);
+        code(&["prepare", "t-ws-lock", &repo, "--from", "nothing"], 2, &["nothing"]);
+        code(&["prepare", "t-ws-lock", &repo, "--mode", "full-copy", "--branch", "b"], 2, &["full copy"]);
+        code(&["prepare", "t-ws-lock", &repo, "--to", "up/.."], 2, &["absolute"]);
+        code(&["prepare", "t-no-such", &repo], 3, &["t-no-such"]);
+        code(&["prepare", "t-ws-lock", &repo, "--to", "/etc"], 1, &["were not prepared", "--force"]);
+        code(&["export", "t-ws-lock"], 3, &["no workspace", "prepare"]);
 
-    // What broke off is not taken for whole.
-    vm.sh("mkdir /workspace; mount -t tmpfs -o size=20m none /workspace").ok();
-    sh(&format!("cd {repo}; head -c 64M /dev/urandom >big")).ok();
-    code(&["prepare", "t-ws-lock", &repo], 1, &["No space left"]);
-    code(&["export", "t-ws-lock"], 3, &["is not whole"]);
-    vm.sh("umount /workspace").ok();
-    let begin = || {
-        let mut command = Command::new("banger");
-        command.args(["workspace", "prepare", "t-ws-lock", &repo, "--to", "/workspace/deep"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")
-    };
-    let under_way = || vm.sh("find /workspace -name '.*.part' 2>/dev/null").text().contains(".part");
-    // Halted, so that it stays under way.
-    let mut import = begin();
-    eventually("files are sent", under_way);
-    let pid = import.id().to_string();
-    sh(&format!("kill -STOP {pid}")).ok();
-    code(&["prepare", "t-ws-lock", &repo], 1, &["is prepared by user 0", &pid]);
-    assert_eq!(
-        manager("LockWorkspace", &["sa{sv}", "t-ws-lock", "1", "shared", "b", "true"]),
-        "org.banger.Error.WorkspaceBusy"
-    );
-    // The lock is not the service's to lose.
-    sh("systemctl kill -s KILL banger-sessiond").ok();
-    let refused =
-        || manager("LockWorkspace", &["sa{sv}", "t-ws-lock", "0"]) == "org.banger.Error.WorkspaceBusy";
-    eventually("the service is back, and does not give the lock away", refused);
-    banger(&["stop", "t-ws-lock"]).ok();
-    assert_eq!(vm.state(), "stopped");
-    sh(&format!("kill -CONT {pid}")).ok();
-    let status = import.wait().expect("waits");
-    let mut said = String::new();
-    import.stderr.take().expect("piped").read_to_string(&mut said).expect("reads");
-    assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("is not whole; prepare it again"), "{said}");
-    code(&["prepare", "t-ws-lock", &repo], 1, &["banger start"]);
+        // By D-Bus.
+        let manager = |method: &str, arguments: &[&str]| error_name(SESSIOND, method, arguments);
+        assert_eq!(manager("OpenList", &["ss", "t-ws-lock", "/no/such"]), "org.banger.Error.NoSuchFile");
+        assert_eq!(manager("LockWorkspace", &["sa{sv}", "t-no-such", "0"]), "org.banger.Error.NoSuchVm");
+        let remove = |path: &[u8]| {
+            let bytes: Vec<String> = path.iter().map(u8::to_string).collect();
+            let length = bytes.len().to_string();
+            let mut arguments = vec!["ssaay", "t-ws-lock", "/etc", "1", &length];
+            arguments.extend(bytes.iter().map(String::as_str));
+            banger_tests::Way::Bus.call(SESSIOND, "RemoveFiles", &arguments)
+        };
+        vm.sh("mkdir /etc/dir; touch /etc/dir/file /file").ok();
+        remove(b"../file").failed(&["leads out"]);
+        assert_eq!(remove(b"dir/file").ok(), "t 1\n");
+        assert_eq!(remove(b"dir/file").ok(), "t 0\n");
+        assert_eq!(vm.sh("ls -d /file /etc/dir 2>/dev/null").text(), "/file\n");
 
-    // The next is whole, whatever was left by then.
-    banger(&["start", "t-ws-lock"]).ok();
-    let done = json(&["workspace", "prepare", "t-ws-lock", &repo, "--to", "/workspace/deep"]);
-    assert_eq!(done["sent"], done["files"], "{done}");
-    assert_eq!(banger(&["workspace", "export", "t-ws-lock"]).ok(), "");
-    assert_eq!(vm.sh("cd /workspace/deep; cmp big big; wc -c <big").ok(), "67108864\n");
+        // What broke off is not taken for whole.
+        vm.sh("mkdir /workspace; mount -t tmpfs -o size=20m none /workspace").ok();
+        sh(&format!("cd {repo}; head -c 64M /dev/urandom >big")).ok();
+        code(&["prepare", "t-ws-lock", &repo], 1, &["No space left"]);
+        code(&["export", "t-ws-lock"], 3, &["is not whole"]);
+        vm.sh("umount /workspace").ok();
+        let begin = || {
+            let mut command = Command::new("banger");
+            command.args(["workspace", "prepare", "t-ws-lock", &repo, "--to", "/workspace/deep"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")
+        };
+        let under_way = || vm.sh("find /workspace -name '.*.part' 2>/dev/null").text().contains(".part");
+        // Halted, so that it stays under way.
+        let mut import = begin();
+        eventually("files are sent", under_way);
+        let pid = import.id().to_string();
+        sh(&format!("kill -STOP {pid}")).ok();
+        code(&["prepare", "t-ws-lock", &repo], 1, &["is prepared by user 0", &pid]);
+        assert_eq!(
+            manager("LockWorkspace", &["sa{sv}", "t-ws-lock", "1", "shared", "b", "true"]),
+            "org.banger.Error.WorkspaceBusy"
+        );
+        // The lock is not the service's to lose.
+        sh("systemctl kill -s KILL banger-sessiond").ok();
+        let refused =
+            || manager("LockWorkspace", &["sa{sv}", "t-ws-lock", "0"]) == "org.banger.Error.WorkspaceBusy";
+        eventually("the service is back, and does not give the lock away", refused);
+        banger(&["stop", "t-ws-lock"]).ok();
+        assert_eq!(vm.state(), "stopped");
+        sh(&format!("kill -CONT {pid}")).ok();
+        let status = import.wait().expect("waits");
+        let mut said = String::new();
+        import.stderr.take().expect("piped").read_to_string(&mut said).expect("reads");
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("is not whole; prepare it again"), "{said}");
+        code(&["prepare", "t-ws-lock", &repo], 1, &["banger start"]);
+
+        // The next is whole, whatever was left by then.
+        banger(&["start", "t-ws-lock"]).ok();
+        let done = json(&["workspace", "prepare", "t-ws-lock", &repo, "--to", "/workspace/deep"]);
+        assert_eq!(done["sent"], done["files"], "{done}");
+        assert_eq!(banger(&["workspace", "export", "t-ws-lock"]).ok(), "");
+        assert_eq!(vm.sh("cd /workspace/deep; cmp big big; wc -c <big").ok(), "67108864\n");
+    }
 }
