@@ -1,4 +1,5 @@
-//! SSH into VMs: `NAME.banger` into every one, and `NAME.banger.internal` to an sshd of the image's.
+//! SSH into VMs: `NAME.banger` into every one, and `NAME.banger.internal` to an sshd of the image's. Both tests are in
+//! alice's home, and so one after the other (`.config/nextest.toml`).
 
 use std::path::Path;
 
@@ -19,7 +20,6 @@ fn fresh_home() {
 
 #[test]
 fn ssh_and_its_kin_reach_vms_without_an_sshd() {
-    let _home = HOME.lock();
     let vm = Vm::running("t-ssh", BUSYBOX);
     fresh_home();
     let before = alice("stat -c '%a %U' .ssh/config; sha256sum .ssh/config").ok();
@@ -92,9 +92,6 @@ fn ssh_and_its_kin_reach_vms_without_an_sshd() {
     assert!(Path::new("/home/alice/.local/share/banger/ssh/id_ed25519").exists(), "keys stay");
 }
 
-/// Only one test at a time has a home.
-static HOME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
 /// sftp and scp, which images need nothing for.
 fn files() {
     let tree = "mkdir -p ssh-test/tree/sub && cp ssh-test/random 'ssh-test/tree/sub/a b' && chmod 750 'ssh-test/tree/sub/a b' && \
@@ -139,7 +136,6 @@ fn connections(vm: &Vm) {
 
 #[test]
 fn an_sshd_of_the_image_lets_bangers_key_in() {
-    let _home = HOME.lock();
     fresh_home();
     alice("banger ssh-config --install").ok();
     let vm = Vm::named("t-sshd");
