@@ -7,6 +7,7 @@
 //! - [`credentials`]: of registries, which only the user can read
 //! - [`job`]: progress of long work, and Ctrl-C
 //! - [`stream`], [`terminal`]: the bytes of commands in guests
+//! - [`dirs`]: where files of the user's are
 //! - [`exit`]: exit codes
 
 mod args;
@@ -14,6 +15,7 @@ mod bus;
 mod cmd;
 mod credentials;
 mod detach;
+mod dirs;
 mod exit;
 mod job;
 mod output;

@@ -12,13 +12,14 @@ use banger_ssh::{CIPHER, METHOD, key::ALGORITHM};
 use super::keys::{self, HOST_ALIAS, Keys};
 use super::{IMAGE_USER, SUFFIX};
 use crate::args::SshConfig;
+use crate::dirs::directory;
 use crate::{Context, output};
 
 /// The line before ours in the user's file.
 const MARK: &str = "# By banger ssh-config --install; --uninstall takes this line and the next one away.\n";
 
 pub async fn configure(context: &Context, arguments: &SshConfig) -> Result<()> {
-    let file = keys::directory("XDG_CONFIG_HOME", ".config")?.join("banger/ssh_config");
+    let file = directory("XDG_CONFIG_HOME", ".config")?.join("banger/ssh_config");
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let home = home.ok_or_else(|| ErrorKind::InvalidArgs.error("HOME is not set"))?;
     let users = home.join(".ssh/config");

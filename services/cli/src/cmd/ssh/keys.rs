@@ -9,6 +9,8 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_ssh::Key;
 use tempfile::NamedTempFile;
 
+use crate::dirs::directory;
+
 /// What hosts that we serve are called in `known_hosts`.
 pub const HOST_ALIAS: &str = "banger";
 const COMMENT: &str = "banger";
@@ -55,14 +57,6 @@ impl Keys {
     pub fn known_hosts(&self) -> PathBuf {
         self.directory.join("known_hosts")
     }
-}
-
-/// A directory of the user's, by a variable of the XDG Base Directory Specification or below their home.
-pub fn directory(variable: &str, below_home: &str) -> Result<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute(variable)
-        .or_else(|| Some(absolute("HOME")?.join(below_home)))
-        .ok_or_else(|| ErrorKind::InvalidArgs.error("HOME is not set, which says where your files are"))
 }
 
 /// The key in a file. Of several who make it at once, one does.

@@ -7,10 +7,12 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, Result};
 use banger_files::listing::{self, Listing};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+use crate::dirs::directory;
 
 /// More is no listing of ours.
 pub const MAX_ENTRIES: usize = 1_000_000;
@@ -66,10 +68,7 @@ pub struct Record {
 /// # Errors
 /// `NotReady` without a home.
 pub fn path(vm: &str) -> Result<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
-    let state = state.ok_or_else(|| ErrorKind::NotReady.error("neither XDG_STATE_HOME nor HOME is set"))?;
-    Ok(state.join("banger/workspaces").join(vm))
+    Ok(directory("XDG_STATE_HOME", ".local/state")?.join("banger/workspaces").join(vm))
 }
 
 impl Record {
