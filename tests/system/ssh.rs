@@ -14,7 +14,9 @@ fn alice(script: &str) -> Done {
 /// A home in which ssh has been nowhere yet, with a configuration that every VM's is to be stronger than.
 fn fresh_home() {
     let config = "Host *\\n  User nobody\\n  Ciphers aes128-ctr\\n  ProxyCommand false";
-    sh("rm -rf /home/alice/.ssh /home/alice/.local/share/banger /home/alice/.config/banger /home/alice/ssh-test").ok();
+    sh("cd /home/alice && rm -rf .ssh .local/share/banger .config/banger ssh-test").ok();
+    // Other tests put things there as root.
+    sh("cd /home/alice && install -d -o alice -g alice .config .local .local/share").ok();
     alice(&format!("mkdir -m 700 .ssh ssh-test; printf '{config}' >.ssh/config; chmod 640 .ssh/config")).ok();
 }
 
