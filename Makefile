@@ -61,7 +61,8 @@ CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb check check-unit check-units check-system failpoints bench fuzz demo clean
+.PHONY: all build install uninstall deb check check-tests check-unit check-lints unit-tests check-units check-system \
+	failpoints bench fuzz demo clean
 
 all: build
 
@@ -154,16 +155,32 @@ ifeq ($(wildcard tests/Cargo.toml),)
 UNIT_PACKAGES := --workspace
 endif
 
-# The lab's machine is made beside the tests that need none.
+# What the lints find is told at the end: they have a directory of their own, so that cargo lets them run beside
+# the tests, and what these leave of the processors.
+LINTS := $(abspath $(TARGET_DIR))/lints
+
 check:
-	@tests/lab/up --no-deb >/dev/null & lab=$$!; $(MAKE) --no-print-directory check-unit && wait $$lab
+	$(CARGO) fmt --all --check
+	@mkdir -p $(LINTS); \
+	nice -n 19 $(MAKE) --no-print-directory check-lints CARGO_TARGET_DIR=$(LINTS) >$(LINTS).log 2>&1 & lints=$$!; \
+	trap 'kill $$lints 2>/dev/null' EXIT; \
+	$(MAKE) --no-print-directory check-tests || exit; \
+	wait $$lints || { cat $(LINTS).log; exit 1; }
+
+# The lab's machine is made beside the tests that need none.
+check-tests:
+	@tests/lab/up --no-deb >/dev/null & lab=$$!; $(MAKE) --no-print-directory unit-tests && wait $$lab
 	tests/lab/up
 	tests/package/remove
 	$(MAKE) --no-print-directory check-system
 
-check-unit:
+check-unit: check-lints unit-tests
+
+check-lints:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+unit-tests:
 	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
 
 check-units:
