@@ -39,7 +39,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Of the service, whatever it was at.
-fn kill_sessiond() {
+pub fn kill_sessiond() {
     let unit = "banger-sessiond.service";
     let killed = run("systemctl", &["show", "-P", "MainPID", unit]).ok();
     run("systemctl", &["kill", "-s", "KILL", unit]);

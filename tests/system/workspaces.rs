@@ -223,7 +223,7 @@ mod alone {
             "org.banger.Error.WorkspaceBusy"
         );
         // The lock is not the service's to lose.
-        sh("systemctl kill -s KILL banger-sessiond").ok();
+        crate::sessions::kill_sessiond();
         let refused =
             || manager("LockWorkspace", &["sa{sv}", "t-ws-lock", "0"]) == "org.banger.Error.WorkspaceBusy";
         eventually("the service is back, and does not give the lock away", refused);

@@ -6,7 +6,7 @@
 //! if it starts the VM, as long as there is one.
 
 use banger_api::vm::ForwardRow;
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, ErrorKind, Result, now_usec};
 use banger_core::forward::{Forward, Listen};
 use banger_core::name::VmName;
 use banger_core::vm::State;
@@ -92,9 +92,10 @@ impl Supervisor {
             return Err(ErrorKind::VmNotRunning.error(format!("{name} is {}", state.as_str())));
         }
         tracing::info!(vm = name.as_str(), "wanted at {listen}");
+        let wanted_usec = now_usec();
         match self.0.units.start(name, |_| {}).await?.as_str() {
             "done" => Ok((row.address.to_string(), forward.port)),
-            result => Err(self.boot_failure(name, result)),
+            result => Err(self.boot_failure(name, result, wanted_usec)),
         }
     }
 

@@ -43,12 +43,9 @@ impl Supervisor {
         // Somebody wants it now: what it did before counts no longer against it.
         self.0.units.reset_failed(name).await;
         let interrupt = Arc::new(Notify::new());
-        let start = Start {
-            requested_usec: now_usec(),
-            progress: progress.clone(),
-            failure: None,
-            interrupt: interrupt.clone(),
-        };
+        let requested_usec = now_usec();
+        let start =
+            Start { requested_usec, progress: progress.clone(), failure: None, interrupt: interrupt.clone() };
         lock(&self.0.starts).insert(name.clone(), start);
         let tell = |status: &str| {
             if is_stage(status) {
@@ -74,7 +71,7 @@ impl Supervisor {
                 self.0.units.end(name).await?;
                 Err(ErrorKind::VmNotRunning.error(format!("{name} was stopped before it was up")))
             }
-            Ok(result) => Err(failure.unwrap_or_else(|| self.boot_failure(name, &result))),
+            Ok(result) => Err(failure.unwrap_or_else(|| self.boot_failure(name, &result, requested_usec))),
             Err(error) => {
                 if error.kind() == ErrorKind::JobCanceled {
                     self.0.units.end(name).await?;
@@ -84,11 +81,11 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn boot_failure(&self, name: &VmName, result: &str) -> Error {
+    /// Why a VM did not come up that was wanted at this time (microseconds since 1970). How it ended before that says
+    /// nothing: a unit that systemd does not even begin to start has no end of its own.
+    pub(super) fn boot_failure(&self, name: &VmName, result: &str, wanted_usec: u64) -> Error {
         let status = self.0.units.view(name).status;
-        let ended = self.get(name).ok().and_then(|row| {
-            row.ended.filter(|ended| row.started_usec.is_none_or(|started| started <= ended.usec))
-        });
+        let ended = self.get(name).ok().and_then(|row| row.ended.filter(|ended| ended.usec >= wanted_usec));
         let ended = ended.map_or_else(|| format!("its unit ended with {result}"), |ended| ended.reason);
         let reason = match status.strip_prefix("failed: ") {
             Some(reason) => reason.to_owned(),
