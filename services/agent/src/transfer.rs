@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -124,6 +124,7 @@ impl Transfers {
         let from = self.end(from);
         self.start(Stream::Input(input), move || {
             let rules = Rules { owner, devices: true, name: None };
+            let from = BufReader::with_capacity(BUFFER, from);
             let (unpacked, mut rest) = unpack::unpack(from, target, rules)?;
             // Archivers fill up their last record. Whoever sends that is not to be told that nobody reads.
             io::copy(&mut rest, &mut io::sink())?;

@@ -18,7 +18,7 @@ use banger_core::tar::read::{Header, Kind, TarError, TarReader, lossy};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mkdirat, mknodat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, makedev, mkdirat, mknodat,
     utimensat,
 };
 use nix::sys::time::TimeSpec;
@@ -213,8 +213,9 @@ impl Unpacker {
         reader: &mut TarReader<R>,
     ) -> Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fresh =
-            Fresh::make(parent, path, |fresh| openat(parent, fresh, flags, Mode::S_IRUSR | Mode::S_IWUSR))?;
+        // Rights that come with another owner it gets after that one.
+        let mode = (self.mode(header) & Mode::from_bits_truncate(0o777)) | Mode::S_IRUSR | Mode::S_IWUSR;
+        let fresh = Fresh::make(parent, path, |fresh| openat(parent, fresh, flags, mode))?;
         let (fresh, file) = (fresh.0, File::from(fresh.1));
         let (mut position, mut written) = (0, 0);
         loop {
@@ -246,7 +247,8 @@ impl Unpacker {
         let Some(file) = target.file_name() else { return Err(fail(Errno::EISDIR)) };
         let (fresh, ()) =
             Fresh::make(parent, path, |fresh| linkat(&directory, file, parent, fresh, LinkatFlags::empty()))?;
-        fresh.place(name, path)
+        // Of two names of one file, renaming leaves both: what is left goes with this value.
+        fresh.rename(name, path)
     }
 
     /// A symbolic link, FIFO or device.
@@ -333,7 +335,11 @@ impl Unpacker {
     }
 
     fn settle(&self, file: impl AsFd, header: &Header) -> nix::Result<()> {
-        fchmod(&file, self.mode(header))?;
+        let mode = self.mode(header);
+        // Most files were made with it, and changing it takes as long as making them.
+        if fstat(&file)?.st_mode & 0o7777 != mode.bits() {
+            fchmod(&file, mode)?;
+        }
         let time = time(header);
         futimens(&file, &time, &time)
     }
@@ -378,7 +384,12 @@ impl<'a> Fresh<'a> {
     }
 
     fn place(self, name: &OsStr, path: &Path) -> Result<()> {
-        // Of two names of one file, renaming leaves both: what is left goes with this value.
+        self.rename(name, path)?;
+        std::mem::forget(self);
+        Ok(())
+    }
+
+    fn rename(&self, name: &OsStr, path: &Path) -> Result<()> {
         renameat(self.parent, self.name(), self.parent, name).map_err(|error| failure(path, &error.into()))
     }
 }
