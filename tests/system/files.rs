@@ -85,6 +85,19 @@ fn a_tree_goes_in_and_comes_out_as_it_was() {
     compare(&back, &tree);
     assert!(fs::metadata(Path::new(&back).join("sparse")).expect("stats").blocks() < 4096, "it has holes");
 
+    // Of a copy that is gone on with, only what is missing or another goes over, in either direction.
+    let kept = ["sparse", "dir/twin", "dir/link"];
+    let inodes = format!("stat -c %i {}", kept.join(" "));
+    let spoil = "rm dir/program empty; echo longer >.hidden; touch -d 2020-01-01 deep; rm -r deep/deep";
+    let before = vm.sh(&format!("cd /srv; {spoil}; {inodes}")).ok();
+    banger(&["cp", "-a", "--resume", &format!("{tree}/."), "t-cp-tree:/srv"]).ok();
+    assert_eq!(vm.sh(&format!("cd /srv; {inodes}")).ok(), before);
+    let before = sh(&format!("cd {back}; {spoil}; {inodes}")).ok();
+    banger(&["cp", "-a", "--resume", "t-cp-tree:/srv/.", &back]).ok();
+    assert_eq!(sh(&format!("cd {back}; {inodes}")).ok(), before);
+    compare(&back, &tree);
+    run_with("banger", &["cp", "--resume", "-", "t-cp-tree:/srv"], b"").refused(&["stream"]);
+
     // Without -a the files belong to root, or whom one says, and have no rights of their own.
     banger(&["cp", &format!("{tree}/."), "t-cp-tree:/srv/plain"]).ok();
     assert_eq!(

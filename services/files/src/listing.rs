@@ -72,6 +72,18 @@ impl Entry {
         }
     }
 
+    /// Whether this can be a copy of `original`, by all but the content and the owner.
+    pub fn is_copy_of(&self, original: &Self) -> bool {
+        // Bits that give rights come with the owner.
+        const MODE: u32 = 0o1777;
+        let of = |entry: &Self| match entry.kind {
+            Kind::File => Some((entry.kind, entry.size, entry.mtime, entry.mode & MODE)),
+            Kind::Symlink => Some((entry.kind, 0, 0, 0)),
+            Kind::Directory | Kind::Other => None,
+        };
+        of(self).is_some() && of(self) == of(original) && self.target == original.target
+    }
+
     /// What `name` in a directory is.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, major, minor};
 use nix::sys::statfs::{self, FsType, fstatfs};
 use nix::unistd::{Whence, lseek};
 
+use crate::listing::{Entry, Listing};
 use crate::{DIRECTORY, at, beneath, check_depth, is_gone, kind_of, xattr};
 
 /// More pieces than this, and a file is written with its holes as zeros.
@@ -60,6 +61,8 @@ pub struct Packer<W: Write> {
     times: Times,
     /// Where the first name of each file with several is, by device and number.
     links: HashMap<(u64, u64), PathBuf>,
+    /// What need not be sent, below a path.
+    there: Option<(PathBuf, Listing)>,
     packed: Packed,
 }
 
@@ -98,7 +101,15 @@ pub fn names(directory: &OwnedFd) -> io::Result<Vec<OsString>> {
 
 impl<W: Write> Packer<W> {
     pub fn new(out: W, times: Times) -> Self {
-        Self { out, times, links: HashMap::new(), packed: Packed::default() }
+        Self { out, times, links: HashMap::new(), there: None, packed: Packed::default() }
+    }
+
+    /// Leaves out what is there already: `listing` is of the directory that becomes `path` in the archive.
+    pub fn but(mut self, path: &Path, listing: Listing) -> Self {
+        // "." stands for what is in it, not for a name before theirs.
+        let path = if path == Path::new(".") { Path::new("") } else { path };
+        self.there = Some((path.to_owned(), listing));
+        self
     }
 
     /// Ends the archive.
@@ -207,6 +218,9 @@ impl<W: Write> Packer<W> {
                 None => drop(self.links.insert(file, path.to_owned())),
             }
         }
+        if self.is_there(path, &stat, &link, kind == Kind::Symlink) {
+            return Ok(());
+        }
         // What cannot be read is found out before anything is said of it.
         let file = if kind == Kind::File { Some(open(directory, name)?) } else { None };
         let xattrs = match kind {
@@ -219,6 +233,13 @@ impl<W: Write> Packer<W> {
             Some(file) => self.add_file(&file, &header, stat.st_size as u64),
             None => self.out.write_all(&tar::head(&header, 0)?),
         }
+    }
+
+    fn is_there(&self, path: &Path, stat: &FileStat, link: &OsStr, is_link: bool) -> bool {
+        let Some((prefix, listing)) = &self.there else { return false };
+        let there = path.strip_prefix(prefix).ok().and_then(|path| listing.get(path));
+        let target = if is_link { PathBuf::from(link) } else { PathBuf::new() };
+        there.is_some_and(|there| there.is_copy_of(&Entry::new(stat, target)))
     }
 
     /// Adds a file with another content than it has.

@@ -76,26 +76,13 @@ pub fn target(path: &Path) -> Result<OwnedFd> {
 /// `InvalidArchive` if it is none, ends early or wants to lead out of the directory; `NoSpace`,
 /// `FileInTheWay` and others of the file system.
 pub fn unpack<R: Read>(stream: R, root: OwnedFd, rules: Rules) -> Result<(Unpacked, R)> {
-    let mut reader = TarReader::new(stream);
-    let mut unpacker = Unpacker {
-        root,
-        rules,
-        parent: None,
-        directories: Vec::new(),
-        buffer: vec![0; BUFFER],
-        unpacked: Unpacked::default(),
-    };
-    while let Some(header) = reader.next_entry().map_err(invalid)? {
-        unpacker.entry(&header, &mut reader)?;
-    }
-    if !reader.is_ended() {
-        return Err(ErrorKind::InvalidArchive.error("the stream ended before its archive did"));
-    }
-    let unpacked = unpacker.finish()?;
-    Ok((unpacked, reader.into_inner()))
+    let mut unpacker = Unpacker::new(root, rules);
+    let rest = unpacker.add(stream)?;
+    Ok((unpacker.finish()?, rest))
 }
 
-struct Unpacker {
+/// Unpacks one stream after the other into the same directory.
+pub struct Unpacker {
     root: OwnedFd,
     rules: Rules,
     /// The directory of the last entry, which most often is the next one's, too.
@@ -107,6 +94,32 @@ struct Unpacker {
 }
 
 impl Unpacker {
+    pub fn new(root: OwnedFd, rules: Rules) -> Self {
+        Self {
+            root,
+            rules,
+            parent: None,
+            directories: Vec::new(),
+            buffer: vec![0; BUFFER],
+            unpacked: Unpacked::default(),
+        }
+    }
+
+    /// Unpacks a stream; returns what is behind its end.
+    ///
+    /// # Errors
+    /// Those of [`unpack`].
+    pub fn add<R: Read>(&mut self, stream: R) -> Result<R> {
+        let mut reader = TarReader::new(stream);
+        while let Some(header) = reader.next_entry().map_err(invalid)? {
+            self.entry(&header, &mut reader)?;
+        }
+        if !reader.is_ended() {
+            return Err(ErrorKind::InvalidArchive.error("the stream ended before its archive did"));
+        }
+        Ok(reader.into_inner())
+    }
+
     fn entry<R: Read>(&mut self, header: &Header, reader: &mut TarReader<R>) -> Result<()> {
         let path = self.checked(&header.path)?;
         let Some(name) = path.file_name() else {
@@ -274,9 +287,18 @@ impl Unpacker {
         fresh.place(name, path)
     }
 
-    /// Gives the directories what they are to be, the inner ones first.
-    fn finish(mut self) -> Result<Unpacked> {
-        for (path, header) in std::mem::take(&mut self.directories).into_iter().rev() {
+    /// Gives the directories what they are to be.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn finish(mut self) -> Result<Unpacked> {
+        self.settle_directories()?;
+        Ok(std::mem::take(&mut self.unpacked))
+    }
+
+    /// The inner ones first.
+    fn settle_directories(&mut self) -> Result<()> {
+        while let Some((path, header)) = self.directories.pop() {
             let fail = |error: Errno| failure(&path, &error.into());
             let parent = beneath(&self.root, path.parent().unwrap_or(Path::new(""))).map_err(fail)?;
             let Some(name) = path.file_name() else { continue };
@@ -285,7 +307,7 @@ impl Unpacker {
             self.attributes(&parent, name, &path, &header)?;
             self.settle(&directory, &header).map_err(fail)?;
         }
-        Ok(self.unpacked)
+        Ok(())
     }
 
     /// Whose an entry is to be, if that is not who makes it.
@@ -348,6 +370,13 @@ impl Unpacker {
         if self.unpacked.remarks.len() < MAX_REMARKS {
             self.unpacked.remarks.push(format!("{}: {what}", path.display()));
         }
+    }
+}
+
+/// What broke off may be gone on with, by whomever the directories belong to.
+impl Drop for Unpacker {
+    fn drop(&mut self) {
+        while self.settle_directories().is_err() {}
     }
 }
 

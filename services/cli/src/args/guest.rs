@@ -136,6 +136,9 @@ pub struct Cp {
     /// Whose files in the VM become, instead of root's; by its names or numbers
     #[arg(long, value_name = "USER[:GROUP]", conflicts_with = "archive")]
     pub chown: Option<String>,
+    /// Of a directory, leave out the files that are there already, by size, mode and time
+    #[arg(long)]
+    pub resume: bool,
     #[arg(value_name = "SRC", value_parser = OsStringValueParser::new().try_map(Place::parse))]
     pub source: Place,
     #[arg(value_name = "DEST", value_parser = OsStringValueParser::new().try_map(Place::parse))]

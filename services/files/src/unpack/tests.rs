@@ -6,6 +6,7 @@ use banger_core::tar;
 use tempfile::TempDir;
 
 use super::*;
+use crate::listing;
 use crate::pack::{Packer, Times, locate};
 
 /// An archive in the making.
@@ -297,7 +298,24 @@ fn a_tree_comes_out_as_it_went_in() {
     let (mut is, mut was) = (describe(&into), describe(&tree));
     assert!(is.remove(Path::new("")).is_some() && was.remove(Path::new("")).is_some());
     assert_eq!(is, was);
+    // What is there already is left out, but directories.
+    fs::write(into.join("sparse"), "changed").expect("writes");
+    fs::remove_file(into.join("long")).expect("removes");
+    let there = listing::collect(&target(&into).expect("opens")).expect("lists");
+    let mut archive = Vec::new();
+    let mut packer = Packer::new(&mut archive, Times::Nanoseconds).but(Path::new("copy"), there);
+    packer.add_tree(&at, &name, Path::new("copy")).expect("packs");
+    assert_eq!(packer.finish().expect("ends").entries, 2 + 5);
     fs::set_permissions(tree.join("empty"), fs::Permissions::from_mode(0o700)).expect("sets");
+}
+
+#[test]
+fn what_broke_off_leaves_directories_that_are_usable() {
+    let (_scene, inside) = scene();
+    let archive = Archive::default().directory("made").file("made/file", "whole").file("made/other", "half");
+    unpack_at(&inside, &archive.0[..archive.0.len() - 512], rules()).expect_err("breaks off");
+    let mode = fs::metadata(inside.join("made")).expect("stats").mode();
+    assert_eq!((mode & 0o7777, inside.join("made/file").exists()), (0o755, true));
 }
 
 /// Whatever the bytes are: no panic, and nothing outside.

@@ -3,6 +3,7 @@
 //! The files of the host are read and written here, with the caller's own rights; those of the VM by
 //! its agent. In between is a stream of tar, which leads straight into the guest.
 
+pub mod listed;
 mod meter;
 mod place;
 
@@ -12,14 +13,15 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use banger_api::files::{Copied, DIRECTORY, FILE, Stat};
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, Result};
+use banger_files::listing::{self, Entry};
 use banger_files::pack::{self, Packer, Times};
-use banger_files::unpack::{self, Owner, Rules};
+use banger_files::unpack::{self, Owner, Rules, Unpacker};
 use serde_json::json;
 use tokio::sync::oneshot;
 use zbus::Variant;
@@ -36,6 +38,11 @@ use place::{Landing, Source, There, landing, means_contents, means_directory};
 const BUFFER: usize = 256 << 10;
 
 pub async fn copy(context: &Context, arguments: Cp) -> Result<()> {
+    if arguments.resume && [&arguments.source, &arguments.destination].contains(&&Place::Stream) {
+        return Err(
+            ErrorKind::InvalidArgs.error("a stream cannot be resumed; copy the directory by its name")
+        );
+    }
     match (arguments.source.clone(), arguments.destination.clone()) {
         (Place::Host(source), Place::Guest { vm, path }) => {
             upload(context, &arguments, &source, &vm, &path).await
@@ -85,6 +92,10 @@ async fn upload(context: &Context, arguments: &Cp, source: &OsStr, vm: &str, pat
         .map_err(|error| error.context(vm))?;
     let (at, found) = pack::locate(from, follow).map_err(|error| banger_files::failure(from, &error))?;
 
+    let there = match arguments.resume && is_directory {
+        true => listed::list(context, vm, &directory.join(&name).to_string_lossy()).await?,
+        false => None,
+    };
     let directory = directory.to_string_lossy();
     let (id, stream) = sessions.open_write(vm, &directory, write_options(arguments)).await?;
     let (meter, stream) = (Meter::default(), OwnedFd::from(stream));
@@ -92,7 +103,8 @@ async fn upload(context: &Context, arguments: &Cp, source: &OsStr, vm: &str, pat
     let source = from.to_owned();
     let packing = on_thread(move || {
         let out = BufWriter::with_capacity(BUFFER, counted.on(File::from(stream.try_clone()?)));
-        let mut packer = Packer::new(out, Times::Nanoseconds);
+        let packer = Packer::new(out, Times::Nanoseconds);
+        let mut packer = packer.but(Path::new(&name), there.unwrap_or_default());
         let packed = packer.add_tree(&at, &found, Path::new(&name)).and_then(|()| packer.finish());
         let packed = packed.map_err(|error| pack::failure(&source, error))?;
         close_write(&stream);
@@ -153,6 +165,11 @@ async fn download(
     let is_directory = stat.kind == DIRECTORY;
     let Landing { directory, name } =
         landing(Source { path: OsStr::new(path), is_directory }, destination, there)?;
+    let owner = if arguments.archive { Owner::Archive } else { Owner::Caller };
+    let landed = directory.join(&name);
+    if arguments.resume && is_directory && landed.is_dir() {
+        return download_rest(context, vm, path, &landed, owner).await;
+    }
     let target = unpack::target(&directory)?;
     let shown = name.to_str().ok_or_else(|| {
         ErrorKind::InvalidArgs.error("the name of DEST is not UTF-8; copy into a directory instead")
@@ -161,7 +178,6 @@ async fn download(
         OptionsBuilder::new().set("name", Some(shown)).set("follow", follow.then_some(true)).build();
     let (id, stream) = sessions.open_read(vm, path, options).await?;
 
-    let owner = if arguments.archive { Owner::Archive } else { Owner::Caller };
     let prefix = (name != ".").then(|| name.as_bytes().to_vec());
     let rules = Rules { owner, devices: false, name: prefix };
     let meter = Meter::default();
@@ -173,6 +189,24 @@ async fn download(
         meter.show(context, &format!("copy from {vm}"), total, transfer.received(unpacking)).await?;
     remarks.extend(left);
     transfer.report((entries, bytes, remarks))
+}
+
+/// What is not there yet of a directory of a VM.
+async fn download_rest(context: &Context, vm: &str, path: &str, landed: &Path, owner: Owner) -> Result<()> {
+    let wanted = listed::list(context, vm, path).await?.unwrap_or_default();
+    let target = unpack::target(landed)?;
+    let there = listing::collect(&target).map_err(|error| pack::failure(landed, error))?;
+    let is_there =
+        |path: &PathBuf, entry: &Entry| there.get(path).is_some_and(|there| there.is_copy_of(entry));
+    let missing: Vec<_> =
+        wanted.into_iter().filter(|(path, entry)| !is_there(path, entry)).map(|(path, _)| path).collect();
+
+    let began = Instant::now();
+    let unpacker = Unpacker::new(target, Rules { owner, devices: false, name: None });
+    let (unpacker, mut remarks) = listed::read(context, vm, path, &missing, unpacker).await?;
+    let unpacked = unpacker.finish()?;
+    remarks.extend(unpacked.remarks);
+    report(context, began, (unpacked.entries, unpacked.bytes, remarks))
 }
 
 /// From a VM to standard output.
@@ -249,20 +283,25 @@ impl<'a> Transfer<'a> {
         copied.await.map_err(|error| error.context(self.vm))
     }
 
-    fn report(&self, (entries, bytes, remarks): Copied) -> Result<()> {
-        let output = &self.context.output;
-        let seconds = self.began.elapsed().as_secs_f64();
-        if output.json {
-            return output.value(&json!({
-                "entries": entries, "bytes": bytes, "remarks": remarks, "usec": (seconds * 1e6) as u64,
-            }));
-        }
-        remarks.iter().for_each(|remark| output.note(remark));
-        let rate = size((bytes as f64 / seconds.max(0.001)) as u64);
-        let files = if entries == 1 { "1 file".to_owned() } else { format!("{entries} files") };
-        output.note(&format!("{files}, {} in {seconds:.1}s ({rate}/s)", size(bytes)));
-        Ok(())
+    fn report(&self, copied: Copied) -> Result<()> {
+        report(self.context, self.began, copied)
     }
+}
+
+/// Says what was copied.
+fn report(context: &Context, began: Instant, (entries, bytes, remarks): Copied) -> Result<()> {
+    let output = &context.output;
+    let seconds = began.elapsed().as_secs_f64();
+    if output.json {
+        return output.value(&json!({
+            "entries": entries, "bytes": bytes, "remarks": remarks, "usec": (seconds * 1e6) as u64,
+        }));
+    }
+    remarks.iter().for_each(|remark| output.note(remark));
+    let rate = size((bytes as f64 / seconds.max(0.001)) as u64);
+    let files = if entries == 1 { "1 file".to_owned() } else { format!("{entries} files") };
+    output.note(&format!("{files}, {} in {seconds:.1}s ({rate}/s)", size(bytes)));
+    Ok(())
 }
 
 /// Does blocking work beside everything else. Not on the runtime's own threads: those it would wait

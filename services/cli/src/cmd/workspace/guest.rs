@@ -1,7 +1,7 @@
 //! The guest's side of a workspace: a directory that files are written to and read from.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::BufWriter;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -9,20 +9,15 @@ use std::path::{Path, PathBuf};
 use banger_api::files::DIRECTORY;
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, Result};
-use banger_files::listing::{self, Listing};
+use banger_files::listing::Listing;
 use banger_files::pack::{self, Packer, Times};
-use banger_files::unpack::{self, Owner, Rules};
-use zbus::Variant;
+use banger_files::unpack::{self, Owner, Rules, Unpacker};
 
-use super::record::MAX_ENTRIES;
 use crate::Context;
-use crate::cmd::copy::{Meter, Transfer, on_thread};
+use crate::cmd::copy::{Meter, Transfer, listed, on_thread};
 use crate::stream::close_write;
 
 const BUFFER: usize = 256 << 10;
-/// Paths of one call, and bytes of all.
-const PATHS: usize = 2048;
-const PATH_BYTES: usize = 256 << 10;
 
 /// A directory in a guest.
 pub trait Guest {
@@ -46,15 +41,7 @@ pub struct InVm<'a> {
 
 impl Guest for InVm<'_> {
     async fn list(&self) -> Result<Option<Listing>> {
-        let opened = self.context.bus.sessions().await?.open_list(self.vm, self.path).await;
-        let (id, stream) = match opened.map_err(Error::from) {
-            Err(error) if error.kind() == ErrorKind::NoSuchFile => return Ok(None),
-            opened => opened?,
-        };
-        let mut stream = BufReader::with_capacity(BUFFER, File::from(OwnedFd::from(stream)));
-        let reading = on_thread(move || listing::read(&mut stream, MAX_ENTRIES));
-        let (listing, _) = Transfer::new(self.context, self.vm, &id).received(reading).await?;
-        Ok(Some(listing))
+        listed::list(self.context, self.vm, self.path).await
     }
 
     async fn write(&self, files: Vec<(PathBuf, PathBuf)>) -> Result<u64> {
@@ -78,26 +65,14 @@ impl Guest for InVm<'_> {
     }
 
     async fn read(&self, paths: &[PathBuf], into: &Path) -> Result<()> {
-        for paths in chunks(paths) {
-            let only = paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect::<Vec<_>>();
-            let options = [("only", Variant::from(only))].into_iter().collect();
-            let opened = self.context.bus.sessions().await?.open_read(self.vm, self.path, options).await?;
-            let (id, stream) = opened;
-            let target = unpack::target(into)?;
-            let meter = Meter::default();
-            let from = BufReader::with_capacity(BUFFER, meter.on(File::from(OwnedFd::from(stream))));
-            let rules = Rules { owner: Owner::Caller, devices: false, name: None };
-            let unpacking = on_thread(move || unpack::unpack(from, target, rules).map(drop));
-            let transfer = Transfer::new(self.context, self.vm, &id);
-            meter
-                .show(self.context, &format!("read from {}", self.vm), 0, transfer.received(unpacking))
-                .await?;
-        }
-        Ok(())
+        let rules = Rules { owner: Owner::Caller, devices: false, name: None };
+        let unpacker = Unpacker::new(unpack::target(into)?, rules);
+        let (unpacker, _) = listed::read(self.context, self.vm, self.path, paths, unpacker).await?;
+        unpacker.finish().map(drop)
     }
 
     async fn remove(&self, paths: &[PathBuf]) -> Result<()> {
-        for paths in chunks(paths) {
+        for paths in listed::chunks(paths) {
             let paths: Vec<_> = paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
             self.context.bus.sessions().await?.remove_files(self.vm, self.path, &paths).await?;
         }
@@ -150,38 +125,4 @@ pub fn pack_files<W: std::io::Write>(
         }
     }
     packer.finish().map(drop).map_err(|error| pack::failure(prefix, error))
-}
-
-/// So many as one call takes.
-fn chunks(paths: &[PathBuf]) -> Vec<&[PathBuf]> {
-    let mut chunks = Vec::new();
-    let (mut begin, mut bytes) = (0, 0);
-    for (end, path) in paths.iter().enumerate() {
-        if end - begin == PATHS || (end > begin && bytes + path.as_os_str().len() > PATH_BYTES) {
-            chunks.push(&paths[begin..end]);
-            (begin, bytes) = (end, 0);
-        }
-        bytes += path.as_os_str().len();
-    }
-    if begin < paths.len() {
-        chunks.push(&paths[begin..]);
-    }
-    chunks
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_bounded_and_whole() {
-        let paths: Vec<_> =
-            (0..5000).map(|n| PathBuf::from(format!("{n}-{}", "x".repeat(n % 300)))).collect();
-        let chunks = chunks(&paths);
-        assert_eq!(chunks.concat(), paths);
-        for chunk in chunks {
-            let bytes: usize = chunk.iter().map(|path| path.as_os_str().len()).sum();
-            assert!(chunk.len() <= PATHS && bytes <= PATH_BYTES && !chunk.is_empty());
-        }
-    }
 }

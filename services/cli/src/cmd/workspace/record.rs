@@ -12,10 +12,8 @@ use banger_files::listing::{self, Listing};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::cmd::copy::listed::MAX_ENTRIES;
 use crate::dirs::directory;
-
-/// More is no listing of ours.
-pub const MAX_ENTRIES: usize = 1_000_000;
 
 /// How a workspace is made of a repository.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
