@@ -333,8 +333,14 @@ mod alone {
         let vm = Vm::running("t-session-lost", BUSYBOX);
         begin(&vm, "long", "echo kept; trap '' TERM; sleep 1000");
         eventually("it has begun", || logs(&vm, "long").ok() == "kept\n");
+        let last_words =
+            "trap 'echo closing; for i in 1 2 3; do usleep 100000; done; echo closed; exit' TERM";
+        begin(&vm, "orderly", &format!("{last_words}; echo up; while :; do usleep 100000; done"));
+        eventually("it has begun", || logs(&vm, "orderly").ok() == "up\n");
         banger(&["stop", vm.name()]).ok();
         session("wait", &[vm.name(), "long"]).failed(&["lost"]);
+        let said = logs(&vm, "orderly").ok();
+        assert!(said.contains("closing\n") && said.ends_with("closed\n"), "{said}");
         assert_eq!(state(&vm, "long"), "lost");
         assert_eq!(logs(&vm, "long").ok(), "kept\n");
         // Another guest of the VM has no such session.

@@ -71,12 +71,7 @@ fn address(text: &str) -> Option<SocketAddr> {
 /// The process that has each socket open; of several the eldest, which is who opened it.
 fn owners(sockets: &[Listening]) -> HashMap<u64, (u32, String)> {
     let mut owners = HashMap::new();
-    let mut pids: Vec<u32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| sys::pid(&entry.file_name()))
-        .collect();
+    let mut pids: Vec<u32> = sys::processes().collect();
     pids.sort_unstable();
     for pid in pids {
         // The process may have ended since.

@@ -107,8 +107,11 @@ async fn end_processes(is_init: bool, table: &Table) {
     for (signal, grace) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, Duration::from_secs(2))] {
         let _ = kill(everybody, signal);
         if signal == Signal::SIGTERM {
-            // Shells ignore SIGTERM, stopped processes cannot act on it.
-            let _ = kill(everybody, Signal::SIGHUP);
+            // Shells at a terminal ignore SIGTERM, stopped processes cannot act on it. To all others a hangup
+            // would be the end of what they do at SIGTERM.
+            for process in sys::processes().filter(|&process| process > 1 && has_terminal(process)) {
+                let _ = kill(Pid::from_raw(process as i32), Signal::SIGHUP);
+            }
             let _ = kill(everybody, Signal::SIGCONT);
         }
         let deadline = Instant::now() + grace;
@@ -117,6 +120,17 @@ async fn end_processes(is_init: bool, table: &Table) {
             sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Whether a process has a controlling terminal: proc(5), `tty_nr` of `stat`.
+fn has_terminal(process: u32) -> bool {
+    let stat = sys::read_bounded(format!("/proc/{process}/stat"), 4096).unwrap_or_default();
+    terminal(&String::from_utf8_lossy(&stat)).is_some_and(|number| number != 0)
+}
+
+/// The name of the program, in parentheses, may have any others in it.
+fn terminal(stat: &str) -> Option<i32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(4)?.parse().ok()
 }
 
 /// Writes everything to disk and ends the machine at once.
@@ -133,4 +147,17 @@ pub fn cut(disks: Option<&Disks>, power_off: PowerOff) -> ! {
     let _ = reboot(mode);
     // Not reached by root. The end of PID 1 is a kernel panic, and that a reset (panic=-1).
     std::process::exit(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_told() {
+        assert_eq!(terminal("7 (a) b) S 1 7 7 34816 7 4194560 1"), Some(34816));
+        assert_eq!(terminal("7 (sh) S 1 7 7 0 -1 4194560 1"), Some(0));
+        assert_eq!(terminal("7 (sh) S"), None);
+        assert_eq!(terminal(""), None);
+    }
 }

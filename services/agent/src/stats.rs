@@ -1,7 +1,5 @@
 //! The guest's figures, from the files of proc(5).
 
-use std::fs;
-
 use banger_api::agent::{DiskCounters, Filesystem, NetworkCounters, Stats};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{SysconfVar, sysconf};
@@ -18,7 +16,7 @@ pub fn collect(disks: &Disks) -> Stats {
     let mut stats = Stats {
         load: load(&read("/proc/loadavg")),
         uptime_usec: uptime_usec(),
-        processes: processes(),
+        processes: sys::processes().count() as u32,
         filesystems: disks.mounted().into_iter().filter_map(filesystem).collect(),
         disks: disk_counters(&read("/proc/diskstats")),
         networks: network_counters(&read("/proc/net/dev")),
@@ -45,11 +43,6 @@ pub fn memory_total() -> u64 {
 
 pub fn uptime_usec() -> u64 {
     sys::uptime().as_micros() as u64
-}
-
-fn processes() -> u32 {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter(|entry| sys::pid(&entry.file_name()).is_some()).count() as u32
 }
 
 fn filesystem((mount_point, device): (String, String)) -> Option<Filesystem> {

@@ -167,6 +167,12 @@ pub fn pid(name: &std::ffi::OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
 }
 
+/// The ids of all processes, in no order.
+pub fn processes() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| pid(&entry.file_name()))
+}
+
 /// Bytes from hexadecimal digits.
 pub fn from_hex(digits: &str) -> Option<Vec<u8>> {
     if !digits.len().is_multiple_of(2) || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {

@@ -384,6 +384,8 @@ impl Drop for Unpacker {
 struct Fresh<'a> {
     parent: &'a OwnedFd,
     name: String,
+    /// Whether there is nothing of ours under that name, so nothing to remove.
+    settled: bool,
 }
 
 impl<'a> Fresh<'a> {
@@ -394,15 +396,11 @@ impl<'a> Fresh<'a> {
     ) -> Result<(Self, T)> {
         // Others may be unpacking here, too.
         for number in 0..10_000 {
-            let fresh = Self { parent, name: format!(".banger-{}-{number}.part", std::process::id()) };
-            match make(OsStr::new(&fresh.name)) {
-                Ok(made) => return Ok((fresh, made)),
-                Err(error) => {
-                    std::mem::forget(fresh);
-                    if error != Errno::EEXIST {
-                        return Err(failure(path, &error.into()));
-                    }
-                }
+            let name = format!(".banger-{}-{number}.part", std::process::id());
+            match make(OsStr::new(&name)) {
+                Ok(made) => return Ok((Self { parent, name, settled: false }, made)),
+                Err(Errno::EEXIST) => {}
+                Err(error) => return Err(failure(path, &error.into())),
             }
         }
         Err(failure(path, &Errno::EEXIST.into()))
@@ -412,9 +410,9 @@ impl<'a> Fresh<'a> {
         OsStr::new(&self.name)
     }
 
-    fn place(self, name: &OsStr, path: &Path) -> Result<()> {
+    fn place(mut self, name: &OsStr, path: &Path) -> Result<()> {
         self.rename(name, path)?;
-        std::mem::forget(self);
+        self.settled = true;
         Ok(())
     }
 
@@ -425,7 +423,9 @@ impl<'a> Fresh<'a> {
 
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
-        let _ = unlinkat(self.parent, self.name(), UnlinkatFlags::NoRemoveDir);
+        if !self.settled {
+            let _ = unlinkat(self.parent, self.name(), UnlinkatFlags::NoRemoveDir);
+        }
     }
 }
 
