@@ -215,6 +215,7 @@ bench:
 	tests/lab/sh $(CURDIR)/tests/bench/pull
 	tests/lab/sh $(CURDIR)/tests/bench/network
 	tests/lab/sh $(CURDIR)/tests/bench/ssh
+	tests/lab/sh $(CURDIR)/tests/bench/sessions
 	$(IN_LAB) $(CARGO) test --locked -p banger-tests --test figures
 
 # What strangers give us, with libFuzzer: for cargo-fuzz and a nightly Rust.
