@@ -11,7 +11,6 @@
 //! - [`idle`]: when to leave
 
 mod activation;
-pub mod config;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
 pub mod gate;

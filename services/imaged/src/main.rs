@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         access: banger_api::image::ACCESS,
     };
     banger_daemon::run(spec, |context| async move {
-        let config: Config = banger_daemon::config::load("imaged")?;
+        let config: Config = banger_config::load("imaged")?;
         let settings = Settings {
             state_dir: context.state_dir.clone(),
             agent: config.agent,

@@ -34,7 +34,7 @@ pub fn run(directory: &Path) -> ExitCode {
 }
 
 fn generate(directory: &Path) -> Result<()> {
-    let config: Config = banger_daemon::config::load("netd")?;
+    let config: Config = banger_config::load("netd")?;
     let Some(text) = drop_in(&config) else { return Ok(()) };
     let path = directory.join(DROP_IN);
     let written = std::fs::create_dir_all(path.parent().unwrap_or(directory))

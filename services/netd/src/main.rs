@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         access: banger_api::network::ACCESS,
     };
     banger_daemon::run(spec, |context| async move {
-        let config: Arc<Config> = Arc::new(banger_daemon::config::load("netd")?);
+        let config: Arc<Config> = Arc::new(banger_config::load("netd")?);
         let store = Store::open(&context.state_dir.join("netd.db"), store::MIGRATIONS)?;
         let gateway = plan::gateway(config.range);
         let prefix6 = leases::prefix6(&config, &store).await?;

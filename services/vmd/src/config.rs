@@ -96,7 +96,7 @@ impl Config {
     /// # Errors
     /// `InvalidArgs` naming the file, the line and what is wrong there.
     pub fn load() -> Result<Self> {
-        banger_daemon::config::load("vmd")
+        banger_config::load("vmd")
     }
 }
 

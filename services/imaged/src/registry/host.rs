@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use banger_daemon::config;
 use reqwest::{Certificate, Identity};
 
 use super::places::{Owner, Registries, Source};
@@ -47,7 +46,7 @@ impl Host {
     pub fn below(root: &Path) -> Self {
         let place = |path: &str| root.join(path.trim_start_matches('/'));
         Self {
-            own: config::DIRECTORIES.map(place).into(),
+            own: banger_config::DIRECTORIES.map(place).into(),
             containers: place("/etc/containers"),
             docker: place("/etc/docker"),
             credentials: None,
@@ -60,8 +59,8 @@ impl Host {
     /// If the configuration makes no sense, or forbids it.
     pub fn sources(&self, reference: &Reference) -> Result<Vec<Source>> {
         let own: Vec<&Path> = self.own.iter().map(PathBuf::as_path).collect();
-        let theirs = config::files(&[&self.containers], "registries")?;
-        let own = config::files(&own, "registries")?;
+        let theirs = banger_config::files(&[&self.containers], "registries")?;
+        let own = banger_config::files(&own, "registries")?;
         let theirs = theirs.into_iter().map(|path| (path, Owner::Containers));
         let mut registries = Registries::default();
         for (path, owner) in theirs.chain(own.into_iter().map(|path| (path, Owner::Banger))) {

@@ -120,11 +120,7 @@ pub fn read(path: &Path) -> banger_api::Result<Build> {
 }
 
 fn parse(path: &Path, text: &str) -> banger_api::Result<Build> {
-    let refuse = |position: usize, message: &str| {
-        let line = text.get(..position).unwrap_or_default().matches('\n').count() + 1;
-        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-        ErrorKind::InvalidArgs.error(format!("{}:{line}: {message}", path.display()))
-    };
+    let refuse = |position: usize, message: &str| banger_config::refusal(path, text, position, message);
     let document: Document = toml::from_str(text)
         .map_err(|error| refuse(error.span().map_or(0, |span| span.start), error.message()))?;
     if document.base.is_empty() {

@@ -28,7 +28,11 @@ pub fn load<T: DeserializeOwned>(name: &str) -> Result<T> {
     load_from(&DIRECTORIES.map(Path::new), name)
 }
 
-fn load_from<T: DeserializeOwned>(directories: &[&Path], name: &str) -> Result<T> {
+/// The same from other directories, from the weakest to the strongest.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_from<T: DeserializeOwned>(directories: &[&Path], name: &str) -> Result<T> {
     let mut merged = Table::new();
     for path in files(directories, name)? {
         match std::fs::read_to_string(&path) {
@@ -86,13 +90,17 @@ fn merge(table: &mut Table, stronger: Table) {
 /// The keys of one file, each of which `T` takes.
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Table> {
     let refuse = |error: toml::de::Error| {
-        let position = error.span().map_or(0, |span| span.start);
-        let line = text.get(..position).unwrap_or_default().matches('\n').count() + 1;
-        let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-        ErrorKind::InvalidArgs.error(format!("{}:{line}: {message}", path.display()))
+        refusal(path, text, error.span().map_or(0, |span| span.start), error.message())
     };
     toml::from_str::<T>(text).map_err(refuse)?;
     toml::from_str(text).map_err(refuse)
+}
+
+/// What is said of a mistake at a byte of a file's text: `FILE:LINE: MESSAGE`.
+pub fn refusal(path: &Path, text: &str, position: usize, message: &str) -> Error {
+    let line = text.get(..position).unwrap_or_default().matches('\n').count() + 1;
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    ErrorKind::InvalidArgs.error(format!("{}:{line}: {message}", path.display()))
 }
 
 #[cfg(test)]
