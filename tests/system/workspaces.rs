@@ -112,6 +112,8 @@ fn a_repository_goes_in_and_what_changed_comes_out() {
     // The guest's commits are still there: nothing had to be sent in their place.
     assert_eq!(vm.sh("cd /workspace; git log -1 --format=%s").ok(), "committed\n");
 
+    tools_are_got(&vm, &at);
+
     // Who may use the VM may do so with a repository of their own, and has no part in others'.
     let script = "set -e; cd $(mktemp -d); git init -q; git config user.name A; git config user.email a@a; echo 1 >f; git add f
         git commit -qm f; banger workspace prepare t-ws --to /home/alice/src --mode shallow --chown 1000:1000
@@ -128,29 +130,139 @@ fn a_repository_goes_in_and_what_changed_comes_out() {
     );
 }
 
+/// Programs of shell scripts and an agent, as an admin might add them.
+const TABLE: &str = r#"
+[tools.t-greet]
+files = ["t-greet"]
+commands = ["t-greet"]
+install = """
+printf '#!/bin/sh\necho hello from $1\n' >/bin/t-greet
+chmod 755 /bin/t-greet
+id -u"""
+run = """
+mkdir -p target; t-greet $PWD >target/greeting
+id -u
+! grep bad t-greet"""
+path = ["t-tools"]
+
+[tools.t-lost]
+files = ["t-*"]
+commands = ["t-no-such-program"]
+packages = { apt-get = ["t-no-such-package"] }
+
+[presets.t-agent]
+needs = ["t-greet"]
+command = ["sh", "-c", "pwd; cat src/3; t-greet preset; t-tool; echo $T_KEY $T_MODE; cat ~/.t-agent/key; stat -c %a ~/.t-agent/key ~/.t-agent; ls -a ~ | grep t-link; echo made >made; exit 7"]
+files = [".t-agent", ".t-link", ".t-none"]
+environment = ["T_KEY", "T_MODE=on"]
+"#;
+
+/// Lets all know of [`TABLE`]: what its files are called, no other test's are.
+fn write_table() {
+    fs::create_dir_all("/etc/banger/workspace.conf.d").expect("creates");
+    let path = format!("/etc/banger/workspace.conf.d/t-{}.conf", std::process::id());
+    fs::write(&path, TABLE).expect("writes");
+    fs::rename(path, "/etc/banger/workspace.conf.d/t-table.conf").expect("renames");
+}
+
+/// What the files of a repository ask for, its second workspace.
+fn tools_are_got(vm: &Vm, at: &str) {
+    write_table();
+    let repo = format!("{at}/repo");
+    sh(&format!("cd {repo}; echo good >t-greet; mkdir -p {at}/config/banger")).ok();
+    let run = |arguments: &str| sh(&format!("banger workspace prepare t-ws {repo} {arguments}"));
+    let greeting = || vm.sh("cat /workspace/target/greeting; rm /workspace/target/greeting").text();
+    let row = |rows: &serde_json::Value, tool: &str, key: &str| -> serde_json::Value {
+        let rows = rows.as_array().expect("rows");
+        rows.iter().find(|row| row["tool"] == tool).unwrap_or_else(|| panic!("no {tool}: {rows:?}"))[key]
+            .clone()
+    };
+
+    let plan = json(&["workspace", "plan", "t-ws", &repo]);
+    assert_eq!(
+        (row(&plan, "t-greet", "because"), row(&plan, "t-greet", "done")),
+        ("t-greet".into(), false.into())
+    );
+    let problem = row(&plan, "t-lost", "problem");
+    assert!(problem.as_str().is_some_and(|text| text.contains("no package manager")), "{plan}");
+    vm.sh("command -v t-greet").failed(&[]);
+
+    // Shown first, done as a session, and kept.
+    let done = run("");
+    assert_eq!(done.status, 0, "{done}");
+    let place = |words: &str| done.stderr.find(words).unwrap_or_else(|| panic!("{words}: {done}"));
+    assert!(place("not done: t-lost is missing") < place("==> step 1 of 2: t-greet: printf"), "{done}");
+    assert_eq!(greeting(), "hello from /workspace\n");
+    let log = banger(&["session", "logs", "t-ws", "bootstrap"]).ok();
+    assert!(log.starts_with("==> step 1 of 2: t-greet: printf") && log.ends_with("\n0\n"), "{log}");
+    let listed = banger_tests::Way::Bus.call(SESSIOND, "ListSessions", &[]).ok();
+    assert!(listed.contains("\"t-ws\" \"bootstrap\" \"exited\""), "{listed}");
+
+    // Not again, unless it is asked for or something has changed.
+    let again = json(&["workspace", "prepare", "t-ws", &repo]);
+    assert_eq!(row(&again["bootstrap"], "t-greet", "done"), true, "{again}");
+    assert_eq!(greeting(), "");
+    run("--bootstrap --chown 0:0 --quiet").ok();
+    assert_eq!(greeting(), "hello from /workspace\n");
+
+    // One that fails says which step, is done again, and can be left out: here, by oneself, or for ever.
+    sh(&format!("echo bad >{repo}/t-greet")).ok();
+    let failed = run("");
+    assert_eq!(failed.status, 6, "{failed}");
+    failed.refused(&[
+        "step 1 of 1 (t-greet: mkdir -p target",
+        "banger session logs t-ws bootstrap",
+        "--no-bootstrap",
+    ]);
+    assert_eq!(run("").status, 6);
+    run("--no-bootstrap").ok();
+    let config = |text: &str| {
+        fs::write(format!("{at}/config/banger/workspace.conf"), text).expect("writes");
+        sh(&format!("XDG_CONFIG_HOME={at}/config banger workspace prepare t-ws {repo}"))
+    };
+    config("bootstrap = false\n").ok();
+    let refused = config("\n[tools.x]\nfile = []\n");
+    assert_eq!(refused.status, 2, "{refused}");
+    refused.refused(&["workspace.conf:3: unknown field `file`"]);
+    vm.sh("rm /workspace/target/greeting").ok();
+    sh(&format!("echo better >{repo}/t-greet")).ok();
+    run("").ok();
+    assert_eq!(greeting(), "hello from /workspace\n");
+
+    // Where nothing is to be fetched from, nothing is tried.
+    banger(&["set", "t-ws", "--egress", "closed"]).ok();
+    sh(&format!("echo best >{repo}/t-greet")).ok();
+    let done = run("");
+    assert!(done.status == 0 && done.stderr.contains("not let beyond the host"), "{done}");
+    sh(&format!("rm {repo}/t-greet")).ok();
+    run("").ok();
+}
+
 #[test]
 fn a_command_runs_in_a_repository() {
     let (_scratch, at) = repository();
+    write_table();
     let (repo, patch) = (format!("{at}/repo"), format!("{at}/patch"));
-    let done = banger(&[
-        "run",
-        "--rm",
-        "--name",
-        "t-ws-run",
-        "--workspace",
-        &repo,
-        "--patch",
-        &patch,
-        BUSYBOX,
-        "--",
-        "sh",
-        "-c",
-        "pwd; cat src/3; echo made >made; exit 7",
-    ]);
-    assert_eq!((done.status, done.text().as_str()), (7, "/workspace\n3\nunstaged\n"), "{done}");
-    assert!(done.stderr.contains("made | 1 +"), "{done}");
+    sh(&format!(
+        "set -e; umask 022; mkdir -p {repo}/t-tools {at}/home/.t-agent; cd {repo}; echo good >t-greet
+         printf '#!/bin/sh\necho tool\n' >t-tools/t-tool; chmod 755 t-tools/t-tool
+         cd {at}/home; echo secret >.t-agent/key; chmod 600 .t-agent/key; chmod 700 .t-agent; ln -s {repo} .t-link"
+    ))
+    .ok();
+    let done = sh(&format!(
+        "HOME={at}/home T_KEY=key banger run --rm --name t-ws-run --workspace {repo} --patch {patch} --preset t-agent {BUSYBOX} </dev/null"
+    ));
+    let said = "/workspace\n3\nunstaged\nhello from preset\ntool\nkey on\nsecret\n600\n700\n";
+    assert_eq!((done.status, done.text().as_str()), (7, said), "{done}");
+    for words in ["~/.t-link is left out", "==> step 2 of 2: t-greet: mkdir -p target", "made | 1 +"] {
+        assert!(done.stderr.contains(words), "{words}: {done}");
+    }
     assert!(fs::read_to_string(&patch).expect("reads").ends_with("+made\n"));
     assert!(!Path::new(&repo).join("made").exists());
+    let refused = banger(&["run", "--workspace", &repo, "--preset", "t-no-such", BUSYBOX]);
+    assert_eq!(refused.status, 125, "{refused}");
+    refused.refused(&["t-no-such", "t-agent"]);
+    assert!(banger(&["workspace", "presets"]).ok().contains("~/.t-agent ~/.t-link"));
     assert_eq!(sh(&format!("cd {repo}; git for-each-ref refs/banger")).ok(), "");
     let done = banger(&["run", "--rm", "--name", "t-ws-none", "--workspace", &at, BUSYBOX, "true"]);
     assert_eq!(done.status, 125, "{done}");

@@ -152,6 +152,8 @@ kinds! {
     NoSuchWorkspace = "org.banger.Error.NoSuchWorkspace";
     /// The directory is no git repository that a workspace can be made of, or git cannot read it.
     RepositoryUnusable = "org.banger.Error.RepositoryUnusable";
+    /// A step of what a workspace's repository asks for failed in the VM.
+    BootstrapFailed = "org.banger.Error.BootstrapFailed";
     CommandNotFound = "org.banger.Error.CommandNotFound";
     NotExecutable = "org.banger.Error.NotExecutable";
 }

@@ -13,6 +13,14 @@ pub fn directory(variable: &str, below_home: &str) -> Result<PathBuf> {
     named.ok_or_else(|| ErrorKind::NotReady.error(format!("neither {variable} nor HOME is set")))
 }
 
+/// The user's home.
+///
+/// # Errors
+/// `NotReady` without one.
+pub fn home() -> Result<PathBuf> {
+    absolute("HOME").ok_or_else(|| ErrorKind::NotReady.error("HOME is not set"))
+}
+
 /// What does not begin with `/` is to be ignored, says the specification.
 fn absolute(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())

@@ -11,7 +11,7 @@ Exit status:
   3    there is no such VM, image, kernel, …
   4    not allowed
   5    a service of banger cannot be reached
-  6    a step of banger image build failed
+  6    a step of banger image build, or of a workspace's bootstrap, failed
   130  interrupted: the work was canceled
 
 run, exec, shell and session attach and wait exit as the command in the guest did, with 128 + N if signal N ended it. What
@@ -29,7 +29,7 @@ const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 const DENIED: u8 = 4;
 const UNAVAILABLE: u8 = 5;
-/// Of a build.
+/// Of a build, or a bootstrap.
 pub const STEP_FAILED: u8 = 6;
 const BEFORE_COMMAND: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -58,6 +58,7 @@ pub fn code(error: &Error, guest_command: bool) -> u8 {
         | ErrorKind::NoSuchWorkspace => NOT_FOUND,
         ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired => DENIED,
         ErrorKind::ServiceUnavailable => UNAVAILABLE,
+        ErrorKind::BootstrapFailed => STEP_FAILED,
         _ => FAILURE,
     }
 }

@@ -7,6 +7,7 @@
 //! - [`credentials`]: of registries, which only the user can read
 //! - [`job`]: progress of long work, and Ctrl-C
 //! - [`stream`], [`terminal`]: the bytes of commands in guests
+//! - [`lines`]: their output line by line
 //! - [`dirs`]: where files of the user's are
 //! - [`exit`]: exit codes
 
@@ -18,6 +19,7 @@ mod detach;
 mod dirs;
 mod exit;
 mod job;
+mod lines;
 mod output;
 mod patience;
 mod stream;

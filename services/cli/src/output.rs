@@ -109,6 +109,18 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// The first line of a text, or as much of it as fits beside other things.
+pub fn headline(text: &str) -> String {
+    const LENGTH: usize = 60;
+    let text = text.trim();
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(LENGTH) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None if line.len() < text.len() => format!("{line} …"),
+        None => line.to_owned(),
+    }
+}
+
 /// Nested keys with dots; units that the keys name are put in words.
 fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
     let key = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
@@ -224,6 +236,13 @@ mod tests {
     fn columns_line_up_and_lines_do_not_trail() {
         let rows = [vec!["a".into(), "running".into()], vec!["longer".into(), String::new()]];
         assert_eq!(table(&["NAME", "STATE"], &rows), "NAME     STATE\na        running\nlonger\n");
+    }
+
+    #[test]
+    fn headlines_are_short() {
+        assert_eq!(headline("\nmake\nmake install\n"), "make …");
+        assert_eq!(headline("true\n"), "true");
+        assert_eq!(headline(&"ä".repeat(99)).chars().count(), 61);
     }
 
     #[test]

@@ -15,7 +15,8 @@ Without COMMAND: a shell if this is a terminal; else the image's own command, if
 with -d.
 The image is pulled if it is not there, and the host's own kernel imported if there is none.
 When COMMAND has ended the VM is stopped, or deleted with --rm. With --workspace it is first shown on standard error what
-COMMAND changed in the repository's files; `--patch` keeps it.")]
+COMMAND changed in the repository's files; `--patch` keeps it. What the repository needs is got before COMMAND; see
+`banger workspace prepare --help`. With --preset, COMMAND is the coding agent unless there is another.")]
 pub struct Run {
     /// Name of the VM; a readable one is made up without it
     #[arg(long)]
@@ -45,6 +46,8 @@ pub struct Run {
     )]
     pub patch: Option<PathBuf>,
     #[command(flatten)]
+    pub bootstrap: Bootstrap,
+    #[command(flatten)]
     pub machine: Machine,
     #[command(flatten)]
     pub process: Process,
@@ -53,6 +56,27 @@ pub struct Run {
     /// Command and arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// What a repository needs to be worked on.
+#[derive(Debug, Default, Args)]
+pub struct Bootstrap {
+    /// Get the tools that the repository asks for, also those that were got before
+    #[arg(long, conflicts_with = "no_bootstrap", help_heading = "Workspace")]
+    pub bootstrap: bool,
+    /// Get no tools
+    #[arg(long, help_heading = "Workspace")]
+    pub no_bootstrap: bool,
+    /// Get a coding agent, and your files of it, too; `banger workspace presets` lists them
+    #[arg(long, value_name = "NAME", help_heading = "Workspace")]
+    pub preset: Option<String>,
+}
+
+impl Bootstrap {
+    /// Whether anything of it was asked for.
+    pub fn is_given(&self) -> bool {
+        self.bootstrap || self.no_bootstrap || self.preset.is_some()
+    }
 }
 
 /// How a command runs in a guest.
@@ -151,6 +175,12 @@ pub enum Workspace {
     Prepare(WorkspacePrepare),
     /// Get what changed in a VM since it was prepared, as a patch
     Export(WorkspaceExport),
+    /// Show what prepare would get and run for a repository, without doing it
+    Plan(WorkspacePlan),
+    /// List the files that ask for tools
+    Tools,
+    /// List coding agents that VMs can get
+    Presets,
     /// Forget what was prepared in a VM; its files stay
     Forget { vm: String },
 }
@@ -164,7 +194,12 @@ sent, and what is gone is removed. git runs on the host alone; the VM needs none
 Files that were changed in the VM meanwhile are not overwritten without --force, unless they are what the host now has;
 ignored ones, such as a build's results, are left alone.
 
-What was sent is remembered in ~/.local/state/banger/workspaces, and in the repository as the commit refs/banger/VM.")]
+What was sent is remembered in ~/.local/state/banger/workspaces, and in the repository as the commit refs/banger/VM.
+
+Then the VM gets what the repository asks for by its files, such as Cargo.toml or package.json: programs, as packages of the VM's
+system, and what is run in the repository, such as `npm ci`. What that will be is shown first; it runs as the session \"bootstrap\" of
+the VM, whose log is kept. Where a step fails the next prepare goes on; what is done is not done again until it
+changes. `banger workspace tools` lists what asks for what, and workspace.conf says it; `bootstrap = false` there has it left out.")]
 pub struct WorkspacePrepare {
     /// What of the repository the VM gets
     #[arg(long, value_enum, default_value_t)]
@@ -187,6 +222,25 @@ pub struct WorkspacePrepare {
     /// Whose files in the VM become, instead of root's; by its names or numbers
     #[arg(long, value_name = "USER[:GROUP]")]
     pub chown: Option<String>,
+    #[command(flatten)]
+    pub bootstrap: Bootstrap,
+    pub vm: String,
+    /// Where in the repository
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkspacePlan {
+    /// Where the workspace is in the VM, or will be
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    pub to: String,
+    /// Whose its files are, if not root's
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub chown: Option<String>,
+    /// With what this coding agent needs
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
     pub vm: String,
     /// Where in the repository
     #[arg(default_value = ".", value_name = "DIR")]

@@ -12,8 +12,8 @@ use banger_core::forward::{Forward, Listen};
 use clap::{Args, Parser, Subcommand};
 
 pub use guest::{
-    Cp, Exec, Process, Run, Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Settings, Shell,
-    SshConfig, Which, Workspace, WorkspaceExport, WorkspacePrepare,
+    Bootstrap, Cp, Exec, Process, Run, Session, SessionAttach, SessionLogs, SessionSend, SessionStart,
+    Settings, Shell, SshConfig, Which, Workspace, WorkspaceExport, WorkspacePlan, WorkspacePrepare,
 };
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};

@@ -7,6 +7,7 @@ mod image;
 mod kernel;
 mod named;
 mod network;
+mod packages;
 mod plot;
 mod run;
 mod session;
@@ -77,6 +78,11 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         }
     }
     Ok(SUCCESS)
+}
+
+/// Bytes as text, such as those of a digest.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How many calls are under way at a time. The bus refuses a client the 129th.

@@ -12,13 +12,14 @@ use banger_api::{Error, ErrorKind, Result};
 use banger_core::spool::{Parser, STDERR};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use zbus::Variant;
 
 use super::session::{Event, Signals, environment, outcome, wait};
 use crate::Context;
 use crate::args::{Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Which};
 use crate::detach::{self, Typed};
 use crate::exit::{SUCCESS, Status};
-use crate::output::{ago, or_dash, utc};
+use crate::output::{ago, headline, or_dash, utc};
 use crate::terminal::{self, RawMode};
 use crate::{patience, stream};
 
@@ -122,7 +123,7 @@ async fn list(context: &Context, of: Option<&str>) -> Result<()> {
             row.id.clone(),
             row.state.clone(),
             ago(row.started_usec),
-            or_dash(&row.command.join(" ")),
+            or_dash(&headline(&row.command.join(" "))),
         ]
     })
 }
@@ -185,11 +186,7 @@ async fn logs(context: &Context, arguments: SessionLogs) -> Result<()> {
         .build();
     let mut from = 0;
     loop {
-        let part = patience::ask(async || {
-            let sessions = context.bus.sessions().await?;
-            Ok(sessions.read_log(&session.vm, &session.name, from, options.clone()).await?)
-        });
-        let (records, next, end) = part.await?;
+        let (records, next, end) = read_part(context, &session, from, &options).await?;
         let left_out = [options.remove("since"), options.remove("tail")];
         if left_out.iter().any(Option::is_some) {
             // What somebody asked to leave out is not lost.
@@ -205,6 +202,34 @@ async fn logs(context: &Context, arguments: SessionLogs) -> Result<()> {
         }
         from = next;
     }
+}
+
+/// Reads all that a session puts out, until it has ended.
+pub async fn follow(context: &Context, session: &Which, mut take: impl FnMut(LogRecord)) -> Result<()> {
+    let options = OptionsBuilder::new().set("wait", Some(true)).build();
+    let mut from = 0;
+    loop {
+        let (records, next, end) = read_part(context, session, from, &options).await?;
+        records.into_iter().for_each(&mut take);
+        if end {
+            return Ok(());
+        }
+        from = next;
+    }
+}
+
+/// Records of a log from an offset on, the offset after them, and whether that is the end of all.
+async fn read_part(
+    context: &Context,
+    session: &Which,
+    from: u64,
+    options: &HashMap<&str, Variant<'_>>,
+) -> Result<(Vec<LogRecord>, u64, bool)> {
+    patience::ask(async || {
+        let sessions = context.bus.sessions().await?;
+        Ok(sessions.read_log(&session.vm, &session.name, from, options.clone()).await?)
+    })
+    .await
 }
 
 /// Puts records where they belong.

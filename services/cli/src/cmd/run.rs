@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use banger_api::image::ImageProxy;
 use banger_api::{ErrorKind, IMAGED, Result};
 
+use super::workspace::Tooling;
 use super::{image as images, kernel, session, vm, workspace};
 use crate::Context;
-use crate::args::{Pull, Run, WorkspacePrepare};
+use crate::args::{Bootstrap, Process, Pull, Run, WorkspacePrepare};
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
 use crate::output::table;
@@ -16,6 +17,12 @@ use crate::terminal;
 pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
     let begun = Instant::now();
     let mut timings = Timings::default();
+    if arguments.workspace.is_none() && arguments.bootstrap.is_given() {
+        return Err(ErrorKind::InvalidArgs.error(
+            "--bootstrap, --no-bootstrap and --preset are about a workspace; give one with --workspace DIR",
+        ));
+    }
+    let tooling = Tooling::load(&arguments.bootstrap)?;
     for ended in provide(context, &arguments.image, arguments.machine.kernel.is_none()).await? {
         timings.stages(&ended);
     }
@@ -38,7 +45,7 @@ pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
         }
     }
 
-    let code = match prepare_workspace(context, &mut arguments, &name, &mut timings).await {
+    let code = match prepare_workspace(context, &mut arguments, &tooling, &name, &mut timings).await {
         Ok(()) => inside(context, &arguments, &name, &mut timings).await,
         Err(error) => {
             if arguments.rm {
@@ -60,10 +67,11 @@ pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
     code
 }
 
-/// Makes the repository of the host the directory that the command runs in.
+/// Makes the repository of the host the directory that the command runs in, with what both need.
 async fn prepare_workspace(
     context: &Context,
     arguments: &mut Run,
+    tooling: &Tooling,
     name: &str,
     timings: &mut Timings,
 ) -> Result<()> {
@@ -77,12 +85,27 @@ async fn prepare_workspace(
         from: None,
         force: false,
         chown: arguments.process.settings.user.clone(),
+        bootstrap: Bootstrap::default(),
         vm: name.to_owned(),
         directory: directory.clone(),
     };
-    workspace::prepare_in(context, &wanted).await?;
+    let mut ready = workspace::prepare_in(context, &wanted).await?;
     timings.add("prepare workspace", started.elapsed());
-    arguments.process.settings.workdir.get_or_insert(wanted.to);
+
+    let started = Instant::now();
+    ready.bootstrap(context, tooling, &wanted).await?;
+    let Process { tty, no_stdin, settings, .. } = &mut arguments.process;
+    let path = ready.equip(context, tooling, &wanted, settings.user.as_deref()).await?;
+    timings.add("bootstrap", started.elapsed());
+    // What the caller says comes last, and wins.
+    let environment = path.map(|path| format!("PATH={path}")).into_iter();
+    let environment = environment.chain(tooling.environment().iter().cloned());
+    settings.env.splice(..0, environment);
+    settings.workdir.get_or_insert(wanted.to);
+    if arguments.command.is_empty() && !tooling.command().is_empty() {
+        arguments.command = tooling.command().to_vec();
+        *tty |= !*no_stdin && terminal::is_interactive();
+    }
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use banger_core::tar::{self, Header, Kind};
 use sha2::{Digest, Sha256};
 
 use super::file::Copy;
-use super::plan::hex;
+use crate::cmd::hex;
 
 /// 1980-01-01: zip knows no earlier time.
 const MTIME: i64 = 315_532_800;

@@ -8,6 +8,8 @@ use banger_core::units::parse_size;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
+use crate::cmd::packages::is_name as is_package;
+
 /// One script. The kernel takes no longer argument (`MAX_ARG_STRLEN`).
 const MAX_SCRIPT: usize = 128 << 10;
 /// What scripts are given to unless they say otherwise.
@@ -179,12 +181,7 @@ fn packages(names: Vec<String>) -> Result<Step, String> {
     if names.is_empty() {
         return Err("packages names none".into());
     }
-    // What begins with a dash would be an option of the package manager.
-    let is_name = |name: &str| {
-        name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.bytes().all(|byte| byte.is_ascii_graphic())
-    };
-    match names.iter().find(|name| !is_name(name)) {
+    match names.iter().find(|name| !is_package(name)) {
         Some(bad) => Err(format!("{bad:?} is not the name of a package")),
         None => Ok(Step::Packages(names)),
     }

@@ -23,6 +23,7 @@ use banger_api::image::{BUILD_PREFIX, ImageProxy};
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, IMAGED, Result};
 
+use super::packages::INSTALL;
 use super::{image, run};
 use crate::Context;
 use crate::args::{Build as Arguments, Pull};
@@ -32,28 +33,6 @@ use file::{Build, Copy};
 use log::Log;
 use plan::{Plan, Task, Work};
 use vm::{BuildVm, Command, Input, Interrupt};
-
-/// Installs packages with whatever the guest has for that, and leaves nothing of the installation behind.
-const INSTALL: &str = r#"set -e
-if command -v apt-get >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q
-    apt-get install -y -q --no-install-recommends -- "$@"
-    apt-get clean
-    rm -rf /var/lib/apt/lists/*
-elif command -v apk >/dev/null; then
-    apk add --no-cache -- "$@"
-elif command -v dnf >/dev/null; then
-    dnf install -y --setopt=install_weak_deps=False -- "$@"
-    dnf clean all
-elif command -v xbps-install >/dev/null; then
-    xbps-install -Suy xbps
-    xbps-install -Sy -- "$@"
-    rm -rf /var/cache/xbps/*
-else
-    echo "the image has no package manager that banger knows: apt-get, apk, dnf or xbps-install" >&2
-    exit 127
-fi"#;
 
 /// Finds the numbers of an owner, as the guest knows them.
 const OWNER: &str = r#"file=$(mktemp) && chown -- "$1" "$file" && stat -c %u:%g "$file"; status=$?; rm -f "$file"; exit $status"#;

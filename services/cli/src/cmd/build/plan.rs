@@ -12,10 +12,11 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::file::{Build, Copy, Step};
+use crate::cmd::hex;
+use crate::output::headline;
 
 /// Part of all digests: to be changed when the same steps come to mean something else.
 const VERSION: u32 = 1;
-const TITLE: usize = 60;
 
 #[derive(Debug)]
 pub struct Plan {
@@ -148,10 +149,6 @@ fn digest(before: &str, work: &Work, content: &mut impl FnMut(&Copy) -> Result<S
     Ok(hex(&Sha256::digest(&text)))
 }
 
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// For people, on one line.
 fn title(work: &Work, step: &Step) -> String {
     let text = match (work, step) {
@@ -160,12 +157,7 @@ fn title(work: &Work, step: &Step) -> String {
         (_, Step::Run { script, .. }) => format!("run {}", script.trim()),
         _ => String::new(),
     };
-    let line = text.lines().next().unwrap_or_default();
-    match line.char_indices().nth(TITLE) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None if line.len() < text.len() => format!("{line} …"),
-        None => line.to_owned(),
-    }
+    headline(&text)
 }
 
 #[cfg(test)]
@@ -265,7 +257,6 @@ mod tests {
         let titles = |step| plan_of("id", &[], &[step]).tasks[0].title.clone();
         assert_eq!(titles(run("\nmake\nmake install\n")), "run make …");
         assert_eq!(titles(run("true\n")), "run true");
-        assert_eq!(titles(run(&"ä".repeat(99))).chars().count(), TITLE + 1);
         assert_eq!(titles(copy("app")), "copy app to /srv");
     }
 }

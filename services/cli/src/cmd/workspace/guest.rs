@@ -1,7 +1,7 @@
 //! The guest's side of a workspace: a directory that files are written to and read from.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -45,23 +45,7 @@ impl Guest for InVm<'_> {
     }
 
     async fn write(&self, files: Vec<(PathBuf, PathBuf)>) -> Result<u64> {
-        let sessions = self.context.bus.sessions().await?;
-        let (directory, prefix) = self.landing().await?;
-        let options = OptionsBuilder::new().set("user", self.owner).build();
-        let (id, stream) = sessions.open_write(self.vm, &directory, options).await?;
-        let (meter, stream) = (Meter::default(), OwnedFd::from(stream));
-        let counted = meter.clone();
-        let packing = on_thread(move || {
-            let out = BufWriter::with_capacity(BUFFER, counted.on(File::from(stream.try_clone()?)));
-            pack_files(Packer::new(out, Times::Nanoseconds), &files, &prefix)?;
-            close_write(&stream);
-            Ok(Vec::new())
-        });
-        let transfer = Transfer::new(self.context, self.vm, &id);
-        let (_, bytes, remarks) =
-            meter.show(self.context, &format!("send to {}", self.vm), 0, transfer.sent(packing)).await?;
-        remarks.iter().for_each(|remark| self.context.output.note(remark));
-        Ok(bytes)
+        self.send(move |packer: Packer<_>, prefix: &Path| pack_files(packer, &files, prefix)).await
     }
 
     async fn read(&self, paths: &[PathBuf], into: &Path) -> Result<()> {
@@ -81,6 +65,30 @@ impl Guest for InVm<'_> {
 }
 
 impl InVm<'_> {
+    /// Writes what is packed under names with the prefix that it is told before them. Returns the bytes.
+    pub async fn send(
+        &self,
+        pack: impl FnOnce(Packer<Box<dyn Write>>, &Path) -> Result<()> + Send + 'static,
+    ) -> Result<u64> {
+        let sessions = self.context.bus.sessions().await?;
+        let (directory, prefix) = self.landing().await?;
+        let options = OptionsBuilder::new().set("user", self.owner).build();
+        let (id, stream) = sessions.open_write(self.vm, &directory, options).await?;
+        let (meter, stream) = (Meter::default(), OwnedFd::from(stream));
+        let counted = meter.clone();
+        let packing = on_thread(move || {
+            let out = BufWriter::with_capacity(BUFFER, counted.on(File::from(stream.try_clone()?)));
+            pack(Packer::new(Box::new(out), Times::Nanoseconds), &prefix)?;
+            close_write(&stream);
+            Ok(Vec::new())
+        });
+        let transfer = Transfer::new(self.context, self.vm, &id);
+        let (_, bytes, remarks) =
+            meter.show(self.context, &format!("send to {}", self.vm), 0, transfer.sent(packing)).await?;
+        remarks.iter().for_each(|remark| self.context.output.note(remark));
+        Ok(bytes)
+    }
+
     /// The nearest directory that is there, and the way from it.
     async fn landing(&self) -> Result<(String, PathBuf)> {
         let sessions = self.context.bus.sessions().await?;

@@ -6,11 +6,13 @@
 //! - [`source`]: what of a repository is sent
 //! - [`prepare`]: a repository to a guest
 //! - [`export`]: what the guest changed, as a patch or a branch
+//! - [`bootstrap`]: tools in the guest
 //! - [`plan`]: what follows from lists of files
 //! - [`record`]: what was sent
 //! - [`guest`]: files in the guest
 //! - [`git`]: calls of git
 
+mod bootstrap;
 mod export;
 mod git;
 mod guest;
@@ -33,14 +35,16 @@ use banger_files::listing::Kind;
 use serde_json::json;
 
 use crate::Context;
-use crate::args::{Workspace, WorkspaceExport, WorkspacePrepare};
+use crate::args::{Bootstrap, Workspace, WorkspaceExport, WorkspacePlan, WorkspacePrepare};
 use crate::output::size;
+pub use bootstrap::Tooling;
+use bootstrap::{Place, Row};
 use export::{Aim, Exported};
 use guest::InVm;
 use prepare::{Prepared, Target};
 pub use record::Mode;
 use record::Record;
-use source::Wish;
+use source::{Repository, Wish};
 
 /// Where workspaces are in guests.
 pub const DEFAULT_PATH: &str = "/workspace";
@@ -49,6 +53,9 @@ pub async fn dispatch(context: &Context, command: Workspace) -> Result<()> {
     match command {
         Workspace::Prepare(arguments) => prepare_vm(context, &arguments).await,
         Workspace::Export(arguments) => export_vm(context, &arguments).await,
+        Workspace::Plan(arguments) => plan_vm(context, &arguments).await,
+        Workspace::Tools => bootstrap::list_tools(context),
+        Workspace::Presets => bootstrap::list_presets(context),
         Workspace::Forget { vm } => forget(&vm),
     }
 }
@@ -56,29 +63,95 @@ pub async fn dispatch(context: &Context, command: Workspace) -> Result<()> {
 async fn prepare_vm(context: &Context, arguments: &WorkspacePrepare) -> Result<()> {
     let began = Instant::now();
     let vm = &arguments.vm;
-    let prepared = prepare_in(context, arguments).await?;
-    let Prepared { record, sent, removed, bytes, .. } = &prepared;
+    let tooling = Tooling::load(&arguments.bootstrap)?;
+    let mut ready = prepare_in(context, arguments).await?;
+    let Prepared { record, sent, removed, bytes, .. } = &ready.prepared;
     let files = record.sent.values().filter(|entry| entry.kind != Kind::Directory).count();
     let seconds = began.elapsed().as_secs_f64();
+    if !context.output.json {
+        context.output.note(&format!(
+            "{vm}:{}: {sent} of {files} files sent, {removed} removed, {} in {seconds:.1}s",
+            record.path,
+            size(*bytes)
+        ));
+    }
+    let tools = ready.bootstrap(context, &tooling, arguments).await?;
+    ready.equip(context, &tooling, arguments, arguments.chown.as_deref()).await?;
     if context.output.json {
+        let Prepared { record, sent, removed, bytes, .. } = &ready.prepared;
         let first = record.parts.first();
         return context.output.value(&json!({
             "vm": vm, "path": record.path, "repository": record.repository, "mode": record.mode,
             "head": first.map(|part| &part.head), "commit": first.map(|part| &part.commit),
             "files": files, "sent": sent, "removed": removed, "bytes": bytes,
-            "usec": (seconds * 1e6) as u64,
+            "usec": (seconds * 1e6) as u64, "bootstrap": tools,
         }));
     }
-    context.output.note(&format!(
-        "{vm}:{}: {sent} of {files} files sent, {removed} removed, {} in {seconds:.1}s",
-        record.path,
-        size(*bytes)
-    ));
     Ok(())
 }
 
+/// A workspace that was prepared. Nobody else does while there is this.
+pub struct Ready {
+    prepared: Prepared,
+    _lock: OwnedFd,
+}
+
+impl Ready {
+    /// Gets what the repository asks for.
+    pub async fn bootstrap(
+        &mut self,
+        context: &Context,
+        tooling: &Tooling,
+        arguments: &WorkspacePrepare,
+    ) -> Result<Vec<Row>> {
+        let record = &mut self.prepared.record;
+        let path = record.path.clone();
+        let place = Place { vm: &arguments.vm, path: &path, owner: arguments.chown.as_deref() };
+        tooling.bootstrap(context, place, record, &record_of(&arguments.vm)?).await
+    }
+
+    /// Gets a command of `user` what it has beside the workspace's files; see [`Tooling::equip`].
+    pub async fn equip(
+        &self,
+        context: &Context,
+        tooling: &Tooling,
+        arguments: &WorkspacePrepare,
+        user: Option<&str>,
+    ) -> Result<Option<String>> {
+        let record = &self.prepared.record;
+        let place = Place { vm: &arguments.vm, path: &record.path, owner: arguments.chown.as_deref() };
+        tooling.equip(context, place, user, record).await
+    }
+}
+
+async fn plan_vm(context: &Context, arguments: &WorkspacePlan) -> Result<()> {
+    let WorkspacePlan { to, chown, preset, vm, directory } = arguments;
+    let given = Bootstrap { preset: preset.clone(), ..Bootstrap::default() };
+    let tooling = Tooling::load(&given)?;
+    let place = Place { vm, path: checked(to)?, owner: chown.as_deref() };
+    let top = Repository::open(directory, PathBuf::new())?.top;
+    let record = Record::load(&record_of(vm)?)?;
+    let record = record.filter(|record| record.path == place.path && record.repository == top);
+    // A VM that was reset has nothing of it any more.
+    let is_there =
+        match context.bus.sessions().await?.stat_file(vm, place.path, true).await.map_err(Error::from) {
+            Err(error) if error.kind() == ErrorKind::NoSuchFile => false,
+            stat => stat.map(|_| true)?,
+        };
+    bootstrap::show_plan(context, &tooling, place, &top, record.filter(|_| is_there)).await
+}
+
+/// A path in a VM, as it is given.
+fn checked(path: &str) -> Result<&str> {
+    let trimmed = path.trim_end_matches('/');
+    if !trimmed.starts_with('/') || Path::new(trimmed).components().any(|part| part.as_os_str() == "..") {
+        return Err(ErrorKind::InvalidArgs.error(format!("{path:?} is no absolute path below the root")));
+    }
+    Ok(trimmed)
+}
+
 /// Prepares a workspace under its lock.
-pub async fn prepare_in(context: &Context, arguments: &WorkspacePrepare) -> Result<Prepared> {
+pub async fn prepare_in(context: &Context, arguments: &WorkspacePrepare) -> Result<Ready> {
     let vm = &arguments.vm;
     let wish = Wish {
         directory: std::path::absolute(&arguments.directory)?,
@@ -91,22 +164,17 @@ pub async fn prepare_in(context: &Context, arguments: &WorkspacePrepare) -> Resu
         return Err(ErrorKind::InvalidArgs
             .error("--from and --branch need --mode clone or shallow: a full copy is as it is"));
     }
-    let path = arguments.to.trim_end_matches('/');
-    if !path.starts_with('/') || Path::new(path).components().any(|part| part.as_os_str() == "..") {
-        return Err(
-            ErrorKind::InvalidArgs.error(format!("{:?} is no absolute path below the root", arguments.to))
-        );
-    }
+    let path = checked(&arguments.to)?;
     // Told before anything is asked of the VM.
     source::repositories(&wish.directory)?;
     let record = record_of(vm)?;
-    let _lock = lock(context, vm, false).await?;
+    let lock = lock(context, vm, false).await?;
     let guest = InVm { context, vm, path, owner: arguments.chown.as_deref() };
     let target = Target { vm, path, record: &record, force: arguments.force };
     let prepared = prepare::prepare(&guest, &wish, &target).await;
     let prepared = prepared.map_err(|error| not_whole(error, vm))?;
     prepared.remarks.iter().for_each(|remark| context.output.note(remark));
-    Ok(prepared)
+    Ok(Ready { prepared, _lock: lock })
 }
 
 /// A VM that ends, or is deleted, does not wait for what is sent to it.

@@ -124,6 +124,7 @@ async fn once(
         mode: wish.mode,
         whole: false,
         parts: source.parts.clone(),
+        tools: old.as_ref().map(|old| old.tools.clone()).unwrap_or_default(),
         sent: source.wanted.clone(),
         landed: Listing::new(),
     };

@@ -3,6 +3,7 @@
 //! It is kept for the caller alone, on the host, for what a guest says of itself is no proof: one file per VM in
 //! `$XDG_STATE_HOME/banger/workspaces`, a line of JSON and two lists in the form of `banger_files::listing`.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,9 @@ pub struct Record {
     /// Whether the last that was begun was also ended.
     pub whole: bool,
     pub parts: Vec<Part>,
+    /// Tools that the guest got for it, and digests of what they were got for.
+    #[serde(default)]
+    pub tools: BTreeMap<String, String>,
     /// The host's files as they were sent.
     #[serde(skip)]
     pub sent: Listing,

@@ -132,6 +132,19 @@ impl Repository {
 
     /// A commit of the files as they are, without ignored ones.
     fn commit(&self, vm: &str, known: Option<&Part>, scratch: &Path) -> Result<String> {
+        let (git, tree) = self.tree(self.git(), scratch)?;
+        if let Some(known) = known.filter(|known| known.head == self.head)
+            && git.line(&["rev-parse", &format!("{}^{{tree}}", known.commit)]).is_ok_and(|same| same == tree)
+        {
+            return Ok(known.commit.clone());
+        }
+        let message =
+            format!("Workspace of VM {vm}\n\nThe files of {} as they were sent.\n", self.top.display());
+        commit_tree(&ours(git), &tree, &self.head, &message)
+    }
+
+    /// A tree of the files as they are, without ignored ones, and git with the index that it was made by.
+    fn tree(&self, git: Git, scratch: &Path) -> Result<(Git, OsString)> {
         let index = scratch.join("index");
         // What is known of unchanged files saves reading them. As young as it was, for git reads those that may have changed right after.
         match fs::copy(self.git_dir.join("index"), &index) {
@@ -142,17 +155,10 @@ impl Repository {
             Err(error) if error.kind() == io::ErrorKind::NotFound => drop(fs::remove_file(&index)),
             Err(error) => return Err(banger_files::failure(&self.git_dir, &error)),
         }
-        let git = self.git().with("GIT_INDEX_FILE", index);
+        let git = git.with("GIT_INDEX_FILE", index);
         git.run(&["add", "-A"])?;
         let tree = git.line(&["write-tree"])?;
-        if let Some(known) = known.filter(|known| known.head == self.head)
-            && git.line(&["rev-parse", &format!("{}^{{tree}}", known.commit)]).is_ok_and(|same| same == tree)
-        {
-            return Ok(known.commit.clone());
-        }
-        let message =
-            format!("Workspace of VM {vm}\n\nThe files of {} as they were sent.\n", self.top.display());
-        commit_tree(&ours(git), &tree, &self.head, &message)
+        Ok((git, tree))
     }
 }
 
@@ -235,6 +241,39 @@ pub fn look(top: &Path, paths: &[PathBuf]) -> Result<Listing> {
         }
     }
     Ok(listing)
+}
+
+/// The files that a workspace's repository was sent with, without ignored ones, by their paths, and the objects that they
+/// are.
+///
+/// # Errors
+/// `RepositoryUnusable`.
+pub fn committed(record: &Record) -> Result<BTreeMap<String, String>> {
+    let Some(part) = record.parts.first() else { return Ok(BTreeMap::new()) };
+    objects(&Git::at(&record.repository), &part.commit)
+}
+
+/// The same of a repository as it is now. Nothing is written to it.
+///
+/// # Errors
+/// `RepositoryUnusable`.
+pub fn current(directory: &Path) -> Result<BTreeMap<String, String>> {
+    let repository = Repository::open(directory, PathBuf::new())?;
+    let scratch = tempfile::tempdir()?;
+    let git = repository.git().with_objects(&scratch.path().join("objects"))?;
+    let (git, tree) = repository.tree(git, scratch.path())?;
+    objects(&git, &tree.to_string_lossy())
+}
+
+/// The regular files of a tree.
+fn objects(git: &Git, tree: &str) -> Result<BTreeMap<String, String>> {
+    let rows = git.run(&["ls-tree", "-r", "-z", "--full-tree", tree])?;
+    let rows = split(&rows).filter_map(|row| {
+        let Staged { mode, object, path } = Staged::parse(row.as_bytes())?;
+        mode.starts_with("100")
+            .then(|| Some((path.into_os_string().into_string().ok()?, object.to_owned())))?
+    });
+    Ok(rows.collect())
 }
 
 /// All that is in a directory.

@@ -294,6 +294,25 @@ fn submodules_and_worktrees() {
     }
 }
 
+/// The files that may ask for tools are those that were sent, or would be.
+#[test]
+fn files_and_what_is_in_them() {
+    let world = World::new();
+    world.sh("cd host; mkdir sub; echo 1 >sub/one; echo x.o >.gitignore; ln -s sub/one link; git add -A; git commit -qm first
+        echo 2 >sub/one; echo 1 >new; echo o >x.o");
+    let done = world.prepare(&world.wish(Mode::Clone), false).expect("prepares");
+    let objects = "cd host; find .git/objects -type f | wc -l";
+    let before = world.sh(objects);
+    let sent = super::source::committed(&done.record).expect("lists");
+    assert_eq!(sent.keys().map(String::as_str).collect::<Vec<_>>(), [".gitignore", "new", "sub/one"]);
+    assert_eq!(super::source::current(&world.at("host")).expect("lists"), sent);
+    world.sh("cd host; echo 3 >sub/one; rm new");
+    let now = super::source::current(&world.at("host/sub")).expect("lists");
+    assert_eq!(now.keys().map(String::as_str).collect::<Vec<_>>(), [".gitignore", "sub/one"]);
+    assert!(now["sub/one"] != sent["sub/one"] && now[".gitignore"] == sent[".gitignore"]);
+    assert_eq!(world.sh(objects), before, "nothing is written");
+}
+
 #[test]
 fn what_is_no_repository() {
     let world = World::new();
