@@ -180,7 +180,7 @@ mod alone {
         assert!(of_guest.contains(&address), "{of_guest}");
         eventually("the host finds it again", || host_asks(&name).status == 0);
         assert_eq!(property("ResolvedState"), "s \"routed\"\n");
-        assert_eq!(property("DnsProblems"), "as 0\n");
+        assert_eq!(property("DnsProblems"), "a(ss) 0\n");
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod alone {
         run("systemctl", &["stop", "banger-netd-dns.socket", "banger-netd.service"]).ok();
         let taken = run("busctl", &["get-property", NETD.bus_name, NETD.path, NETD.manager, "DnsProblems"]);
         // netd wants the socket, so as long as nothing is in its way it is there again.
-        assert_eq!(taken.ok(), "as 0\n");
+        assert_eq!(taken.ok(), "a(ss) 0\n");
         run("systemctl", &["stop", "banger-netd-dns.socket", "banger-netd.service"]).ok();
         run("systemctl", &["mask", "--runtime", "banger-netd-dns.socket"]).ok();
         let problems = property("DnsProblems");
@@ -209,7 +209,7 @@ mod alone {
         assert!(problems.contains("banger-netd-dns.socket does not listen"), "{problems}");
         // The host's.
         assert_eq!(servers, "as 1 \"203.0.113.10\"\n");
-        assert_eq!(property("DnsProblems"), "as 0\n");
+        assert_eq!(property("DnsProblems"), "a(ss) 0\n");
     }
 
     #[test]
@@ -228,6 +228,6 @@ mod alone {
         std::fs::remove_dir_all(drop_ins).expect("removes");
         assert_eq!(listens(), format!("{GATEWAY}:53 (Datagram)\n{GATEWAY}:53 (Stream)\n"));
         assert_eq!(changed, "192.168.77.1:53 (Datagram)\n192.168.77.1:53 (Stream)\n");
-        assert_eq!((problems.as_str(), servers.as_str()), ("as 0\n", "as 1 \"192.168.77.1\"\n"));
+        assert_eq!((problems.as_str(), servers.as_str()), ("a(ss) 0\n", "as 1 \"192.168.77.1\"\n"));
     }
 }

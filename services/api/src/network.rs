@@ -35,6 +35,20 @@ pub fn lease_path(holder: &str) -> OwnedObjectPath {
 /// One entry of `ListLeases`: holder, address, TAP, MAC, NAT, object path.
 pub type LeaseRow = (String, String, String, String, bool, OwnedObjectPath);
 
+/// One of `DnsProblems`: what was found, and what to do about it.
+pub type Problem = (String, String);
+
+/// One of `Warnings`: of what kind it is, what was found, and what to do about it.
+///
+/// | kind | |
+/// |---|---|
+/// | `filter` | rules of somebody else's drop packets of guests |
+/// | `range` | the host has a route to addresses of guests |
+/// | `rules` | banger's own rules are not there |
+/// | `tap` | a TAP of banger's is no lease's |
+/// | `unknown` | the host could not be looked at |
+pub type Warning = (String, String, String);
+
 /// What a guest and its VMM have to know; the reply of `Acquire`.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "dict")]
@@ -221,7 +235,7 @@ pub trait Network {
     fn gateway6(&self) -> zbus::Result<String>;
     /// What of the host's own is in the way of guests, each with what to do about it.
     #[zbus(property(emits_changed_signal = "false"))]
-    fn warnings(&self) -> zbus::Result<Vec<String>>;
+    fn warnings(&self) -> zbus::Result<Vec<Warning>>;
     /// Interfaces through which guests leave the host.
     #[zbus(property(emits_changed_signal = "false"))]
     fn uplinks(&self) -> zbus::Result<Vec<String>>;
@@ -243,7 +257,7 @@ pub trait Network {
     fn resolved_state(&self) -> zbus::Result<String>;
     /// What keeps the host or guests from finding VMs by name, and what to do about it.
     #[zbus(property(emits_changed_signal = "false"))]
-    fn dns_problems(&self) -> zbus::Result<Vec<String>>;
+    fn dns_problems(&self) -> zbus::Result<Vec<Problem>>;
 }
 
 #[proxy(interface = "org.banger.Network1.Lease", default_service = "org.banger.Network1")]

@@ -96,13 +96,12 @@ pub fn conflict(range: Ipv4Net, routes: &[Route], bridge: Option<u32>) -> Option
     })
 }
 
-/// The message for such a route.
-pub fn conflict_message(range: Ipv4Net, route: &Route, interface: Option<&str>) -> String {
+/// What is wrong with such a route, and what to do about it.
+pub fn conflict_message(range: Ipv4Net, route: &Route, interface: Option<&str>) -> (String, String) {
     let through = interface.map(|name| format!(" of {name}")).unwrap_or_default();
-    format!(
-        "banger's address range {range} overlaps the host's route to {}{through}; set another range in {}",
-        route.destination,
-        config::FILE
+    (
+        format!("banger's address range {range} overlaps the host's route to {}{through}", route.destination),
+        format!("set another range in {}", config::FILE),
     )
 }
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use banger_api::Result;
+use banger_api::network::Problem;
 use banger_daemon::Context;
 use tokio::sync::watch;
 use zbus::Connection;
@@ -41,7 +42,7 @@ pub struct Routing {
     bus: Connection,
     state: watch::Receiver<State>,
     /// Why there is nobody to ask.
-    no_server: Option<String>,
+    no_server: Option<Problem>,
     gateway: Ipv4Addr,
     domain: String,
 }
@@ -52,14 +53,14 @@ pub struct Plan {
     /// The domains to route, that of the names first.
     pub domains: Vec<String>,
     /// Why guests and host get no answers, if they get none: then nothing is routed.
-    pub no_server: Option<String>,
+    pub no_server: Option<Problem>,
 }
 
 impl Routing {
     /// Follows the bridge: its interface index, or `None` while there is none.
     pub fn start(context: &Context, plan: Plan, bridge: watch::Receiver<Option<u32>>) -> Self {
-        if let Some(problem) = &plan.no_server {
-            tracing::warn!("guests are not served by DNS: {problem}");
+        if let Some((problem, remedy)) = &plan.no_server {
+            tracing::warn!("guests are not served by DNS: {problem}: {remedy}");
         }
         let (sender, state) = watch::channel(State::Unset);
         let routing = Self {
@@ -92,8 +93,10 @@ impl Routing {
             let new = self.apply(&domains, index.or(last), index.is_some(), &mark).await;
             last = index;
             state.send_replace(new.clone());
-            if let Some(problem) = problem_of(&new, self.gateway, &self.domain).filter(|_| new != known) {
-                tracing::warn!("{problem}");
+            if let Some((problem, remedy)) =
+                problem_of(&new, self.gateway, &self.domain).filter(|_| new != known)
+            {
+                tracing::warn!("{problem}: {remedy}");
             }
             known = new;
             drop(hold);
@@ -130,8 +133,8 @@ impl Routing {
         word(&self.current().await).to_owned()
     }
 
-    /// What keeps names from being found, one line each.
-    pub async fn problems(&self) -> Vec<String> {
+    /// What keeps names from being found, and what to do about it.
+    pub async fn problems(&self) -> Vec<Problem> {
         let routing = problem_of(&self.current().await, self.gateway, &self.domain);
         self.no_server.iter().cloned().chain(routing).collect()
     }
@@ -159,15 +162,20 @@ fn word(state: &State) -> &'static str {
     }
 }
 
-fn problem_of(state: &State, gateway: Ipv4Addr, domain: &str) -> Option<String> {
+fn problem_of(state: &State, gateway: Ipv4Addr, domain: &str) -> Option<Problem> {
     match state {
         State::Unset | State::Pending | State::Routed => None,
-        State::Absent => Some(format!(
-            "systemd-resolved does not run, so this host does not find VMs by name: start it (systemctl enable --now \
-             systemd-resolved), or have the host's resolver ask {gateway} for {domain}; guests are not concerned"
+        State::Absent => Some((
+            "systemd-resolved does not run, so this host does not find VMs by name; guests do".to_owned(),
+            format!(
+                "systemctl enable --now systemd-resolved, or have the host's resolver ask {gateway} for {domain}"
+            ),
         )),
-        State::Failed(reason) => Some(format!(
-            "systemd-resolved did not take the domain {domain}, so this host does not find VMs by name: {reason}"
+        State::Failed(reason) => Some((
+            format!(
+                "systemd-resolved did not take {domain}, so this host does not find VMs by name ({reason})"
+            ),
+            "systemctl restart systemd-resolved".to_owned(),
         )),
     }
 }
@@ -181,13 +189,10 @@ mod tests {
         let gateway = Ipv4Addr::new(10, 209, 0, 1);
         let problem = |state| problem_of(&state, gateway, "banger.internal");
         assert_eq!((problem(State::Unset), problem(State::Routed)), (None, None));
-        let absent = problem(State::Absent).expect("a problem");
-        assert!(
-            absent.contains("systemctl enable --now")
-                && absent.contains("ask 10.209.0.1 for banger.internal")
-        );
-        assert!(
-            problem(State::Failed("polkit is gone".into())).expect("a problem").ends_with(": polkit is gone")
-        );
+        let (_, remedy) = problem(State::Absent).expect("a problem");
+        assert!(remedy.contains("systemctl enable --now"), "{remedy}");
+        assert!(remedy.contains("ask 10.209.0.1 for banger.internal"), "{remedy}");
+        let (what, _) = problem(State::Failed("polkit is gone".into())).expect("a problem");
+        assert!(what.contains("(polkit is gone)"), "{what}");
     }
 }

@@ -58,9 +58,9 @@ fn entries<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Va
 }
 
 impl Obstacle {
-    /// What is in the way of guests on this bridge, and what to do. `table` is the table in nft's own
+    /// What is in the way of guests on this bridge, and what to do about it. `table` is the table in nft's own
     /// words; one that speaks of the bridge has been seen to.
-    pub fn warning(&self, bridge: &str, table: &str) -> Option<String> {
+    pub fn warning(&self, bridge: &str, table: &str) -> Option<(String, String)> {
         let Obstacle { family, table: name, chain, .. } = self;
         let quoted = format!("\"{bridge}\"");
         if table.contains(&quoted) {
@@ -70,23 +70,27 @@ impl Obstacle {
         let (from, answers) =
             (format!("iifname {quoted}"), format!("oifname {quoted} ct state established,related"));
         Some(match (self.kind, self.hook.as_str()) {
-            (Kind::Firewalld, _) => format!(
-                "firewalld rejects what guests send: firewall-cmd --permanent --zone=trusted \
-                 --add-interface={bridge} && firewall-cmd --reload"
+            (Kind::Firewalld, _) => (
+                "firewalld rejects what guests send".to_owned(),
+                format!(
+                    "firewall-cmd --permanent --zone=trusted --add-interface={bridge} && firewall-cmd --reload"
+                ),
             ),
-            (Kind::Docker, _) => format!(
-                "Docker has the host drop what guests send: iptables -I DOCKER-USER -i {bridge} -j ACCEPT && \
-                 iptables -I DOCKER-USER -o {bridge} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+            (Kind::Docker, _) => (
+                "Docker has the host drop what guests send".to_owned(),
+                format!(
+                    "iptables -I DOCKER-USER -i {bridge} -j ACCEPT && iptables -I DOCKER-USER -o {bridge} \
+                     -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+                ),
             ),
-            (Kind::Other, "input") => format!(
-                "the chain {family} {name} {chain} drops what guests ask the host, such as DNS: {} (banger's own \
-                 rules still say what they reach)",
-                rule(&from)
-            ),
-            (Kind::Other, _) => format!(
-                "the chain {family} {name} {chain} drops what guests send beyond the host: {} && {}",
+            // What guests reach of the host is still for banger's own rules to say.
+            (Kind::Other, "input") => (
+                format!("the chain {family} {name} {chain} drops what guests ask the host, such as DNS"),
                 rule(&from),
-                rule(&answers)
+            ),
+            (Kind::Other, _) => (
+                format!("the chain {family} {name} {chain} drops what guests send beyond the host"),
+                format!("{} && {}", rule(&from), rule(&answers)),
             ),
         })
     }
@@ -101,7 +105,7 @@ mod tests {
         json!({"chain": {"family": family, "table": table, "name": name, "hook": hook, "policy": policy}})
     }
 
-    fn warnings(chains: &[Value], table: &str) -> Vec<String> {
+    fn warnings(chains: &[Value], table: &str) -> Vec<(String, String)> {
         let obstacles = obstacles(&json!({"nftables": chains}));
         obstacles.iter().filter_map(|obstacle| obstacle.warning("banger0", table)).collect()
     }
@@ -121,8 +125,8 @@ mod tests {
         let warnings = warnings(&chains, "");
         let words = ["DOCKER-USER -i banger0", "--zone=trusted", "site fwd 'iifname", "site in 'iifname"];
         assert_eq!(warnings.len(), words.len(), "{warnings:#?}");
-        for (warning, word) in warnings.iter().zip(words) {
-            assert!(warning.contains(word), "{warning}");
+        for ((_, remedy), word) in warnings.iter().zip(words) {
+            assert!(remedy.contains(word), "{remedy}");
         }
     }
 

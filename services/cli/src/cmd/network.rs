@@ -1,6 +1,6 @@
 //! `banger net`.
 
-use banger_api::network::Counters;
+use banger_api::network::{Counters, Problem, Warning};
 use banger_api::options::OptionsBuilder;
 use banger_api::vm::ForwardRow;
 use banger_api::{Error, ErrorKind, Result};
@@ -21,6 +21,8 @@ pub async fn dispatch(context: &Context, command: Net) -> Result<()> {
 
 async fn status(context: &Context) -> Result<()> {
     let network = context.bus.network().await?;
+    let problem = |(what, remedy): Problem| format!("{what}: {remedy}");
+    let warning = |(_, what, remedy): Warning| problem((what, remedy));
     let status = serde_json::json!({
         "bridge": network.bridge().await?,
         "uplinks": network.uplinks().await?,
@@ -31,11 +33,11 @@ async fn status(context: &Context) -> Result<()> {
         "dns": network.dns().await?,
         "domain": network.domain().await?,
         "resolved": network.resolved_state().await?,
-        "problems": network.dns_problems().await?,
+        "problems": network.dns_problems().await?.into_iter().map(problem).collect::<Vec<_>>(),
         "pool": {"taps": network.pool_size().await?, "free": network.pool_free().await?},
         "leases": network.list_leases().await?.len(),
         "forwards": context.bus.vms().await?.list_forwards().await?.len(),
-        "warnings": network.warnings().await?,
+        "warnings": network.warnings().await?.into_iter().map(warning).collect::<Vec<_>>(),
     });
     context.output.description(&status.to_string())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use banger_api::network::{AcquireOptions, Counters, Lease, LeaseRow, PolicyOptions};
+use banger_api::network::{AcquireOptions, Counters, Lease, LeaseRow, PolicyOptions, Problem, Warning};
 use banger_api::{Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
@@ -183,10 +183,12 @@ impl Manager {
         self.leases.ipv6().map_or_else(String::new, |(_, gateway)| gateway.to_string())
     }
 
-    /// What of the host's own is in the way of guests (rules that drop their packets, routes to their
-    /// addresses), each with what to do about it. Looked for when it is read.
+    /// What is in the way of guests: of what kind it is, what was found, and what to do about it. Kinds are filter (rules of
+    /// somebody else's drop their packets), range (the host has a route to their addresses), rules (banger's own
+    /// are not there), tap (one of banger's that is no lease's) and unknown (the host could not be looked at).
+    /// Looked for when it is read.
     #[zbus(property(emits_changed_signal = "false"))]
-    async fn warnings(&self) -> Vec<String> {
+    async fn warnings(&self) -> Vec<Warning> {
         self.leases.warnings().await
     }
 
@@ -231,7 +233,7 @@ impl Manager {
 
     /// What keeps the host or guests from finding VMs by name, and what to do about it; empty if nothing does.
     #[zbus(property(emits_changed_signal = "false"))]
-    async fn dns_problems(&self) -> Vec<String> {
+    async fn dns_problems(&self) -> Vec<Problem> {
         self.routing.problems().await
     }
 }

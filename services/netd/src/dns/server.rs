@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use banger_api::network::Problem;
 use banger_api::{Error, Result};
 use banger_daemon::Idle;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -34,15 +35,19 @@ pub struct Sockets {
     tcp: std::net::TcpListener,
 }
 
+/// Has netd get its sockets again.
+const RESTART: &str = "systemctl stop banger-netd.service && systemctl restart banger-netd-dns.socket";
+
 impl Sockets {
     /// Takes what systemd passed, or says why guests get no answers.
     ///
     /// # Errors
-    /// One line that says what to do.
-    pub fn take(passed: &[(String, OwnedFd)], gateway: Ipv4Addr) -> std::result::Result<Self, String> {
+    /// That, and what to do about it.
+    pub fn take(passed: &[(String, OwnedFd)], gateway: Ipv4Addr) -> std::result::Result<Self, Problem> {
         let (mut udp, mut tcp, mut elsewhere) = (None, None, None);
         for (_, fd) in passed.iter().filter(|(name, _)| name == SOCKET_NAME) {
-            let copy = || fd.try_clone().map_err(|error| format!("cannot take a socket: {error}"));
+            let failed = |error| (format!("cannot take a socket: {error}"), RESTART.to_owned());
+            let copy = || fd.try_clone().map_err(failed);
             let address = match getsockopt(fd, sockopt::SockType) {
                 Ok(SockType::Datagram) => {
                     let socket = std::net::UdpSocket::from(copy()?);
@@ -65,15 +70,13 @@ impl Sockets {
         }
         match (udp, tcp, elsewhere) {
             (Some(udp), Some(tcp), _) => Ok(Self { udp, tcp }),
-            (_, _, Some(address)) => Err(format!(
-                "banger-netd-dns.socket listens on {}, the gateway is {gateway}: systemctl daemon-reload, then \
-                 systemctl stop banger-netd.service && systemctl restart banger-netd-dns.socket",
-                address.ip()
+            (_, _, Some(address)) => Err((
+                format!("banger-netd-dns.socket listens on {}, the gateway is {gateway}", address.ip()),
+                format!("systemctl daemon-reload && {RESTART}"),
             )),
-            (_, _, None) => Err(format!(
-                "banger-netd-dns.socket does not listen (is port 53 of {gateway} in use?): see systemctl status \
-                 banger-netd-dns.socket, then systemctl stop banger-netd.service && systemctl restart \
-                 banger-netd-dns.socket"
+            (_, _, None) => Err((
+                format!("banger-netd-dns.socket does not listen (is port 53 of {gateway} in use?)"),
+                format!("see systemctl status banger-netd-dns.socket, then {RESTART}"),
             )),
         }
     }

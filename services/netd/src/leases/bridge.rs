@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use banger_api::network::Warning;
 use banger_api::{Error, ErrorKind, Result};
 use ipnet::IpNet;
 
@@ -53,11 +54,9 @@ impl Leases {
         if !complete && let Some(route) = plan::conflict(*range, &routes, own) {
             let links = netlink.links().await?;
             let interface = links.iter().find(|link| Some(link.index) == route.interface);
-            return Err(ErrorKind::NetworkConflict.error(plan::conflict_message(
-                *range,
-                route,
-                interface.map(|link| link.name.as_str()),
-            )));
+            let (what, remedy) =
+                plan::conflict_message(*range, route, interface.map(|link| link.name.as_str()));
+            return Err(ErrorKind::NetworkConflict.error(format!("{what}; {remedy}")));
         }
         if found.is_none() {
             netlink.add_bridge(name, plan::mac(gateway), BRIDGE_ALIAS).await?;
@@ -106,8 +105,11 @@ impl Leases {
     }
 
     /// What of the host's is in the way of guests, each with what to do about it.
-    pub async fn warnings(&self) -> Vec<String> {
-        self.find_obstacles().await.unwrap_or_else(|error| vec![error.message().to_owned()])
+    pub async fn warnings(&self) -> Vec<Warning> {
+        self.find_obstacles().await.unwrap_or_else(|error| {
+            let look = "journalctl -u banger-netd".to_owned();
+            vec![("unknown".to_owned(), error.message().to_owned(), look)]
+        })
     }
 
     /// Names of the links through which guests leave the host.
@@ -120,28 +122,32 @@ impl Leases {
         Ok(uplinks.map(|link| link.name).collect())
     }
 
-    pub(super) async fn find_obstacles(&self) -> Result<Vec<String>> {
+    async fn find_obstacles(&self) -> Result<Vec<Warning>> {
         let Config { bridge: name, range, .. } = self.config();
         let mut found = Vec::new();
+        let mut add =
+            |kind: &str, (what, remedy): (String, String)| found.push((kind.to_owned(), what, remedy));
         let links = self.0.netlink.links().await?;
         let bridge = links.iter().find(|link| link.name == *name).map(|link| link.index);
         let routes = self.0.netlink.routes().await?;
         if let Some(route) = plan::conflict(*range, &routes, bridge) {
             let through = links.iter().find(|link| Some(link.index) == route.interface);
-            found.push(plan::conflict_message(*range, route, through.map(|link| link.name.as_str())));
+            add("range", plan::conflict_message(*range, route, through.map(|link| link.name.as_str())));
         }
         let chains = nft::chains().await?;
         for obstacle in warnings::obstacles(&chains) {
             let table = nft::table(&obstacle.family, &obstacle.table).await?;
-            found.extend(obstacle.warning(name, &table));
+            if let Some(warning) = obstacle.warning(name, &table) {
+                add("filter", warning);
+            }
         }
         let has_leases = !self.0.store.transact(store::all).await?.is_empty();
         if has_leases && !warnings::has_our_tables(&chains) {
-            found.push(
-                "somebody flushed banger's rules, and guests do not get beyond the host: systemctl restart \
-                 banger-netd"
-                    .to_owned(),
-            );
+            let what = "somebody flushed banger's rules, and guests do not get beyond the host";
+            add("rules", (what.to_owned(), "systemctl restart banger-netd".to_owned()));
+        }
+        for tap in self.orphans().await? {
+            add("tap", (format!("the TAP {tap} is no lease's"), "systemctl restart banger-netd".to_owned()));
         }
         Ok(found)
     }

@@ -7,8 +7,8 @@ use banger_api::{Error, ErrorKind, Result};
 use super::{Kernel, Leases, SPARE_ALIAS, TAP_ALIAS};
 use crate::effects::netlink::Link;
 use crate::effects::{sysctl, tap};
-use crate::plan;
 use crate::store::Row;
+use crate::{plan, store};
 
 impl Leases {
     /// TAPs with our names that also are ours by their alias or their bridge.
@@ -38,6 +38,19 @@ impl Leases {
             }
         }
         Ok(spares)
+    }
+
+    /// Names of TAPs of ours that no lease owns and that do not wait for one.
+    pub(super) async fn orphans(&self) -> Result<Vec<String>> {
+        // Nobody takes, makes or gives back one meanwhile.
+        let kernel = self.0.kernel.lock().await;
+        let rows = self.0.store.transact(store::all).await?;
+        let is_known = |name: &str| {
+            kernel.spares.iter().any(|spare| spare.name == name)
+                || rows.iter().any(|row| plan::tap(row.address) == name)
+        };
+        let taps = self.our_taps().await?.into_iter().map(|link| link.name);
+        Ok(taps.filter(|name| !is_known(name)).collect())
     }
 
     /// The TAP of a lease: there, its user's, on the bridge and up.

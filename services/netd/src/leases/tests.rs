@@ -233,7 +233,23 @@ async fn rules_that_are_gone_are_told() {
     assert!(host.leases.warnings().await.is_empty());
     nft(&["flush", "ruleset"]);
     let warnings = host.leases.warnings().await;
-    assert!(warnings.len() == 1 && warnings[0].contains("restart banger-netd"), "{warnings:?}");
+    assert!(warnings.len() == 1 && warnings[0].0 == "rules", "{warnings:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and nft"]
+async fn a_tap_that_is_no_leases_is_told_and_goes() {
+    let host = Host::new().await;
+    host.leases.acquire_row(row("one", 2)).await.expect("acquires");
+    host.leases.fill_pool().await;
+    let bridge = host.link("banger0").await.expect("the bridge");
+    tap::create("bg-0ad100fe", 0).expect("makes a TAP");
+    host.leases.0.netlink.attach("bg-0ad100fe", &bridge, TAP_ALIAS).await.expect("attaches");
+    let warnings = host.leases.warnings().await;
+    assert!(warnings.len() == 1 && warnings[0].0 == "tap", "{warnings:?}");
+    assert!(warnings[0].1.contains("bg-0ad100fe"), "{warnings:?}");
+    host.leases.reconcile().await.expect("reconciles");
+    assert!(host.leases.warnings().await.is_empty());
 }
 
 #[tokio::test]
