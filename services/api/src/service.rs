@@ -19,4 +19,8 @@ pub trait Service {
     /// How many clients of the bus have subscribed.
     #[zbus(property(emits_changed_signal = "false"))]
     fn subscribers(&self) -> zbus::Result<u32>;
+
+    /// Version of banger that runs.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
 }

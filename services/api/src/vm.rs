@@ -72,6 +72,8 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "DeleteVolume", Access::Action(VM_MANAGE)),
     (MANAGER, "ListVolumes", Access::Read),
     (MANAGER, "Reconcile", Access::Action(VM_MANAGE)),
+    (MANAGER, "ListOrphans", Access::Read),
+    (MANAGER, "GetHost", Access::Read),
     // For units of banger's own: the boot, and the timer that looks whose time is up.
     (MANAGER, "Autostart", Access::Internal),
     (MANAGER, "Reap", Access::Internal),
@@ -139,6 +141,23 @@ pub struct VmStats {
     pub reachable: bool,
     /// What the guest says of itself.
     pub guest: Option<Stats>,
+}
+
+/// What the host has to run VMs with; the reply of `GetHost`. Programs by their paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "dict")]
+pub struct Host {
+    /// What the choice `auto` means: `firecracker` or `qemu`; empty if no VM can run.
+    pub vmm: String,
+    /// What is missing then, and what to do about it.
+    pub problem: Option<String>,
+    pub firecracker: Option<String>,
+    pub firecracker_version: Option<String>,
+    pub qemu: Option<String>,
+    pub qemu_version: Option<String>,
+    pub vhost_device_vsock: Option<String>,
+    /// Whether guests run on the CPU itself; else they are emulated.
+    pub kvm: bool,
 }
 
 /// One VM as `ListVms` returns it: name, state, image, address (empty without network), health, path.
@@ -346,6 +365,12 @@ pub trait Manager {
     /// found, for people, a line each.
     #[zbus(allow_interactive_auth)]
     fn reconcile(&self) -> zbus::Result<Vec<String>>;
+
+    /// What `Reconcile` would find.
+    fn list_orphans(&self) -> zbus::Result<Vec<String>>;
+
+    /// What the host has to run VMs with.
+    fn get_host(&self) -> zbus::Result<Host>;
 
     fn list_vms(&self) -> zbus::Result<Vec<VmRow>>;
 

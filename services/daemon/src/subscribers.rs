@@ -1,4 +1,4 @@
-//! `org.banger.Service1`: clients of the bus that listen to signals, for whom the service stays.
+//! `org.banger.Service1`: clients of the bus that listen to signals, for whom the service stays; and what runs here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -119,5 +119,11 @@ impl Subscribers {
     #[zbus(property(emits_changed_signal = "false"))]
     fn subscribers(&self) -> u32 {
         u32::try_from(self.clients().len()).unwrap_or(u32::MAX)
+    }
+
+    /// Version of banger that runs.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use banger_api::access::IMAGE_MANAGE;
 use banger_api::agent::Port;
-use banger_api::vm::{ForwardRow, LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
+use banger_api::vm::{ForwardRow, Host, LaunchPlan, SnapshotRow, VmRow, VmStats, VolumeRow};
 use banger_api::{ImageSettings, Options, Result};
 use banger_daemon::Gate;
 use zbus::message::Header;
@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::request::{
     Change, Create, delete_options, listen_of, new_forward, snapshot_name, stop_options, vm_name,
 };
-use crate::supervisor::{Promotion, Supervisor, vm_path};
+use crate::supervisor::{self, Promotion, Supervisor, vm_path};
 
 #[derive(Clone)]
 pub struct Manager {
@@ -392,6 +392,31 @@ impl Manager {
     ) -> Result<Vec<String>> {
         let _call = self.gate.enter(&header, connection, &[]).await?;
         self.supervisor.reconcile().await
+    }
+
+    /// What `Reconcile` would find, a line each. Nothing is changed.
+    #[zbus(out_args("orphans"))]
+    async fn list_orphans(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<String>> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        self.supervisor.orphans().await
+    }
+
+    /// What the host has to run VMs with: vmm (s: what the choice auto means, empty if no VM can run), problem (s: what
+    /// is missing then), firecracker, firecracker_version, qemu, qemu_version, vhost_device_vsock (s: paths of
+    /// programs, and their versions, left out where there are none), kvm (b: whether guests run on the CPU
+    /// itself; else they are emulated).
+    #[zbus(out_args("host"))]
+    async fn get_host(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Host> {
+        let _call = self.gate.enter(&header, connection, &[]).await?;
+        Ok(supervisor::host())
     }
 
     /// For the boot: starts every VM that is to start with the host.

@@ -212,12 +212,23 @@ impl Disks {
     }
 
     /// Removes what a VM that does not run needs no longer: disks that were never finished, links
-    /// to volumes that it has no more, a restore that was cut off. Returns whether there was
-    /// anything.
-    pub async fn tidy(&self, name: &VmName, spec: &Spec) -> Result<bool> {
-        let wanted: Vec<PathBuf> = self.of(name, spec).into_iter().map(|disk| disk.path).collect();
-        let mut tidied = self.restore(name).is_some();
+    /// to volumes that it has no more, a restore that was cut off.
+    pub async fn tidy(&self, name: &VmName, spec: &Spec) -> Result<()> {
         self.forget_restore(name).await?;
+        for file in self.strays(name, spec).await? {
+            fs::remove_file(file).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::tidy`] would remove anything.
+    pub async fn has_strays(&self, name: &VmName, spec: &Spec) -> Result<bool> {
+        Ok(self.restore(name).is_some() || !self.strays(name, spec).await?.is_empty())
+    }
+
+    async fn strays(&self, name: &VmName, spec: &Spec) -> Result<Vec<PathBuf>> {
+        let wanted: Vec<PathBuf> = self.of(name, spec).into_iter().map(|disk| disk.path).collect();
+        let mut strays = Vec::new();
         let mut entries = fs::read_dir(self.directory(name)).await?;
         while let Some(entry) = entries.next_entry().await? {
             let file = entry.file_name();
@@ -225,11 +236,10 @@ impl Disks {
             let ours =
                 Path::new(&*file).extension().is_some_and(|end| end == DRAFT) || file.starts_with("volume-");
             if ours && !wanted.contains(&entry.path()) {
-                fs::remove_file(entry.path()).await?;
-                tidied = true;
+                strays.push(entry.path());
             }
         }
-        Ok(tidied)
+        Ok(strays)
     }
 
     /// Deletes the VM's disks. Volumes stay: only their links go.

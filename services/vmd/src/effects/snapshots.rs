@@ -116,14 +116,13 @@ impl Disks {
         Ok(snapshots)
     }
 
-    /// Removes what is no whole snapshot, and what was made for forks but those of `forks`. Returns
-    /// whether there was anything.
-    pub async fn tidy_snapshots(&self, name: &VmName, forks: &HashSet<VmName>) -> Result<bool> {
+    /// The directories of what is no whole snapshot, and of what was made for forks but those of `forks`.
+    pub async fn broken_snapshots(&self, name: &VmName, forks: &HashSet<VmName>) -> Result<Vec<PathBuf>> {
         let mut entries = match fs::read_dir(self.snapshots(name)).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        let mut tidied = false;
+        let mut broken = Vec::new();
         while let Some(entry) = entries.next_entry().await? {
             let file = entry.file_name();
             let snapshot = file.to_str().and_then(|file| VmName::new(file).ok());
@@ -133,11 +132,10 @@ impl Disks {
             };
             let wanted = |whole: Snapshot| !whole.fork || snapshot.is_some_and(|name| forks.contains(&name));
             if !whole.is_some_and(wanted) {
-                fs::remove_dir_all(entry.path()).await?;
-                tidied = true;
+                broken.push(entry.path());
             }
         }
-        Ok(tidied)
+        Ok(broken)
     }
 
     /// Deletes a snapshot, whole or not.

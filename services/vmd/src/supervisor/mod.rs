@@ -22,6 +22,7 @@ mod change;
 mod control;
 mod create;
 mod forwards;
+mod host;
 mod idle;
 mod launch;
 mod lifecycle;
@@ -55,6 +56,7 @@ use crate::effects::peers::Peers;
 use crate::effects::runtime;
 use crate::effects::units::{UnitView, Units};
 use crate::store::{VmRow, VmStore};
+pub use host::host;
 pub use promote::Promotion;
 
 /// All VMs. Cheap to clone.

@@ -4,18 +4,42 @@
 //! being created or deleted goes, since nobody was told that it is there.
 
 use banger_api::Result;
+use banger_core::forward::Listen;
 use banger_core::name::VmName;
+use tokio::fs;
 
 use super::{Supervisor, lock};
 
-/// What was found and done about it, for people: one line each, also in the journal.
-#[derive(Default)]
-struct Repairs(Vec<String>);
+/// Of a VM that nobody was told of.
+const CUT_OFF: &str = "its creation or deletion was cut off";
 
-impl Repairs {
-    fn add(&mut self, name: &VmName, what: &str) {
-        tracing::info!(vm = name.as_str(), "reconciling: {what}");
-        self.0.push(format!("{name}: {what}"));
+/// What was found, for people: one line each. In the journal, too, if it is done away with.
+struct Search {
+    repairing: bool,
+    found: Vec<String>,
+}
+
+impl Search {
+    fn new(repairing: bool) -> Self {
+        Self { repairing, found: Vec::new() }
+    }
+
+    /// Notes what was found of a VM, or of a name that is none's, and says whether to do away with it.
+    fn found(&mut self, name: &VmName, what: &str) -> bool {
+        if self.repairing {
+            tracing::info!(vm = name.as_str(), "reconciling: {what}");
+        }
+        self.found.push(format!("{name}: {what}"));
+        self.repairing
+    }
+
+    /// The same of a port.
+    fn found_port(&mut self, listen: &Listen, what: &str) -> bool {
+        if self.repairing {
+            tracing::info!("reconciling: {listen}: {what}");
+        }
+        self.found.push(format!("{listen}: {what}"));
+        self.repairing
     }
 }
 
@@ -30,7 +54,7 @@ impl Supervisor {
             if !row.whole && !self.state(&row).is_up() {
                 self.0.disks.remove(&row.name).await?;
                 self.0.store.remove(&row.name).await?;
-                Repairs::default().add(&row.name, "removed, as its creation or deletion was cut off");
+                Search::new(true).found(&row.name, CUT_OFF);
             }
         }
         let this = self.clone();
@@ -49,31 +73,44 @@ impl Supervisor {
     /// # Errors
     /// Those of the other services; what concerns vmd alone is done before they are asked.
     pub async fn reconcile(&self) -> Result<Vec<String>> {
-        let mut repairs = Repairs::default();
-        self.reconcile_rows(&mut repairs).await?;
-        self.reconcile_units(&mut repairs).await?;
-        self.reconcile_disks(&mut repairs).await?;
-        self.reconcile_volumes(&mut repairs).await?;
-        self.reconcile_forwards(&mut repairs).await?;
-        self.leave_word();
-        self.reconcile_images(&mut repairs).await?;
-        self.reconcile_networks(&mut repairs).await?;
-        Ok(repairs.0)
+        self.search(Search::new(true)).await
+    }
+
+    /// What [`Self::reconcile`] would find; nothing is changed.
+    ///
+    /// # Errors
+    /// Those of the other services.
+    pub async fn orphans(&self) -> Result<Vec<String>> {
+        self.search(Search::new(false)).await
+    }
+
+    async fn search(&self, mut search: Search) -> Result<Vec<String>> {
+        self.search_rows(&mut search).await?;
+        self.search_units(&mut search).await?;
+        self.search_disks(&mut search).await?;
+        self.search_volumes(&mut search).await?;
+        self.search_forwards(&mut search).await?;
+        if search.repairing {
+            self.open_forwards().await;
+            self.leave_word();
+        }
+        self.search_images(&mut search).await?;
+        self.search_networks(&mut search).await?;
+        Ok(search.found)
     }
 
     /// A deletion that failed is finished.
-    async fn reconcile_rows(&self, repairs: &mut Repairs) -> Result<()> {
+    async fn search_rows(&self, search: &mut Search) -> Result<()> {
         for row in self.0.store.list().into_iter().filter(|row| !row.whole) {
             let Some(_guard) = self.0.locks.try_lock(row.name.as_str()) else { continue };
-            if self.get(&row.name).is_ok_and(|row| !row.whole) {
+            if self.get(&row.name).is_ok_and(|row| !row.whole) && search.found(&row.name, CUT_OFF) {
                 self.unpublish(&row.name).await?;
-                repairs.add(&row.name, "removed, as its creation or deletion was cut off");
             }
         }
         Ok(())
     }
 
-    async fn reconcile_units(&self, repairs: &mut Repairs) -> Result<()> {
+    async fn search_units(&self, search: &mut Search) -> Result<()> {
         for name in self.0.units.names() {
             if self.0.store.contains(&name) {
                 continue;
@@ -81,24 +118,29 @@ impl Supervisor {
             match self.0.units.active_state(&name).await?.as_str() {
                 "inactive" => {}
                 "failed" => {
-                    self.0.units.reset_failed(&name).await;
-                    repairs.add(&name, "forgot the failure of a unit that is no VM's");
+                    if search.found(&name, "a failed unit that is no VM's") {
+                        self.0.units.reset_failed(&name).await;
+                    }
                 }
-                _ => repairs.add(
-                    &name,
-                    &format!("{} runs, but is no VM's; left alone: stop it with systemctl", name.unit()),
-                ),
+                _ => {
+                    let what = format!("{} runs, but is no VM's: stop it with systemctl", name.unit());
+                    search.found(&name, &what);
+                }
             }
         }
         Ok(())
     }
 
-    async fn reconcile_disks(&self, repairs: &mut Repairs) -> Result<()> {
+    async fn search_disks(&self, search: &mut Search) -> Result<()> {
         for name in self.0.disks.list().await? {
             let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
             let forks = lock(&self.0.forks).clone();
-            if self.0.store.contains(&name) && self.0.disks.tidy_snapshots(&name, &forks).await? {
-                repairs.add(&name, "removed a snapshot that was cut off");
+            if self.0.store.contains(&name) {
+                for snapshot in self.0.disks.broken_snapshots(&name, &forks).await? {
+                    if search.found(&name, "a snapshot that was cut off") {
+                        fs::remove_dir_all(snapshot).await?;
+                    }
+                }
             }
             let _holding = self.0.holding.lock(name.as_str()).await;
             if self.0.units.is_up(&name).await? {
@@ -106,38 +148,40 @@ impl Supervisor {
             }
             match self.get(&name) {
                 Ok(row) => {
-                    if self.0.disks.tidy(&name, &row.spec).await? {
-                        repairs.add(&name, "removed files that are none of its disks");
+                    let is_stray = self.0.disks.has_strays(&name, &row.spec).await?;
+                    if is_stray && search.found(&name, "files that are none of its disks") {
+                        self.0.disks.tidy(&name, &row.spec).await?;
                     }
                 }
                 Err(_) => {
-                    self.0.disks.remove(&name).await?;
-                    repairs.add(&name, "removed the disks of a VM that is not there");
+                    if search.found(&name, "disks of a VM that is not there") {
+                        self.0.disks.remove(&name).await?;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    async fn reconcile_volumes(&self, repairs: &mut Repairs) -> Result<()> {
+    async fn search_volumes(&self, search: &mut Search) -> Result<()> {
         let _making = self.0.making_volumes.lock().await;
         let wanted: Vec<VmName> =
             self.0.store.volumes().await?.into_iter().map(|(volume, _)| volume.name).collect();
         for name in self.0.disks.list_volumes().await? {
-            if !wanted.contains(&name) {
+            if !wanted.contains(&name) && search.found(&name, "the disk of a volume that is not there") {
                 self.0.disks.remove_volume(&name).await?;
-                repairs.add(&name, "removed the disk of a volume that is not there");
             }
         }
         Ok(())
     }
 
-    /// Ports that are forwarded to nobody are free, and those that are to lead somewhere do.
-    async fn reconcile_forwards(&self, repairs: &mut Repairs) -> Result<()> {
+    /// Ports that are forwarded to nobody are free.
+    async fn search_forwards(&self, search: &mut Search) -> Result<()> {
         for listen in self.0.units.listening().await? {
             let Some(name) = self.forwarded_to(&listen).map(|(row, _)| row.name) else {
-                self.0.units.close(&listen).await?;
-                repairs.0.push(format!("{listen}: closed a port that is forwarded to no VM"));
+                if search.found_port(&listen, "a port that is forwarded to no VM") {
+                    self.0.units.close(&listen).await?;
+                }
                 continue;
             };
             let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
@@ -147,40 +191,47 @@ impl Supervisor {
                     .forwards
                     .iter()
                     .any(|forward| forward.listen == listen && self.is_wanted(&row, forward))
+                && search.found_port(&listen, &format!("a port of {name}, which does not run"))
             {
                 self.0.units.close(&listen).await?;
-                repairs.add(&name, "closed a port of a VM that does not run");
             }
         }
+        Ok(())
+    }
+
+    /// Ports that are to lead somewhere do.
+    async fn open_forwards(&self) {
         for row in self.0.store.list() {
             let Some(_guard) = self.0.locks.try_lock(row.name.as_str()) else { continue };
             if let Err(error) = self.follow_forwards(&row, &[]).await {
                 tracing::warn!(vm = row.name.as_str(), "{error}");
             }
         }
-        Ok(())
     }
 
-    async fn reconcile_images(&self, repairs: &mut Repairs) -> Result<()> {
+    async fn search_images(&self, search: &mut Search) -> Result<()> {
         for holder in self.0.peers.image_leases().await? {
             let Ok(name) = VmName::new(&holder) else { continue };
             let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
-            if !self.0.store.contains(&name) && !self.0.units.is_up(&name).await? {
+            if !self.0.store.contains(&name)
+                && !self.0.units.is_up(&name).await?
+                && search.found(&name, "the image of a VM that is not there")
+            {
                 self.0.peers.release_image(&holder).await?;
-                repairs.add(&name, "released the image of a VM that is not there");
             }
         }
         Ok(())
     }
 
-    async fn reconcile_networks(&self, repairs: &mut Repairs) -> Result<()> {
+    async fn search_networks(&self, search: &mut Search) -> Result<()> {
         for holder in self.0.peers.net_leases().await? {
             let Ok(name) = VmName::new(&holder) else { continue };
             let Some(_guard) = self.0.locks.try_lock(name.as_str()) else { continue };
             let _holding = self.0.holding.lock(name.as_str()).await;
-            if !self.0.units.is_up(&name).await? {
+            if !self.0.units.is_up(&name).await?
+                && search.found(&name, "the network of a VM that does not run")
+            {
                 self.give_back(&name).await?;
-                repairs.add(&name, "released the network of a VM that does not run");
             }
         }
         Ok(())
