@@ -7,6 +7,7 @@ mod changes;
 mod contract;
 mod create;
 mod dns;
+mod doctor;
 mod egress;
 mod errors;
 mod faults;

@@ -35,7 +35,7 @@ impl Bus {
     /// A connection on which the service's objects are. The bus starts it if need be.
     pub async fn connect(&self, service: Service) -> Result<Connection> {
         if !self.peer {
-            return self.system.get_or_try_init(system).await.cloned();
+            return self.system().await;
         }
         // Jobs live as long as their service's connection is held: where there are jobs, keep it.
         match service {
@@ -43,6 +43,11 @@ impl Bus {
             IMAGED => self.imaged.get_or_try_init(|| peer(service)).await.cloned(),
             _ => peer(service).await,
         }
+    }
+
+    /// The system bus, for whoever else is on it.
+    pub async fn system(&self) -> Result<Connection> {
+        self.system.get_or_try_init(system).await.cloned()
     }
 
     pub async fn vms(&self) -> Result<ManagerProxy<'static>> {

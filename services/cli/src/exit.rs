@@ -12,6 +12,7 @@ Exit status:
   4    not allowed
   5    a service of banger cannot be reached
   6    a step of banger image build, or of a workspace's bootstrap, failed
+  7    banger doctor found something that does not work
   130  interrupted: the work was canceled
 
 run, exec, shell and session attach and wait exit as the command in the guest did, with 128 + N if signal N ended it. What
@@ -31,6 +32,8 @@ const DENIED: u8 = 4;
 const UNAVAILABLE: u8 = 5;
 /// Of a build, or a bootstrap.
 pub const STEP_FAILED: u8 = 6;
+/// Of a host, says `banger doctor`.
+pub const UNWELL: u8 = 7;
 const BEFORE_COMMAND: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const COMMAND_NOT_FOUND: u8 = 127;

@@ -418,6 +418,23 @@ fn errors_are_one_line_and_have_codes() {
 }
 
 #[test]
+fn doctor_tells_of_who_does_not_answer() {
+    let world = World::new();
+    let run = world.banger("doctor --json");
+    assert_eq!((run.code, run.err.as_str()), (Some(7), ""), "{run:?}");
+    let told: serde_json::Value = serde_json::from_str(&run.out).expect("one document");
+    assert_eq!(told["verdict"], "fail");
+    let findings = told["findings"].as_array().expect("a list");
+    let verdict = |check: &str| {
+        let finding = findings.iter().find(|finding| finding["check"] == check).expect("is told");
+        finding["verdict"].as_str().expect("text")
+    };
+    // There is no systemd on this bus, and no netd; nobody knows a version.
+    assert_eq!(["units", "rules"].map(verdict), ["unknown"; 2]);
+    assert_eq!(["bus", "answers", "access"].map(verdict), ["fail"; 3]);
+}
+
+#[test]
 fn tables_are_for_people_and_json_for_programs() {
     let world = World::new();
     assert_eq!(

@@ -141,6 +141,8 @@ pub enum Command {
     /// Manage the commands that run in VMs
     #[command(subcommand)]
     Session(Session),
+    /// Look for what is wrong on this host, and say what to do about it
+    Doctor(Doctor),
     /// Have ssh, scp, sftp, rsync, git and editors reach VMs as NAME.banger
     SshConfig(SshConfig),
     /// Be the server that ssh finds as NAME.banger
@@ -170,6 +172,29 @@ impl Command {
             _ => false,
         }
     }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each line is ok, warn (it works, but slower, or with less, or perhaps not for long), fail (something of banger does not \
+work) or unknown (it could not be seen, mostly for want of privileges). What is not ok is told with the reason why it \
+matters and with what to do about it; with --quiet only that is listed, without reasons. The exit status is 7 if \
+something fails, and else 0.
+
+--fix does, and tells: users, groups and directories of banger are made (systemd-sysusers, systemd-tmpfiles), systemd \
+reads changed units again, units of banger that failed are forgotten, sockets are enabled and started, banger's own \
+firewall rules and links are made again, and leftovers of VMs removed (`banger vm reconcile`). It touches no VM that \
+runs and nothing that is not banger's, such as the rules of other firewalls. It takes root, but for the leftovers. What \
+is told then is how things are afterwards.
+
+Anybody may ask. The services that are asked are started by it.")]
+pub struct Doctor {
+    /// Do what is safe to be done, and look again
+    #[arg(long)]
+    pub fix: bool,
+    /// Say of everything why it matters
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]

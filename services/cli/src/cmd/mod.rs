@@ -3,6 +3,7 @@
 mod analyze;
 mod build;
 mod copy;
+mod doctor;
 mod image;
 mod kernel;
 mod named;
@@ -64,6 +65,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Kernel(command) => return kernel::dispatch(context, command).await,
         Command::Net(command) => network::dispatch(context, command).await?,
         Command::Session(command) => return named::dispatch(context, command).await,
+        Command::Doctor(arguments) => return doctor::doctor(context, arguments).await,
         Command::SshConfig(arguments) => ssh::config::configure(context, &arguments).await?,
         Command::SshProxy { host } => ssh::proxy::proxy(context, &host).await?,
         Command::SshKnownHosts { host } => ssh::known_hosts(context, &host).await?,
