@@ -5,9 +5,13 @@
 #                     list of installed files: the .deb, the .rpm and the lab all use it.
 #   make uninstall    remove what install put there
 #   make deb          target/debian/banger_VERSION_ARCH.deb (needs debhelper)
+#   make rpm          target/rpm/banger-VERSION-RELEASE.ARCH.rpm (needs rpmbuild)
+#   make dist         target/dist/banger-VERSION.tar.xz: what is committed, with all crates
 #   make check        formatting, lints, unit tests, unit files, system tests (root: boots the lab)
 #   make check-unit   the part of it that needs no root
 #   make check-system the part of it that runs in the lab; ARGS= goes to nextest
+#   make check-packages  the packages, from the tarball to the purge: lints, file lists, and all that
+#                     can happen to them in the lab, also with dbus-broker (root)
 #   make bench        how long a VM takes to be ready, beside the same VMM by hand, and how long the
 #                     services take to answer with 1000 VMs, and netd to say where a VM is (root)
 #   make demo         boots the lab and runs a microVM in it (root)
@@ -27,6 +31,7 @@ NMCONFDIR   ?= $(PREFIX)/lib/NetworkManager/conf.d
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 SYSCTLDIR   ?= $(PREFIX)/lib/sysctl.d
+PRESETDIR   ?= $(PREFIX)/lib/systemd/system-preset
 DBUSDIR     ?= $(PREFIX)/share/dbus-1
 POLKITDIR   ?= $(PREFIX)/share/polkit-1
 MANDIR      ?= $(PREFIX)/share/man
@@ -57,18 +62,20 @@ SERVICES    := banger-vmd banger-imaged banger-netd banger-sessiond banger-launc
 AGENT       := $(TARGET_DIR)/$(HOST)/agent/banger-agent
 # What the command line says about itself: man pages and completions.
 CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
+# The licences of the crates in the programs.
+LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
 
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb check check-tests check-unit check-lints unit-tests check-units check-system \
+.PHONY: all build install uninstall deb rpm dist check check-packages check-tests check-unit check-lints unit-tests check-units check-system \
 	failpoints bench fuzz demo clean
 
 all: build
 
 # The agent runs as PID 1 of any image, musl or glibc, so it must be static; --target keeps the
 # flag from build scripts and proc macros.
-build:
+build: $(LICENSES)
 	$(CARGO) build $(CARGO_FLAGS) --profile $(PROFILE) --workspace --exclude banger-agent --bins
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
 		$(CARGO) build $(CARGO_FLAGS) --profile agent --target $(HOST) -p banger-agent
@@ -77,6 +84,11 @@ build:
 	for shell in bash zsh fish; do \
 		$(TARGET_DIR)/$(OUT)/banger completion $$shell >$(CLI_DOCS)/$$shell; \
 	done
+
+$(LICENSES): Cargo.lock Cargo.toml $(wildcard services/*/Cargo.toml) packaging/licenses
+	@mkdir -p $(@D)
+	CARGO="$(CARGO)" packaging/licenses notices >$@.new
+	mv $@.new $@
 
 # files DIR,FILES: install FILES, if there are any, in DIR; data names its own mode.
 define files
@@ -94,12 +106,13 @@ install:
 	$(INSTALL) -m 755 $(SERVICES:%="$(TARGET_DIR)/$(OUT)/%") "$(AGENT)" "$(DESTDIR)$(LIBEXECDIR)"
 	$(call files,$(UNITDIR),$(foreach t,service socket slice timer target path,$(wildcard units/*.$t)))
 	$(INSTALL) -d "$(DESTDIR)$(GENERATORDIR)"
-	ln -sf "$(LIBEXECDIR)/banger-netd" "$(DESTDIR)$(GENERATORDIR)/banger-netd-generator"
+	ln -sfr "$(DESTDIR)$(LIBEXECDIR)/banger-netd" "$(DESTDIR)$(GENERATORDIR)/banger-netd-generator"
 	$(call files,$(NETWORKDIR),$(wildcard units/network/*))
 	$(call files,$(NMCONFDIR),$(wildcard units/network-manager/*.conf))
 	$(call files,$(SYSUSERSDIR),$(wildcard units/sysusers.d/*.conf))
 	$(call files,$(TMPFILESDIR),$(wildcard units/tmpfiles.d/*.conf))
 	$(call files,$(SYSCTLDIR),$(wildcard units/sysctl.d/*.conf))
+	$(call files,$(PRESETDIR),$(wildcard units/system-preset/*.preset))
 	$(call files,$(DBUSDIR)/interfaces,$(wildcard dbus/interfaces/*.xml))
 	$(call files,$(DBUSDIR)/system.d,$(wildcard dbus/system.d/*.conf))
 	$(call files,$(DBUSDIR)/system-services,$(wildcard dbus/system-services/*.service))
@@ -110,7 +123,7 @@ install:
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/bash "$(DESTDIR)$(BASHCOMPDIR)/banger"
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/zsh "$(DESTDIR)$(ZSHCOMPDIR)/_banger"
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/fish "$(DESTDIR)$(FISHCOMPDIR)/banger.fish"
-	$(call files,$(DOCDIR),$(wildcard README.md CONTRIBUTING.md docs/*.md))
+	$(call files,$(DOCDIR),$(wildcard README.md CONTRIBUTING.md docs/*.md) $(LICENSES))
 	$(if $(filter-out /usr/libexec/banger,$(LIBEXECDIR)),$(if $(INSTALLED_TEXT),sed -i \
 		-e 's|/usr/libexec/banger|$(LIBEXECDIR)|g' -e 's|/usr/lib/banger|$(LIBDIR)|g' \
 		-e 's|/usr/bin/banger|$(BINDIR)/banger|g' $(INSTALLED_TEXT)))
@@ -146,6 +159,20 @@ $(DEB): $(DEB_INPUTS)
 		CARGO_TARGET_DIR=$(abspath $(TARGET_DIR)) debian/rules binary
 	ls -l $(DEB)
 
+RPM_TOP := $(abspath $(TARGET_DIR))/rpm
+# An rpm elsewhere than at home knows neither what is installed nor what Fedora has added to it.
+RPM_FLAGS = $(if $(shell rpm --eval '%{?_unitdir}'),,--nodeps --load packaging/rpm/macros)
+
+# What cargo has built is not built again; the tests have their own targets.
+rpm: build
+	rm -rf $(RPM_TOP)
+	rpmbuild -bb --quiet --build-in-place --without check $(RPM_FLAGS) --define "_topdir $(RPM_TOP)" \
+		--define "_rpmdir $(RPM_TOP)" --define "_rpmfilename %{NVRA}.rpm" packaging/rpm/banger.spec
+	ls -l $(RPM_TOP)/*.rpm
+
+dist:
+	packaging/dist $(TARGET_DIR)/dist
+
 # ---- tests ----
 
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
@@ -179,6 +206,7 @@ check-unit: check-lints unit-tests
 check-lints:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	packaging/check
 
 unit-tests:
 	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
