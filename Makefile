@@ -160,6 +160,7 @@ $(DEB): $(DEB_INPUTS)
 	ls -l $(DEB)
 
 RPM_TOP := $(abspath $(TARGET_DIR))/rpm
+RPM_SPEC ?= packaging/rpm/banger.spec
 # An rpm elsewhere than at home knows neither what is installed nor what Fedora has added to it.
 RPM_FLAGS = $(if $(shell rpm --eval '%{?_unitdir}'),,--nodeps --load packaging/rpm/macros)
 
@@ -167,7 +168,7 @@ RPM_FLAGS = $(if $(shell rpm --eval '%{?_unitdir}'),,--nodeps --load packaging/r
 rpm: build
 	rm -rf $(RPM_TOP)
 	rpmbuild -bb --quiet --build-in-place --without check $(RPM_FLAGS) --define "_topdir $(RPM_TOP)" \
-		--define "_rpmdir $(RPM_TOP)" --define "_rpmfilename %{NVRA}.rpm" packaging/rpm/banger.spec
+		--define "_rpmdir $(RPM_TOP)" --define "_rpmfilename %{NVRA}.rpm" $(RPM_SPEC)
 	ls -l $(RPM_TOP)/*.rpm
 
 dist:
@@ -210,6 +211,17 @@ check-lints:
 
 unit-tests:
 	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
+
+check-packages:
+	tests/package/dist
+	$(MAKE) --no-print-directory deb BANGER_QUICK=1
+	$(MAKE) --no-print-directory rpm
+	tests/package/lint
+	tests/lab/up --no-deb
+	tests/package/lifecycle deb
+	tests/package/lifecycle rpm
+	LAB_BUS=dbus-broker tests/lab/up --no-deb
+	tests/package/lifecycle deb
 
 check-units:
 	@said=$$(tests/lab/sh sh -c 'systemd-analyze verify --man=no \

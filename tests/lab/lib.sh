@@ -55,3 +55,15 @@ leader() { # print the PID of the lab's PID 1, or fail if no lab runs
 }
 
 require_root() { [ "$(id -u)" -eq 0 ] || die "the lab needs root: try sudo $0"; }
+
+# Debian packages, and what they depend on as far as the lab has not got it, into /root/packages of the lab.
+download() {
+    local cache=$STATE/packages
+    mkdir -p "$cache/partial"
+    # What is missing follows from what the lab has, not the host.
+    apt-get install --quiet=2 --yes --no-install-recommends --download-only \
+        -o Dir::State::status="$ROOT/var/lib/dpkg/status" -o Dir::Cache::archives="$cache" "$@"
+    [ -n "$(find "$cache" -maxdepth 1 -name '*.deb')" ] || return 0
+    mkdir -p "$ROOT/root/packages"
+    mv "$cache"/*.deb "$ROOT/root/packages"
+}
