@@ -60,7 +60,7 @@ OUT         := $(patsubst dev,debug,$(PROFILE))
 SERVICES    := banger-vmd banger-imaged banger-netd banger-sessiond banger-launch
 # The agent has a profile of its own, for its size: it rides in every initramfs.
 AGENT       := $(TARGET_DIR)/$(HOST)/agent/banger-agent
-# What the command line says about itself: man pages and completions.
+# What the command line and the interfaces say about themselves: man pages and completions.
 CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 # The licences of the crates in the programs.
 LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
@@ -81,6 +81,7 @@ build: $(LICENSES)
 		$(CARGO) build $(CARGO_FLAGS) --profile agent --target $(HOST) -p banger-agent
 	rm -rf $(CLI_DOCS) && mkdir -p $(CLI_DOCS)
 	$(TARGET_DIR)/$(OUT)/banger man $(CLI_DOCS)
+	$(TARGET_DIR)/$(OUT)/banger-man dbus $(CLI_DOCS)
 	for shell in bash zsh fish; do \
 		$(TARGET_DIR)/$(OUT)/banger completion $$shell >$(CLI_DOCS)/$$shell; \
 	done
@@ -120,6 +121,8 @@ install:
 	$(call files,$(POLKITDIR)/rules.d,$(wildcard dbus/polkit/*.rules))
 	$(call files,$(LIBDIR),$(wildcard packaging/config/*.conf))
 	$(call files,$(MANDIR)/man1,$(CLI_DOCS)/*.1)
+	$(call files,$(MANDIR)/man5,$(CLI_DOCS)/*.5)
+	$(call files,$(MANDIR)/man7,$(CLI_DOCS)/*.7)
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/bash "$(DESTDIR)$(BASHCOMPDIR)/banger"
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/zsh "$(DESTDIR)$(ZSHCOMPDIR)/_banger"
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/fish "$(DESTDIR)$(FISHCOMPDIR)/banger.fish"
@@ -127,11 +130,6 @@ install:
 	$(if $(filter-out /usr/libexec/banger,$(LIBEXECDIR)),$(if $(INSTALLED_TEXT),sed -i \
 		-e 's|/usr/libexec/banger|$(LIBEXECDIR)|g' -e 's|/usr/lib/banger|$(LIBDIR)|g' \
 		-e 's|/usr/bin/banger|$(BINDIR)/banger|g' $(INSTALLED_TEXT)))
-
-define newline
-
-
-endef
 
 # The list is install's own: it is made once more, elsewhere, and its files are removed here.
 uninstall:

@@ -17,11 +17,11 @@ pub struct Error {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $name:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $kind:ident = $name:literal;)*) => {
         /// What went wrong, as far as a caller can act on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
-        pub enum ErrorKind { $($(#[$doc])* $kind,)* }
+        pub enum ErrorKind { $($(#[doc = $doc])* $kind,)* }
 
         impl ErrorKind {
             /// Every kind, for documentation and tests.
@@ -30,6 +30,11 @@ macro_rules! kinds {
             /// The D-Bus error name.
             pub fn name(self) -> &'static str {
                 match self { $(ErrorKind::$kind => $name,)* }
+            }
+
+            /// What it means, for documentation.
+            pub fn meaning(self) -> &'static str {
+                match self { $(ErrorKind::$kind => concat!($($doc,)*).trim_ascii(),)* }
             }
         }
     };
@@ -54,6 +59,7 @@ kinds! {
     /// The caller takes back a subscription that it does not have.
     NotSubscribed = "org.banger.Error.NotSubscribed";
 
+    /// There is no such job, or it ended more than a minute ago.
     NoSuchJob = "org.banger.Error.NoSuchJob";
     /// It is too late to cancel the job.
     JobEnded = "org.banger.Error.JobEnded";
@@ -62,6 +68,7 @@ kinds! {
     /// The service ended (killed, restarted) while the job was under way.
     Interrupted = "org.banger.Error.Interrupted";
 
+    /// There is no VM of this name.
     NoSuchVm = "org.banger.Error.NoSuchVm";
     /// Another object has this name.
     NameTaken = "org.banger.Error.NameTaken";
@@ -80,9 +87,11 @@ kinds! {
     /// systemd refused or failed to act on the VM's unit.
     UnitFailed = "org.banger.Error.UnitFailed";
 
+    /// The VM has no snapshot of this name.
     NoSuchSnapshot = "org.banger.Error.NoSuchSnapshot";
     /// The snapshot was made with another VMM, CPU or machine than there is now.
     SnapshotMismatch = "org.banger.Error.SnapshotMismatch";
+    /// There is no volume of this name.
     NoSuchVolume = "org.banger.Error.NoSuchVolume";
     /// A VM has the volume.
     VolumeInUse = "org.banger.Error.VolumeInUse";
@@ -91,6 +100,7 @@ kinds! {
     /// What the VM needs is not there or does not work; the message names all of it.
     NotReady = "org.banger.Error.NotReady";
 
+    /// There is no image of this name or id.
     NoSuchImage = "org.banger.Error.NoSuchImage";
     /// VMs use the image.
     ImageInUse = "org.banger.Error.ImageInUse";
@@ -104,6 +114,7 @@ kinds! {
     RegistryUnreachable = "org.banger.Error.RegistryUnreachable";
     /// The registry wants (other) credentials.
     RegistryDenied = "org.banger.Error.RegistryDenied";
+    /// There is no kernel of this name.
     NoSuchKernel = "org.banger.Error.NoSuchKernel";
     /// VMs use the kernel.
     KernelInUse = "org.banger.Error.KernelInUse";
@@ -116,13 +127,16 @@ kinds! {
     NoFreeAddress = "org.banger.Error.NoFreeAddress";
     /// Something listens there already.
     PortInUse = "org.banger.Error.PortInUse";
+    /// The VM has no such forward.
     NoSuchForward = "org.banger.Error.NoSuchForward";
     /// The address belongs to another lease.
     AddressInUse = "org.banger.Error.AddressInUse";
     /// The address range overlaps a route of the host.
     NetworkConflict = "org.banger.Error.NetworkConflict";
+    /// Nobody has a lease under this name.
     NoSuchLease = "org.banger.Error.NoSuchLease";
 
+    /// The VM has no such session.
     NoSuchSession = "org.banger.Error.NoSuchSession";
     /// The session's command runs, which the operation does not allow.
     SessionRunning = "org.banger.Error.SessionRunning";
@@ -132,9 +146,13 @@ kinds! {
     AgentUnreachable = "org.banger.Error.AgentUnreachable";
     /// The agent in the guest speaks another version, or nonsense.
     AgentProtocol = "org.banger.Error.AgentProtocol";
+    /// The command has ended.
     NoSuchProcess = "org.banger.Error.NoSuchProcess";
+    /// The guest knows no such user.
     NoSuchUser = "org.banger.Error.NoSuchUser";
+    /// The directory is not there.
     NoSuchDirectory = "org.banger.Error.NoSuchDirectory";
+    /// The file is not there.
     NoSuchFile = "org.banger.Error.NoSuchFile";
     /// Something of another kind has the name that a file is to get.
     FileInTheWay = "org.banger.Error.FileInTheWay";
@@ -154,7 +172,9 @@ kinds! {
     RepositoryUnusable = "org.banger.Error.RepositoryUnusable";
     /// A step of what a workspace's repository asks for failed in the VM.
     BootstrapFailed = "org.banger.Error.BootstrapFailed";
+    /// The guest has no such program.
     CommandNotFound = "org.banger.Error.CommandNotFound";
+    /// The file in the guest is not a program that can be executed.
     NotExecutable = "org.banger.Error.NotExecutable";
 }
 

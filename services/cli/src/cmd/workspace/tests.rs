@@ -294,6 +294,36 @@ fn submodules_and_worktrees() {
     }
 }
 
+/// As git LFS does it: git keeps pointers, the directory has contents.
+#[test]
+fn contents_that_are_kept_elsewhere() {
+    let world = World::new();
+    world.sh(
+        "mkdir store; cat >clean <<'END'
+f=$(mktemp); cat >$f; id=$(git hash-object $f); mv $f $STORE/$id; echo pointer $id
+END
+cat >smudge <<'END'
+f=$(mktemp); cat >$f; if grep -q ^pointer $f; then cat $STORE/$(cut -d' ' -f2 $f); else cat $f; fi; rm $f
+END
+cd host; export STORE=$(realpath ../store)
+for way in clean smudge; do git config filter.lfs.$way \"STORE=$STORE sh $(realpath ..)/$way\"; done
+git config filter.lfs.required true; echo '*.bin filter=lfs' >.gitattributes; printf 'one\\0' >a.bin; printf 'two\\0' >b.bin
+echo text >text; git add -A; git commit -qm first; git show HEAD:a.bin | grep -q ^pointer; printf 'changed\\0' >b.bin",
+    );
+    for mode in [Mode::Clone, Mode::FullCopy] {
+        world.prepare(&world.wish(mode), true).expect("prepares");
+        world.sh("cmp host/a.bin guest/a.bin; cmp host/b.bin guest/b.bin; grep -q pointer guest/.git/index && exit 1; true");
+        assert_eq!(world.export(&Aim::default()).expect("exports").changes.len(), 0, "{mode:?}");
+    }
+    world.sh("cd guest; echo more >>text; printf 'three\\0' >a.bin; printf 'new\\0' >c.bin");
+    let exported = world.export(&Aim::default()).expect("exports");
+    let changes: Vec<_> = exported.changes.iter().map(|change| change.path.as_str()).collect();
+    assert_eq!(changes, ["a.bin", "c.bin", "text"]);
+    fs::write(world.at("patch"), &exported.patch).expect("writes");
+    world.sh("cd host; git apply ../patch; cmp a.bin ../guest/a.bin; cmp c.bin ../guest/c.bin; cmp text ../guest/text
+        git add -A; for file in a b c; do git show :$file.bin | grep -q ^pointer; done");
+}
+
 /// The files that may ask for tools are those that were sent, or would be.
 #[test]
 fn files_and_what_is_in_them() {
