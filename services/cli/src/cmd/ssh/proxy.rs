@@ -94,6 +94,8 @@ struct Channel {
 enum News {
     Started(String),
     Output(Vec<u8>),
+    /// The command has closed its standard output. It may go on.
+    OutputEnded,
     Stderr(Vec<u8>),
     Consumed(u32),
     Ended(Result<Status>),
@@ -259,13 +261,16 @@ impl Proxy<'_> {
                 exit::say(&String::from_utf8_lossy(&data));
                 Ok(())
             }
+            // Of a command the end of both is told, with its own.
+            News::OutputEnded if known.is_session => Ok(()),
+            News::OutputEnded => self.server.eof(channel),
             News::Consumed(bytes) => self.server.consumed(channel, bytes),
             News::Ended(outcome) => {
                 if std::mem::take(&mut known.reply) {
                     self.server.reply(channel, false)?;
                 }
                 match outcome {
-                    Ok(_) if !known.is_session => self.server.eof(channel)?,
+                    Ok(_) if !known.is_session => {}
                     Ok(status) => {
                         self.server.eof(channel)?;
                         let name = signal_name(status.signal);
@@ -378,7 +383,7 @@ impl Command<'_> {
         let ended = async {
             let out = async {
                 tokio::select! {
-                    () = self.drain(out, News::Output) => {}
+                    () = self.drain(out, News::Output) => self.teller.tell(News::OutputEnded).await,
                     // To close it is a broken pipe to the command.
                     () = self.unread.notified() => {}
                 }
