@@ -125,6 +125,13 @@ fn connections(vm: &Vm) {
     vm.sh("nc -ll -p 7000 -e cat >/dev/null 2>&1 </dev/null & true").ok();
     let sum = alice("sha256sum <ssh-test/random").ok();
     assert_eq!(alice("ssh -W localhost:7000 t-ssh.banger <ssh-test/random | sha256sum").ok(), sum);
+    // One who hangs up first is heard, although the other end has not.
+    vm.sh("nc -ll -p 7002 -e echo hello >/dev/null 2>&1 </dev/null & true").ok();
+    let read =
+        "import socket; s = socket.create_connection((\"127.0.0.1\", 7003), 30); print(s.makefile().read())";
+    let heard =
+        alice(&format!("ssh -f -L 7003:localhost:7002 t-ssh.banger sleep 3; python3 -c '{read}'")).ok();
+    assert_eq!(heard.trim(), "hello");
     let nobody = alice("ssh -W localhost:7001 t-ssh.banger");
     assert!(nobody.stderr.contains("cannot connect to localhost port 7001: Connection refused"), "{nobody}");
     // Two connections and a command in one; the forward ends with it.
