@@ -141,19 +141,22 @@ impl Session<'_> {
 
         let which = Which { vm: (*vm).to_owned(), name: (*name).to_owned() };
         let mut screen = Screen::new(context, name);
-        let shown = named::follow(context, &which, |record| screen.show(&record));
-        tokio::pin!(shown);
         let mut interrupted = false;
-        loop {
-            let event = tokio::select! {
-                shown = &mut shown => break shown?,
-                event = signals.next() => event,
-            };
-            if matches!(event, Event::Signal(_)) && !interrupted {
-                interrupted = true;
-                context.bus.sessions().await?.stop_session(vm, name, Default::default()).await?;
+        {
+            let shown = named::follow(context, &which, |record| screen.show(&record));
+            tokio::pin!(shown);
+            loop {
+                let event = tokio::select! {
+                    shown = &mut shown => break shown?,
+                    event = signals.next() => event,
+                };
+                if matches!(event, Event::Signal(_)) && !interrupted {
+                    interrupted = true;
+                    context.bus.sessions().await?.stop_session(vm, name, Default::default()).await?;
+                }
             }
         }
+        screen.end();
         if interrupted {
             return Err(ErrorKind::JobCanceled.error(format!(
                 "the bootstrap of {vm} was interrupted; prepare the workspace again to go on"
@@ -203,14 +206,27 @@ impl<'a> Screen<'a> {
             let _ = stderr().write_all(data);
             return;
         }
-        let is_error = *stream == STDERR;
-        let (session, stream) = (self.session, if is_error { "stderr" } else { "stdout" });
-        self.lines[usize::from(is_error)].push(data, &mut |line| {
-            let line = String::from_utf8_lossy(line);
-            eprintln!("{}", json!({ "session": session, "stream": stream, "line": line }));
-            true
-        });
+        let session = self.session;
+        let (stream, lines) = match *stream == STDERR {
+            true => ("stderr", &mut self.lines[1]),
+            false => ("stdout", &mut self.lines[0]),
+        };
+        lines.push(data, &mut |line| tell(session, stream, line));
     }
+
+    /// Shows what no end of a line came after.
+    fn end(&mut self) {
+        for (stream, lines) in ["stdout", "stderr"].into_iter().zip(&mut self.lines) {
+            lines.end(&mut |line| tell(self.session, stream, line));
+        }
+    }
+}
+
+/// Returns that more is wanted.
+fn tell(session: &str, stream: &str, line: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(line);
+    eprintln!("{}", json!({ "session": session, "stream": stream, "line": line }));
+    true
 }
 
 #[cfg(test)]
