@@ -41,3 +41,19 @@ pub const A_VM: &str = "banger-vm@doctor.service";
 /// An admin who masks these does without what they are for.
 pub const OPTIONAL: &[&str] =
     &["banger-netd-dns.socket", "banger-reap.timer", "banger-autostart.service", "banger-resolved.service"];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn what_is_installed_is_looked_at() {
+        const PRESET: &str = include_str!("../../../../../units/system-preset/80-banger.preset");
+        let installed: BTreeSet<_> = PRESET.lines().filter_map(|line| line.strip_prefix("enable ")).collect();
+        let wanted: BTreeSet<_> = UNITS.iter().filter(|unit| unit.enabled).map(|unit| unit.name).collect();
+        assert_eq!(wanted, installed);
+        assert!(OPTIONAL.iter().all(|name| wanted.contains(name)));
+    }
+}
