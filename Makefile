@@ -12,6 +12,7 @@
 #   make check-system the part of it that runs in the lab; ARGS= goes to nextest
 #   make check-packages  the packages, from the tarball to the purge: lints, file lists, and all that
 #                     can happen to them in the lab, also with dbus-broker (root)
+#   make check-newest what banger uses of the newest systemd, in a lab of Debian sid (root)
 #   make bench        how long a VM takes to be ready, beside the same VMM by hand, and how long the
 #                     services take to answer with 1000 VMs, and netd to say where a VM is (root)
 #   make demo         boots the lab and runs a microVM in it (root)
@@ -68,7 +69,7 @@ LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb rpm dist check check-packages check-tests check-unit check-lints unit-tests check-units check-system \
+.PHONY: all build install uninstall deb rpm dist check check-newest check-packages check-tests check-unit check-lints unit-tests check-units check-system \
 	failpoints bench fuzz demo clean
 
 all: build
@@ -220,6 +221,9 @@ check-packages:
 	tests/package/lifecycle rpm
 	LAB_BUS=dbus-broker tests/lab/up --no-deb
 	tests/package/lifecycle deb
+
+check-newest:
+	tests/newest
 
 check-units:
 	@said=$$(tests/lab/sh sh -c 'systemd-analyze verify --man=no \

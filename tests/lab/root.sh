@@ -4,8 +4,8 @@
 # shellcheck shell=bash
 
 # The Debian release in the lab. Binaries built on the host run in it, so its C library must not
-# be older than the host's.
-SUITE=bookworm
+# be older than the host's. LAB_SUITE=sid has the newest systemd.
+SUITE=${LAB_SUITE:-bookworm}
 
 # What an ordinary server has, what banger depends on, and what the tests use.
 PACKAGES=(
@@ -37,7 +37,8 @@ apt_sources() {
         while read -r label uri; do
             case $label in
             Debian) echo "deb [signed-by=$key] $uri $SUITE main" ;;
-            Debian-Security) echo "deb [signed-by=$key] $uri $SUITE-security main" ;;
+            # What is not released is mended in place.
+            Debian-Security) [ "$SUITE" = sid ] || echo "deb [signed-by=$key] $uri $SUITE-security main" ;;
             esac
         done
 }

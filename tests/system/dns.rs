@@ -132,7 +132,11 @@ fn only_guests_and_the_host_are_answered() {
 
 /// These have the lab for themselves.
 mod alone {
-    use banger_tests::eventually;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+
+    use banger_tests::{as_user, eventually};
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -229,5 +233,54 @@ mod alone {
         assert_eq!(listens(), format!("{GATEWAY}:53 (Datagram)\n{GATEWAY}:53 (Stream)\n"));
         assert_eq!(changed, "192.168.77.1:53 (Datagram)\n192.168.77.1:53 (Stream)\n");
         assert_eq!((problems.as_str(), servers.as_str()), ("a(ss) 0\n", "as 1 \"192.168.77.1\"\n"));
+    }
+
+    const HOOK: &str = "/run/systemd/resolve.hook/org.banger.Network1";
+
+    /// A connection to the hook, as systemd-resolved has it since systemd 259. `tests/newest` has such a one.
+    struct Resolved(BufReader<UnixStream>);
+
+    impl Resolved {
+        fn connect() -> Self {
+            Self(BufReader::new(UnixStream::connect(HOOK).expect("connects")))
+        }
+
+        fn call(&mut self, call: &Value) -> Value {
+            self.0.get_mut().write_all(format!("{call}\0").as_bytes()).expect("writes");
+            self.reply()
+        }
+
+        fn reply(&mut self) -> Value {
+            let mut reply = Vec::new();
+            self.0.read_until(0, &mut reply).expect("reads");
+            assert_eq!(reply.pop(), Some(0));
+            serde_json::from_slice(&reply).expect("JSON")
+        }
+    }
+
+    #[test]
+    fn a_resolved_with_hooks_is_answered() {
+        let vm = Vm::running("t-dns-hook", BUSYBOX);
+        run("systemctl", &["stop", "banger-netd.service"]).ok();
+        run("systemctl", &["start", "banger-netd-hook.socket"]).ok();
+        let mut subscriber = Resolved::connect();
+        let filter = subscriber.call(&json!({"method": "io.systemd.Resolve.Hook.QueryFilter", "more": true}));
+        assert_eq!(filter["parameters"]["filterDomains"][0], "banger.internal");
+        // The connection is not netd's alone, and whoever comes after it says so there.
+        run("systemctl", &["kill", "-s", "KILL", "banger-netd.service"]).ok();
+        assert_eq!(subscriber.reply(), filter);
+
+        let question = json!([{"key": {"class": 1, "type": 1, "name": full(&vm)}}]);
+        let lookup =
+            json!({"method": "io.systemd.Resolve.Hook.ResolveRecord", "parameters": {"question": question}});
+        let found = Resolved::connect().call(&lookup);
+        assert_eq!(found["parameters"]["rcode"], 0, "{found}");
+        assert_eq!(found["parameters"]["answer"].as_array().map(Vec::len), Some(1), "{found}");
+        // Nobody else can keep it waiting.
+        let refused = as_user("mallory", &format!("echo | socat -t 5 - UNIX-CONNECT:{HOOK}"));
+        assert!(!refused.text().contains("parameters"), "{}", refused.text());
+
+        run("systemctl", &["stop", "banger-netd-hook.socket", "banger-netd.service"]).ok();
+        assert!(!std::path::Path::new(HOOK).exists());
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Passed {
     pub sockets: Vec<UnixListener>,
     /// Records of jobs, by their name in the store.
     pub records: Vec<(String, File)>,
-    /// Sockets of the service's own, by their names.
+    /// Sockets of the service's own, opened by systemd or kept for us, by their names.
     pub others: Vec<(String, OwnedFd)>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn receive() -> Passed {
         } else if name.starts_with(record::PREFIX) && descriptor.is_special() {
             // SAFETY: as above; a memfd is a regular file, which libsystemd counts as special.
             passed.records.push((name, unsafe { File::from_raw_fd(descriptor.into_raw_fd()) }));
-        } else if descriptor.is_inet() {
+        } else if descriptor.is_inet() || descriptor.is_unix() {
             // SAFETY: as above.
             passed.others.push((name, unsafe { OwnedFd::from_raw_fd(descriptor.into_raw_fd()) }));
         }

@@ -28,7 +28,7 @@ mod subscribers;
 mod tests;
 
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -96,7 +96,8 @@ pub struct Context {
     /// The last instance since boot left because it was idle. If not, it may have been cut off in
     /// the middle of something: look for what it left behind.
     pub clean: bool,
-    /// Internet sockets that systemd opened, by `FileDescriptorName=`.
+    /// Sockets of the service's own, by name: those that systemd opened, and those that it kept for us
+    /// ([`keep`]).
     pub sockets: Arc<[(String, OwnedFd)]>,
 }
 
@@ -254,6 +255,16 @@ async fn watchdog() {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("cannot notify systemd: {error}");
+    }
+}
+
+/// Has systemd keep a connection, for the next instance to get it among its sockets, for as long as the unit says and
+/// the other end is there.
+pub fn keep(name: &str, connection: BorrowedFd<'_>) {
+    if let Err(error) =
+        sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[connection])
+    {
+        tracing::debug!("cannot have {name} kept: {error}");
     }
 }
 

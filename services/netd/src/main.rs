@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         };
         let routing = Routing::start(&context, plan, leases.bridge());
         leases.reconcile().await?;
+        dns::hook::serve(&context, &names)?;
         if let Ok(sockets) = sockets {
             dns::server::serve(sockets, leases.clone(), names, gateway, context.idle.clone())?;
         }

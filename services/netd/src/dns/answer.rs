@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 
 use domain::base::iana::{Class, Opcode, OptRcode, Rcode, Rtype};
-use domain::base::message_builder::{AdditionalBuilder, PushError};
-use domain::base::{Message, MessageBuilder, Question, Serial, StaticCompressor, ToName, Ttl};
-use domain::rdata::{A, Aaaa, Ns, Ptr, Soa};
+use domain::base::message_builder::AdditionalBuilder;
+use domain::base::{Message, MessageBuilder, Question, Record, Serial, StaticCompressor, ToName, Ttl};
+use domain::rdata::{A, Aaaa, Ns, Ptr, Soa, ZoneRecordData};
 
 use super::zone::{Client, Entry, Foreign, Name, Zone, prefixed};
 
@@ -23,6 +23,7 @@ const PLAIN_UDP: u16 = 512;
 /// The largest query that is read. Names have at most 255 bytes; the rest is room for EDNS.
 pub const MAX_QUERY: usize = 4096;
 
+type Data = ZoneRecordData<Vec<u8>, Name>;
 type Answer = AdditionalBuilder<StaticCompressor<Vec<u8>>>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,22 @@ pub fn answer(query: &[u8], client: Client, zone: &Zone) -> Decision {
             foreign.map_or_else(|| Decision::Answer(error(message, OptRcode::REFUSED)), Decision::Forward)
         }
     }
+}
+
+/// What is said to questions that are one, such as for the addresses of both families: whether there is such a name, and
+/// its records, each as in a message, without compression. `None`: one of them is not about our names.
+pub fn records(questions: &[Question<Name>], zone: &Zone) -> Option<(Rcode, Vec<Vec<u8>>)> {
+    let (mut exists, mut records) = (false, Vec::new());
+    for question in questions {
+        let entry = zone.find(question.qname())?;
+        exists |= entry.records.is_some();
+        for data in found(question, &entry, zone.domain()) {
+            let mut record = Vec::new();
+            let Ok(()) = Record::new(question.qname(), Class::IN, TTL, data).compose(&mut record);
+            records.push(record);
+        }
+    }
+    Some((if exists { Rcode::NOERROR } else { Rcode::NXDOMAIN }, records))
 }
 
 /// The addresses elsewhere that an answer has for the name it was asked for, directly or by other names,
@@ -149,39 +166,44 @@ fn check(message: &Message<[u8]>) -> Result<Question<Name>, OptRcode> {
 /// What there is by a name of ours, or why there is nothing.
 fn local(message: &Message<[u8]>, question: &Question<Name>, entry: &Entry<'_>, host: &Name) -> Vec<u8> {
     let rcode = if entry.records.is_some() { Rcode::NOERROR } else { Rcode::NXDOMAIN };
-    let (name, rtype) = (question.qname(), question.qtype());
-    let asked = |which: Rtype| rtype == which || rtype == Rtype::ANY;
     let mut answer = start(message).start_error(message, rcode);
     answer.header_mut().set_aa(true);
-    let mut found = 0;
-    // Fails only beyond the 64 KiB that a message can have.
-    let mut push = |pushed: Result<(), PushError>| found += usize::from(pushed.is_ok());
-    if let Some(records) = entry.records {
-        for address in &records.addresses {
-            match address {
-                IpAddr::V4(address) if asked(Rtype::A) => push(answer.push((name, TTL, A::new(*address)))),
-                IpAddr::V6(address) if asked(Rtype::AAAA) => {
-                    push(answer.push((name, TTL, Aaaa::new(*address))));
-                }
-                _ => {}
-            }
-        }
-        if let Some(pointer) = records.pointer.as_ref().filter(|_| asked(Rtype::PTR)) {
-            push(answer.push((name, TTL, Ptr::new(pointer))));
-        }
-        if name == entry.top && asked(Rtype::NS) {
-            push(answer.push((name, TTL, Ns::new(host))));
-        }
-        if name == entry.top && asked(Rtype::SOA) {
-            push(answer.push((name, TTL, soa(host))));
-        }
+    let found = found(question, entry, host);
+    for data in &found {
+        // Fails only beyond the 64 KiB that a message can have.
+        let _ = answer.push((question.qname(), TTL, data));
     }
     let mut authority = answer.authority();
-    if found == 0 {
+    if found.is_empty() {
         // How long the name is not there, which is no time at all.
         let _ = authority.push((entry.top, TTL, soa(host)));
     }
     finish(authority.additional(), message, None)
+}
+
+/// The records that a question is about.
+fn found(question: &Question<Name>, entry: &Entry<'_>, host: &Name) -> Vec<Data> {
+    let (name, rtype) = (question.qname(), question.qtype());
+    let asked = |which: Rtype| rtype == which || rtype == Rtype::ANY;
+    let mut found = Vec::new();
+    let Some(records) = entry.records else { return found };
+    for address in &records.addresses {
+        match address {
+            IpAddr::V4(address) if asked(Rtype::A) => found.push(A::new(*address).into()),
+            IpAddr::V6(address) if asked(Rtype::AAAA) => found.push(Aaaa::new(*address).into()),
+            _ => {}
+        }
+    }
+    if let Some(pointer) = records.pointer.as_ref().filter(|_| asked(Rtype::PTR)) {
+        found.push(Ptr::new(pointer.clone()).into());
+    }
+    if name == entry.top && asked(Rtype::NS) {
+        found.push(Ns::new(host.clone()).into());
+    }
+    if name == entry.top && asked(Rtype::SOA) {
+        found.push(soa(host).into());
+    }
+    found
 }
 
 fn error(message: &Message<[u8]>, rcode: OptRcode) -> Vec<u8> {

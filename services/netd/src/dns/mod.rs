@@ -8,8 +8,10 @@
 //! - [`limit`]: how much one guest may ask
 //! - [`upstream`]: asking the host's resolver
 //! - [`server`]: the sockets
+//! - [`hook`]: the same names for the host's systemd-resolved, without any packet
 
 pub mod answer;
+pub mod hook;
 mod limit;
 pub mod server;
 mod upstream;

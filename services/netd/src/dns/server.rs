@@ -228,7 +228,7 @@ async fn send(socket: &UdpSocket, answer: &[u8], peer: SocketAddr) {
     }
 }
 
-async fn pause_after(what: &str, error: &std::io::Error) {
+pub(super) async fn pause_after(what: &str, error: &std::io::Error) {
     tracing::warn!("{}", Error::internal(format!("cannot {what}: {error}")));
     tokio::time::sleep(PAUSE).await;
 }
