@@ -69,7 +69,7 @@ LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb rpm dist check check-newest check-packages check-tests check-unit check-lints unit-tests check-units check-system \
+.PHONY: all build install uninstall deb rpm dist check check-newest check-packages check-unit check-lints unit-tests check-units check-system \
 	failpoints bench fuzz demo clean
 
 all: build
@@ -176,27 +176,14 @@ dist:
 # ---- tests ----
 
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest)
-UNIT_PACKAGES := --workspace --exclude banger-tests
-# A workspace without the system tests has nothing to exclude.
-ifeq ($(wildcard tests/Cargo.toml),)
-UNIT_PACKAGES := --workspace
-endif
+# All of the workspace is always named, whatever of it is built or run: else features of what all share differ
+# from one command to the next, and it is built again.
+ALL := --locked --workspace
 
-# What the lints find is told at the end: they have a directory of their own, so that cargo lets them run beside
-# the tests, and what these leave of the processors.
-LINTS := $(abspath $(TARGET_DIR))/lints
-
+# The lab's machine is made beside what needs none.
 check:
 	$(CARGO) fmt --all --check
-	@mkdir -p $(LINTS); \
-	nice -n 19 $(MAKE) --no-print-directory check-lints CARGO_TARGET_DIR=$(LINTS) >$(LINTS).log 2>&1 & lints=$$!; \
-	trap 'kill $$lints 2>/dev/null' EXIT; \
-	$(MAKE) --no-print-directory check-tests || exit; \
-	wait $$lints || { cat $(LINTS).log; exit 1; }
-
-# The lab's machine is made beside the tests that need none.
-check-tests:
-	@tests/lab/up --no-deb >/dev/null & lab=$$!; $(MAKE) --no-print-directory unit-tests && wait $$lab
+	@tests/lab/up --no-deb >/dev/null & lab=$$!; $(MAKE) --no-print-directory check-unit && wait $$lab
 	tests/lab/up
 	tests/package/remove
 	$(MAKE) --no-print-directory check-system
@@ -205,11 +192,11 @@ check-unit: check-lints unit-tests
 
 check-lints:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	packaging/check
+	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 
 unit-tests:
-	$(CARGO) $(if $(NEXTEST),nextest run,test) --locked $(UNIT_PACKAGES)
+	$(CARGO) $(if $(NEXTEST),nextest run $(ALL) -E 'not package(banger-tests)',test $(ALL) --exclude banger-tests)
 
 check-packages:
 	tests/package/dist
@@ -235,7 +222,7 @@ check-units:
 FAILPOINTS := $(abspath $(TARGET_DIR))/failpoints
 
 failpoints:
-	$(CARGO) build --locked -p banger-vmd -p banger-imaged \
+	$(CARGO) build $(ALL) --bin banger-vmd --bin banger-imaged \
 		--features banger-vmd/failpoints,banger-imaged/failpoints
 	install -D -t $(FAILPOINTS) $(TARGET_DIR)/debug/banger-vmd $(TARGET_DIR)/debug/banger-imaged
 	rm -f $(TARGET_DIR)/debug/banger-vmd $(TARGET_DIR)/debug/banger-imaged
@@ -246,9 +233,9 @@ IN_LAB = CARGO_TARGET_$(subst -,_,$(shell echo $(HOST) | tr a-z A-Z))_RUNNER=$(C
 check-system: failpoints
 	tests/lab/up
 	$(MAKE) --no-print-directory check-units
-	$(IN_LAB) $(CARGO) test --locked --quiet $(UNIT_PACKAGES) --bin banger-netd -- --ignored --test-threads=1
+	$(IN_LAB) $(CARGO) test $(ALL) --quiet --bin banger-netd -- --ignored --test-threads=1
 	BANGER_FAILPOINTS=$(FAILPOINTS) $(IN_LAB) \
-		$(CARGO) $(if $(NEXTEST),nextest run,test) --locked -p banger-tests $(ARGS)
+		$(CARGO) $(if $(NEXTEST),nextest run,test) $(ALL) --test system $(ARGS)
 
 bench:
 	tests/lab/up
@@ -258,7 +245,7 @@ bench:
 	tests/lab/sh $(CURDIR)/tests/bench/network
 	tests/lab/sh $(CURDIR)/tests/bench/ssh
 	tests/lab/sh $(CURDIR)/tests/bench/sessions
-	$(IN_LAB) $(CARGO) test --locked -p banger-tests --test figures
+	$(IN_LAB) $(CARGO) test $(ALL) --test figures
 
 # What strangers give us, with libFuzzer: for cargo-fuzz and a nightly Rust.
 TARGET  ?= layers
