@@ -88,8 +88,8 @@ fn an_agent_that_falls_silent_is_noticed_and_so_is_its_return() {
     assert!(heartbeat(&vm) > silent_since);
     assert_eq!(vm.sh("echo back").ok(), "back\n");
     let log = sh(&format!("journalctl -o cat BANGER_VM={} _SYSTEMD_UNIT={}", vm.name(), vm.unit())).ok();
-    assert_eq!(log.matches("the guest does not answer any longer").count(), 1, "{log}");
-    assert_eq!(log.matches("the guest answers again").count(), 1, "{log}");
+    assert_eq!(log.matches("does not answer").count(), 1, "{log}");
+    assert_eq!(log.matches("answers again").count(), 1, "{log}");
 }
 
 #[test]

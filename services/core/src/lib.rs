@@ -8,6 +8,7 @@ pub mod acl;
 pub mod address;
 pub mod credentials;
 pub mod ending;
+pub mod event;
 pub mod forward;
 pub mod glob;
 pub mod guest;

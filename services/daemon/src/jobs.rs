@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 
 use banger_api::job::INTERFACE;
 use banger_api::{Error, ErrorKind, Result, Service, now_usec};
+use banger_core::event::Event;
 use tokio::sync::watch;
+use tracing::Instrument;
 use zbus::message::Header;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, interface};
 
+use crate::event::{self, JOB};
 use crate::record::{self, Begun, Ended, Record};
 use crate::{Gate, Hub, Idle};
 
@@ -90,8 +93,17 @@ impl Jobs {
         let Inner { service, hub, idle, .. } = &*self.0;
         hub.emit(service.path, service.manager, "JobNew", (id, path.clone(), kind));
 
+        event::note(&Event::JobBegun {
+            job: &id.to_string(),
+            service: service.id,
+            work: kind,
+            subject: &job.subject,
+        });
+
         let (jobs, hold) = (self.clone(), idle.hold());
-        let task = tokio::spawn(work(Progress(job.clone())));
+        // Whatever is logged for the job says so, at any level of the log.
+        let span = tracing::error_span!("job", job = id);
+        let task = tokio::spawn(JOB.scope(id, work(Progress(job.clone()))).instrument(span));
         tokio::spawn(async move {
             // A panic in the work is a failed job, not a job that hangs for ever.
             let outcome = task.await.unwrap_or_else(|error| Err(Error::internal(error)));
@@ -177,7 +189,20 @@ impl Jobs {
     /// Tells that a job has ended.
     pub(crate) fn announce_end(&self, job: &Job) {
         let Inner { service, hub, .. } = &*self.0;
-        let body = (job.id, job.path.clone(), job.subject.clone(), job.view().state);
+        let (state, error) = {
+            let view = job.view();
+            let error = view.outcome.as_ref().err().map(|error| error.message().to_owned());
+            (view.state, error.unwrap_or_default())
+        };
+        event::note(&Event::JobEnded {
+            job: &job.id.to_string(),
+            service: service.id,
+            work: &job.kind,
+            subject: &job.subject,
+            result: state,
+            error: &error,
+        });
+        let body = (job.id, job.path.clone(), job.subject.clone(), state);
         hub.emit(service.path, service.manager, "JobRemoved", body);
     }
 

@@ -6,11 +6,13 @@
 //!
 //! - [`hub`]: the same objects on the system bus and on every peer connection, signals in order
 //! - [`gate`]: who may call what (polkit on the bus, `SO_PEERCRED` on the sockets)
+//! - [`event`]: what has happened, for the journal
 //! - [`jobs`]: long work as objects with stages, progress, cancel and an outcome
 //! - [`store`]: one SQLite file on its own thread, with numbered migrations
 //! - [`idle`]: when to leave
 
 mod activation;
+pub mod event;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
 pub mod gate;

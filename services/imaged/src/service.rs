@@ -105,7 +105,7 @@ impl Service {
                 }
                 for image in store::images(t)? {
                     if !files.image(&image.id).join(crate::images::rootfs_name(&image.fstype)).exists() {
-                        tracing::error!("the files of image {} are gone; pull it again", image.name());
+                        tracing::error!(image = image.name(), "its files are gone; pull it again");
                         if image.holders.is_empty() {
                             store::delete_names_of(t, &image.id)?;
                             store::delete_image(t, &image.id)?;
@@ -114,7 +114,7 @@ impl Service {
                 }
                 for kernel in store::kernels(t)? {
                     if !files.kernel(&kernel.name).exists() {
-                        tracing::error!("the files of kernel {} are gone; import it again", kernel.name);
+                        tracing::error!(kernel = kernel.name, "its files are gone; import it again");
                         if kernel.holders.is_empty() {
                             store::delete_kernel(t, &kernel.name)?;
                         }
@@ -190,11 +190,12 @@ impl Drop for PinGuard {
     }
 }
 
-/// Runs what would hold up the event loop beside it.
+/// Runs what would hold up the event loop beside it. What it logs is still for the job that it is done for.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::from)?
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work)).await.map_err(Error::from)?
 }
 
 /// Drops what removes files, which may take long, beside the event loop.

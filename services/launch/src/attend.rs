@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use banger_api::now_usec;
 use banger_api::vm::vsock_socket;
 use banger_core::ending::Goodbye;
+use banger_core::event::Event;
 use banger_core::guest::{
     FAILURE_KEY, GOODBYE_KEY, GuestConfig, STAGE_KEY, STAGES, STATUS_PORT, UPTIME_KEY, WARNING_KEY,
 };
@@ -23,7 +24,7 @@ use banger_vmm::control::RESTORE;
 use sd_notify::NotifyState;
 
 use crate::timeline::Timeline;
-use crate::{health, journal, keep};
+use crate::{health, journal, keep, note, restore};
 
 /// What systemd is told of a guest that is ready.
 pub const READY: &str = "READY=1";
@@ -43,16 +44,17 @@ const MAX_TEXT: usize = 200;
 /// How many of a guest's warnings go to the journal.
 const MAX_WARNINGS: usize = 64;
 
-pub fn attend(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
+pub fn attend(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let status = listen(&runtime_dir, STATUS_PORT)?;
     keep::begin(&runtime_dir)?;
     journal::follow(&runtime_dir);
-    // One that goes on from a snapshot has been started.
-    if !runtime_dir.join(RESTORE).exists() {
-        start(listener, &runtime_dir)?;
+    if runtime_dir.join(RESTORE).exists() {
+        restore::restore(name, &runtime_dir)?;
+    } else {
+        start(name, listener, &runtime_dir)?;
     }
-    health::watch(status, &runtime_dir)
+    health::watch(name, status, &runtime_dir)
 }
 
 /// Listens where the guest's calls to a port of the host arrive.
@@ -63,13 +65,13 @@ pub fn listen(runtime_dir: &Path, port: u32) -> Result<UnixListener> {
 }
 
 /// Returns when the guest is ready, and nobody is to ask for its configuration any longer.
-fn start(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
+fn start(name: &VmName, listener: UnixListener, runtime_dir: &Path) -> Result<()> {
     let mut timeline = Timeline::new(runtime_dir);
     // The VMM ends, and this process with it, when a guest restarts: one guest per life. But a
     // guest may call again when its first call broke off.
     for stream in listener.incoming() {
         let stream = stream.context("cannot accept the guest's call")?;
-        match converse(stream, runtime_dir, &mut timeline) {
+        match converse(name, stream, runtime_dir, &mut timeline) {
             Ok(true) => break,
             Ok(false) => {}
             Err(error) => eprintln!("the guest's call ended: {error:#}"),
@@ -79,7 +81,12 @@ fn start(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
 }
 
 /// Returns whether the guest has become ready.
-fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline) -> Result<bool> {
+fn converse(
+    name: &VmName,
+    mut stream: UnixStream,
+    runtime_dir: &Path,
+    timeline: &mut Timeline,
+) -> Result<bool> {
     stream.write_all(configuration(&runtime_dir.join(CONFIG))?.as_bytes())?;
     let mut lines = BufReader::new(stream);
     let mut warnings = 0;
@@ -99,8 +106,13 @@ fn converse(mut stream: UnixStream, runtime_dir: &Path, timeline: &mut Timeline)
             timeline.mark_at(stage, usec);
         }
         let states = translate(&line);
+        let is_ready = states.iter().any(|state| state == READY);
+        if is_ready {
+            // Before anybody can act on it.
+            note(&Event::VmReady { vm: name.as_str() });
+        }
         tell(&states);
-        if states.iter().any(|state| state == READY) {
+        if is_ready {
             return Ok(true);
         }
     }

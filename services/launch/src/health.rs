@@ -17,13 +17,16 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use banger_api::vm::{HEARTBEAT, PAUSE_MARK};
 use banger_core::ending::Goodbye;
+use banger_core::event::Event;
 use banger_core::guest::{ALIVE_KEY, PANIC_SEEN_KEY};
 use banger_core::health::{Health, SILENCE};
+use banger_core::name::VmName;
 use banger_vmm::control::{QEMU_EVENTS, QEMU_HELLO, finish};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use crate::attend::{self, GOODBYE};
+use crate::note;
 
 /// The longest line that is heard; what is longer says nothing.
 const MAX_LINE: usize = 256;
@@ -46,13 +49,14 @@ pub fn settle(runtime_dir: &Path) {
 const RESPITE: Duration = Duration::from_millis(100);
 
 /// Watches over the guest until the VMM ends, and this process with it.
-pub fn watch(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
+pub fn watch(name: &VmName, listener: UnixListener, runtime_dir: &Path) -> Result<()> {
     listener.set_nonblocking(true)?;
     let marks = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&marks, runtime_dir, inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE)
         .with_context(|| format!("cannot watch {}", runtime_dir.display()))?;
     let watchdog = std::env::var("WATCHDOG_USEC").ok();
     let mut watch = Watch {
+        name: name.to_string(),
         runtime_dir: runtime_dir.to_owned(),
         listener,
         marks,
@@ -69,6 +73,7 @@ pub fn watch(listener: UnixListener, runtime_dir: &Path) -> Result<()> {
 }
 
 struct Watch {
+    name: String,
     runtime_dir: PathBuf,
     listener: UnixListener,
     /// Tells that the mark of a pause may have come or gone.
@@ -200,9 +205,8 @@ impl Watch {
 
     fn tell(&self, words: Words) {
         attend::tell(&words.states);
-        if let Some(line) = words.journal {
-            // The standard error is the journal of the VM's unit, where <N> is a line's level.
-            eprintln!("{line}");
+        if let Some(change) = words.change {
+            note(&change.event(&self.name));
         }
     }
 }
@@ -249,7 +253,27 @@ fn take_lines(line: &mut Vec<u8>, read: &[u8], lines: &mut Vec<String>) {
 struct Words {
     /// For systemd, see sd_notify(3).
     states: Vec<String>,
-    journal: Option<&'static str>,
+    change: Option<Change>,
+}
+
+/// What is worth an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Unresponsive,
+    Healthy,
+    Paused,
+    Resumed,
+}
+
+impl Change {
+    fn event(self, vm: &str) -> Event<'_> {
+        match self {
+            Change::Unresponsive => Event::VmUnresponsive { vm },
+            Change::Healthy => Event::VmHealthy { vm },
+            Change::Paused => Event::VmPaused { vm },
+            Change::Resumed => Event::VmResumed { vm },
+        }
+    }
 }
 
 /// What is known of the guest, and the clock that runs while nothing is heard of it.
@@ -271,13 +295,13 @@ impl Pulse {
 
     /// systemd would start its clock by itself, when the unit is active.
     fn begin(&self) -> Words {
-        Words { states: self.hold_watchdog(), journal: None }
+        Words { states: self.hold_watchdog(), change: None }
     }
 
     fn beat(&mut self, now: Instant) -> Words {
         let mut words = Words::default();
         if self.health != Health::Healthy {
-            words.journal = (self.health == Health::Unresponsive).then_some("<5>the guest answers again");
+            words.change = (self.health == Health::Unresponsive).then_some(Change::Healthy);
             self.health = Health::Healthy;
             words.states.extend(self.status());
         }
@@ -295,7 +319,8 @@ impl Pulse {
             return Words::default();
         }
         self.paused = paused;
-        let mut words = Words { states: self.status(), journal: None };
+        let change = if paused { Change::Paused } else { Change::Resumed };
+        let mut words = Words { states: self.status(), change: Some(change) };
         if paused {
             self.silent_since = None;
             words.states.extend(self.hold_watchdog());
@@ -316,7 +341,7 @@ impl Pulse {
             Goodbye::Reboot => "STATUS=rebooting",
             Goodbye::Down | Goodbye::Panic => "STATUS=going down",
         };
-        Words { states: [vec![status.into()], self.hold_watchdog()].concat(), journal: None }
+        Words { states: [vec![status.into()], self.hold_watchdog()].concat(), change: None }
     }
 
     /// When the silence has been too long, if the clock runs.
@@ -330,7 +355,7 @@ impl Pulse {
             return Words::default();
         }
         self.health = Health::Unresponsive;
-        Words { states: self.status(), journal: Some("<4>the guest does not answer any longer") }
+        Words { states: self.status(), change: Some(Change::Unresponsive) }
     }
 
     /// The unit's status. Of a guest that has not been heard it stays as it is.
@@ -383,11 +408,11 @@ mod tests {
         assert_eq!(pulse.expire(now + SILENCE - SECOND), Words::default());
         let silent = pulse.expire(now + SILENCE);
         assert_eq!(silent.states, ["STATUS=unresponsive"]);
-        assert!(silent.journal.is_some());
+        assert_eq!(silent.change, Some(Change::Unresponsive));
         assert_eq!(pulse.expire(now + 2 * SILENCE), Words::default());
         let again = pulse.beat(now + 3 * SILENCE);
         assert_eq!(again.states, ["STATUS=healthy", "WATCHDOG=1"]);
-        assert!(again.journal.is_some());
+        assert_eq!(again.change, Some(Change::Healthy));
         assert_eq!(pulse.deadline(), Some(now + 4 * SILENCE));
     }
 
@@ -409,8 +434,9 @@ mod tests {
     #[test]
     fn a_pause_changes_nothing_of_what_was_known() {
         let (mut pulse, now) = pulse();
-        pulse.pause(true, now);
-        assert_eq!(pulse.pause(false, now).states, ["STATUS=ready"]);
+        assert_eq!(pulse.pause(true, now).change, Some(Change::Paused));
+        let resumed = pulse.pause(false, now);
+        assert_eq!((resumed.states, resumed.change), (vec!["STATUS=ready".into()], Some(Change::Resumed)));
         pulse.beat(now);
         pulse.expire(now + SILENCE);
         pulse.pause(true, now + SILENCE);

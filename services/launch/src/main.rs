@@ -2,10 +2,10 @@
 //!
 //! - `run` asks vmd for the VM's launch plan, starts what the VMM needs beside itself and then
 //!   *becomes* the VMM, so that systemd supervises the VMM and nothing stands between them;
-//! - `attend`, which `run` leaves behind in the unit, gives the starting guest its configuration
+//! - `attend`, which `run` leaves behind in the unit, gives the starting guest its configuration, or loads
+//!   the snapshot that the VM starts from,
 //!   and turns the guest's status into the unit's (`READY=1`, `STATUS=`), and its signs of life (`WATCHDOG=1`);
 //!   it passes on to the journal what the VMM tells of itself, too;
-//! - `restore`, which `run` leaves behind where a VM starts from a snapshot, loads it into the VMM;
 //! - `stop` asks the guest to power off, presses its power button if that does not help, and waits for
 //!   the VMM's end;
 //! - `release` tells vmd that the VM is down.
@@ -32,8 +32,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use banger_api::vm::{LAUNCH_SOCKET, ManagerProxy};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use clap::Parser;
+use libsystemd::logging::{Priority, connected_to_journal, journal_send};
 
 #[derive(Parser)]
 #[command(version, about = "What a VM's unit runs; not for use by hand")]
@@ -42,8 +44,6 @@ enum Command {
     Run { name: String },
     /// Give the guest its configuration and pass its status on
     Attend { name: String },
-    /// Load a snapshot into the VMM and say that the VM is ready
-    Restore { name: String },
     /// Ask the guest to power off and wait for the end of the VMM
     Stop {
         name: String,
@@ -61,7 +61,6 @@ fn main() -> ExitCode {
     let outcome = match Command::parse() {
         Command::Run { name } => named(&name, run::run),
         Command::Attend { name } => named(&name, attend::attend),
-        Command::Restore { name } => named(&name, restore::restore),
         Command::Stop { name, power_button_after } => named(&name, |name, runtime_dir| {
             stop::stop(name, &runtime_dir, Duration::from_secs(power_button_after))
         }),
@@ -89,12 +88,31 @@ fn named(name: &str, command: impl FnOnce(&VmName, PathBuf) -> Result<()>) -> Re
 fn release(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
     let goodbye = std::fs::read_to_string(runtime_dir.join(attend::GOODBYE)).unwrap_or_default();
-    let (failed, reason) = ask_vmd(async |vmd| vmd.release_vm(name.as_str(), &result, &goodbye).await)?;
+    let judged = ask_vmd(async |vmd| vmd.release_vm(name.as_str(), &result, &goodbye).await);
+    let (failed, reason) = judged.inspect_err(|error| {
+        // Else vmd has noted it.
+        note(&Event::VmFailed { vm: name.as_str(), reason: &format!("vmd does not release it: {error}") });
+        // The journal finds out whose unit this process is in only as long as it is there.
+        std::thread::sleep(Duration::from_millis(100));
+    })?;
     if failed {
         bail!("{reason}");
     }
     eprintln!("{reason}");
     Ok(())
+}
+
+/// Notes what has happened to the VM: in its own unit, as that needs nobody else.
+fn note(event: &Event<'_>) {
+    let message = event.message();
+    if !connected_to_journal() {
+        return eprintln!("{message}");
+    }
+    let priority = if event.kind().is_warning { Priority::Warning } else { Priority::Notice };
+    let program = ("SYSLOG_IDENTIFIER".to_owned(), "banger-launch".to_owned());
+    if let Err(error) = journal_send(priority, &message, event.fields().into_iter().chain([program])) {
+        eprintln!("<3>{message}, which the journal did not take as an event: {error}");
+    }
 }
 
 /// Asks vmd, and once more if vmd ends before it has answered: its socket brings it back.

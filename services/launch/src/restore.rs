@@ -1,33 +1,34 @@
-//! `restore`: loads a snapshot into the VMM that `run` became, and says `READY=1` when the guest
-//! goes on.
+//! Loads a snapshot into the VMM that `run` became, and says `READY=1` when the guest goes on. What the guest says of
+//! itself waits until somebody listens.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::timeline;
 use banger_vmm::control::{Control, ControlError, RESTORE, Restore};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 
 use crate::timeline::Timeline;
-use crate::{attend, block_on};
+use crate::{attend, block_on, note};
 
 /// How long the VMM may take to open its socket, and how often it is tried.
 const SOCKET: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(2);
 
-pub fn restore(_: &VmName, runtime_dir: PathBuf) -> Result<()> {
+pub fn restore(name: &VmName, runtime_dir: &Path) -> Result<()> {
     // `run` started this process and is the VMM now, or about to be.
     let vmm = getppid();
-    let mut timeline = Timeline::new(&runtime_dir);
+    let mut timeline = Timeline::new(runtime_dir);
     timeline.mark(timeline::RESTORE);
-    let restored = load(&runtime_dir);
+    let restored = load(runtime_dir);
     match &restored {
         Ok(()) => {
             timeline.mark(timeline::READY);
-            // Its status the attendant knows, who may have heard the guest before we come to this.
+            note(&Event::VmReady { vm: name.as_str() });
             attend::tell(&[attend::READY.to_owned()]);
         }
         Err(error) => {

@@ -12,23 +12,24 @@ use anyhow::{Context, Result, bail};
 use banger_api::SERVICES;
 use banger_api::now_usec;
 use banger_api::vm::LaunchPlan;
+use banger_core::event::Event;
 use banger_core::guest::CONFIG_PORT;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
 use banger_core::{acl, timeline};
-use banger_vmm::control::RESTORE;
 use nix::sys::stat::Mode;
 use nix::unistd::{User, mkfifo};
 use rustix::fs::{XattrFlags, setxattr};
 
 use crate::timeline::Timeline;
-use crate::{ask_vmd, attend};
+use crate::{ask_vmd, attend, note};
 
 /// How long a helper may take to be ready.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let begun = now_usec();
+    note(&Event::VmStarting { vm: name.as_str() });
     let plan = prepare(name)?;
     let prepared = now_usec();
     for warning in &plan.warnings {
@@ -58,9 +59,6 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
         start_helper(command, Path::new(ready))?;
     }
     start_attendant(name, &runtime_dir)?;
-    if plan.files.contains_key(RESTORE) {
-        start_restorer(name)?;
-    }
     timeline.mark(timeline::VMM);
     attend::tell(&[format!("STATUS={}", Stage::Kernel.as_str())]);
     let [program, arguments @ ..] = plan.command.as_slice() else { bail!("the launch plan is empty") };
@@ -135,16 +133,6 @@ fn start_attendant(name: &VmName, runtime_dir: &Path) -> Result<()> {
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .spawn()
         .context("cannot start the attendant")?;
-    Ok(())
-}
-
-/// Leaves a process behind that loads the snapshot as soon as the VMM can be spoken to.
-fn start_restorer(name: &VmName) -> Result<()> {
-    this_program()?
-        .args(["restore", name.as_str()])
-        .stdin(Stdio::null())
-        .spawn()
-        .context("cannot start what loads the snapshot")?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use banger_api::{agent, vm};
+use banger_core::event::Event;
 use banger_core::guest::AGENT_PORT;
 use banger_core::name::VmName;
 use banger_vmm::control::{Control, RunState};
@@ -15,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use zbus::connection::AuthMechanism;
 
-use crate::{block_on, health};
+use crate::{block_on, health, note};
 
 /// How long the agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -25,6 +26,7 @@ pub fn stop(name: &VmName, runtime_dir: &Path, power_button_after: Duration) -> 
         health::settle(runtime_dir);
         return Ok(());
     };
+    note(&Event::VmStopping { vm: name.as_str() });
     let deadline = Instant::now() + power_button_after;
     wake(runtime_dir);
     match ask(runtime_dir, ANSWER.min(power_button_after)) {

@@ -17,11 +17,13 @@ use banger_api::agent::SessionStatus;
 use banger_api::session::{LogRecord, MANAGER, SESSION, SessionRow, session_path};
 use banger_api::vm::{ManagerProxy as VmManagerProxy, VM_PREFIX, VmProxy};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::resource::Limits;
 use banger_core::session::{State, is_name};
 use banger_core::spec::Restart;
 use banger_core::spool::Parser;
+use banger_daemon::event;
 use banger_guest::{Agent, Command, Scrollback};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -35,7 +37,7 @@ use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::bus::SessionObject;
 use crate::log::{self, Log, Wanted};
-use crate::sessions::{LIST, LOOK, Request, Sessions};
+use crate::sessions::{LIST, LOOK, Request, Sessions, note_end};
 use crate::workspace;
 
 /// The file that says what a session is.
@@ -143,7 +145,22 @@ impl Named {
             );
         }
         sessions.announce(self.path().as_str(), &status);
-        self.status.send_replace(status);
+        let before = self.status.send_replace(status);
+        self.note(&before, &self.status.borrow());
+    }
+
+    /// Notes a beginning or an end.
+    fn note(&self, before: &Status, status: &Status) {
+        let (vm, session) = (self.vm.as_str(), self.name.as_str());
+        if before.started_usec == 0 && status.started_usec > 0 {
+            event::note(&Event::SessionStarted { vm, session });
+        }
+        if status.is_final() && !before.is_final() {
+            match status.state == State::Lost.as_str() {
+                true => event::note(&Event::SessionLost { vm, session }),
+                false => note_end(&self.vm, session, (status.exit_status, status.exit_signal)),
+            }
+        }
     }
 
     fn path(&self) -> OwnedObjectPath {
@@ -248,7 +265,6 @@ impl Sessions {
         self.serve(&session).await;
         self.keep(session.clone());
         started?;
-        tracing::info!(vm = session.vm.as_str(), session = session.name, "session started");
         Ok((session.name.clone(), session.path()))
     }
 
@@ -371,14 +387,6 @@ impl Sessions {
             }
             session.set(self, |status| *status = told(&news, state));
             if state.is_final() {
-                let SessionStatus { exit_status, exit_signal, .. } = news;
-                tracing::info!(
-                    vm = session.vm.as_str(),
-                    session = session.name,
-                    exit_status,
-                    exit_signal,
-                    "session ended"
-                );
                 return Ok(());
             }
             sleep(BREATH).await;

@@ -16,9 +16,11 @@ use banger_api::files::{Copied, Stat};
 use banger_api::session::{MANAGER, SessionRow, session_path};
 use banger_api::vm::{ManagerProxy as VmManagerProxy, RUNTIME_DIR, VM_PREFIX, VmProxy, vsock_socket};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::resource::Limits;
 use banger_daemon::Context;
+use banger_daemon::event::note;
 use banger_daemon::gate::Caller;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -123,7 +125,7 @@ impl Sessions {
         };
         let call = async { self.agent(&vm).await?.start(&command).await };
         let Started { id, streams } = self.guarded(&vm, call).await?;
-        tracing::info!(vm = vm.as_str(), id, "session started");
+        note(&Event::SessionStarted { vm: vm.as_str(), session: &id });
         let path = self.watch(vm, id.clone(), now_usec()).await;
         Ok((id, path, streams))
     }
@@ -379,12 +381,15 @@ impl Sessions {
                         now.ended_usec = now_usec();
                     });
                     sessions.announce(object.as_str(), &status.borrow());
-                    tracing::info!(vm = vm.as_str(), id, status = exit.0, signal = exit.1, "session ended");
+                    note_end(&vm, &id, exit);
                     // Kept for those who ask, but no reason to stay.
                     drop(hold);
                     sleep(MEMORY).await;
                 }
-                Err(error) => tracing::info!(vm = vm.as_str(), id, "session lost: {error}"),
+                Err(error) => {
+                    tracing::debug!(vm = vm.as_str(), session = id, "lost: {error}");
+                    note(&Event::SessionLost { vm: vm.as_str(), session: &id });
+                }
             }
             hub.remove(object.as_str()).await;
             hub.emit(SESSIOND.path, MANAGER, "SessionRemoved", body);
@@ -447,4 +452,12 @@ fn unknown(error: Error, vm: &VmName, id: &str) -> Error {
             .error(format!("no session {id:?} in VM {vm}: it has ended, or never was")),
         _ => error,
     }
+}
+/// Notes how a session's command has ended: by its exit status, or by a signal.
+pub fn note_end(vm: &VmName, session: &str, (status, signal): (i32, i32)) {
+    let (status, signal) = match signal {
+        0 => (status.to_string(), String::new()),
+        signal => (String::new(), signal.to_string()),
+    };
+    note(&Event::SessionEnded { vm: vm.as_str(), session, status: &status, signal: &signal });
 }

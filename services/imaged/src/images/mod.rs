@@ -20,6 +20,9 @@ mod pull;
 mod usage;
 mod verify;
 
+use banger_core::event::Event as Happened;
+use banger_daemon::event::note;
+
 use crate::error::{Error, Result};
 use crate::presets::{Preset, Presets};
 use crate::registry::Reference;
@@ -83,7 +86,7 @@ impl Service {
     /// Removes a name, and the image with its last name. By id, all names go.
     pub async fn remove_image(&self, wanted: &str) -> Result<()> {
         let (wanted, presets) = (wanted.to_owned(), self.0.settings.presets.clone());
-        let freed = self
+        let (freed, names) = self
             .0
             .store
             .transact(move |t| {
@@ -91,16 +94,20 @@ impl Service {
                 let others = image.names.iter().filter(|other| name.as_ref() != Some(*other)).count();
                 if let (Some(name), true) = (&name, others > 0) {
                     store::delete_name(t, name)?;
-                    return Ok(Freed { image: image.id, deleted: false, blobs: Vec::new() });
+                    let freed = Freed { image: image.id, deleted: false, blobs: Vec::new() };
+                    return Ok((freed, vec![name.clone()]));
                 }
                 if !image.holders.is_empty() {
                     let error = Error::ImageInUse { image: image.name().to_owned(), holders: image.holders };
                     return Err(error.into());
                 }
                 store::delete_names_of(t, &image.id)?;
-                delete(t, image.id)
+                Ok((delete(t, image.id)?, image.names))
             })
             .await?;
+        for name in &names {
+            note(&Happened::ImageUntagged { image: name, id: &freed.image });
+        }
         self.moved(Some(freed)).await
     }
 

@@ -11,6 +11,8 @@
 
 use std::sync::Arc;
 
+use banger_core::event::Event as Happened;
+use banger_daemon::event::note;
 use banger_daemon::failpoint;
 
 use super::build::Built;
@@ -67,13 +69,16 @@ impl Service {
                     return Ok(None);
                 }
                 check_no_kernel(t, &claim, &key)?;
-                let freed = take_name(t, &claim, &key)?;
-                Ok(store::image(t, &key)?.map(|image| (image, freed)))
+                let taken = take_name(t, &claim, &key)?;
+                Ok(store::image(t, &key)?.map(|image| (image, claim.name, taken)))
             })
             .await?;
-        let Some((image, freed)) = claimed else { return Ok(None) };
+        let Some((image, name, taken)) = claimed else { return Ok(None) };
+        if taken.is_new {
+            note(&Happened::ImageTagged { image: &name, id: &image.id });
+        }
         self.touch(Event::Image(image.id.clone())).await;
-        self.moved(freed).await?;
+        self.moved(taken.freed).await?;
         Ok(Some(image))
     }
 
@@ -81,7 +86,8 @@ impl Service {
     pub async fn tag_image(&self, wanted: &str, name: &str, replace: bool) -> Result<ImageRow> {
         check_name(name)?;
         let (wanted, name, presets) = (wanted.to_owned(), name.to_owned(), self.0.settings.presets.clone());
-        let (image, freed) = self
+        let given = name.clone();
+        let (image, taken) = self
             .0
             .store
             .transact(move |t| {
@@ -89,19 +95,22 @@ impl Service {
                 let before = store::name(t, &name)?;
                 // A name that a pull gave goes on following its reference.
                 if before.as_ref().is_some_and(|row| row.image == image.id) {
-                    return Ok((image, None));
+                    return Ok((image, Taken::default()));
                 }
                 if before.is_some() && !replace {
                     return Err(Error::NameTaken(name).into());
                 }
                 store::put_name(t, &name, &NameRow { image: image.id.clone(), reference: String::new() })?;
                 let freed = before.map(|row| drop_unused(t, &row.image)).transpose()?;
-                Ok((store::image(t, &image.id)?.unwrap_or(image), freed))
+                Ok((store::image(t, &image.id)?.unwrap_or(image), Taken { is_new: true, freed }))
             })
             .await?;
         failpoint!("name.moved");
+        if taken.is_new {
+            note(&Happened::ImageTagged { image: &given, id: &image.id });
+        }
         self.touch(Event::Image(image.id.clone())).await;
-        self.moved(freed).await?;
+        self.moved(taken.freed).await?;
         Ok(image)
     }
 
@@ -117,7 +126,7 @@ impl Service {
         failpoint!("publish.synced");
         let (files, built, claim) = (self.0.files.clone(), built.clone(), claim.clone());
         let kernel = claim.kernel.as_ref().map(|kernel| kernel.name().to_owned());
-        let id = built.image.id.clone();
+        let (id, name) = (built.image.id.clone(), claim.name.clone());
         let published = self
             .0
             .store
@@ -125,38 +134,44 @@ impl Service {
                 check_claim(t, &claim)?;
                 check_no_kernel(t, &claim, &built.image.id)?;
                 let kernel = claim.kernel.as_ref().map(|kernel| kernel.install(t, &files)).transpose()?;
-                let trash = match store::image(t, &built.image.id)? {
-                    Some(_) => None,
-                    None => put_in_place(t, &files, &built)?,
-                };
-                let freed = take_name(t, &claim, &built.image.id)?;
+                let is_new = store::image(t, &built.image.id)?.is_none();
+                let trash = if is_new { put_in_place(t, &files, &built)? } else { None };
+                let taken = take_name(t, &claim, &built.image.id)?;
                 failpoint!(blocking "publish.rows");
                 let image = store::image(t, &built.image.id)?.unwrap_or_else(|| built.image.clone());
-                Ok((image, freed, (trash, kernel.flatten())))
+                Ok((image, is_new, taken, (trash, kernel.flatten())))
             })
             .await;
         failpoint!("publish.done");
-        let (image, freed, trash) = match published {
+        let (image, is_new, taken, trash) = match published {
             Ok(published) => published,
             Err(error) => {
                 // What is to be told is why it was not published.
                 if let Err(second) = self.sweep(&id).await {
-                    tracing::warn!("cannot remove what is left of image {id}: {second}");
+                    tracing::warn!(image = name, "cannot remove what is left of image {id}: {second}");
                 }
                 if let Some(kernel) = kernel
                     && let Err(second) = self.sweep_kernel(&kernel).await
                 {
-                    tracing::warn!("cannot remove what is left of kernel {kernel}: {second}");
+                    tracing::warn!(kernel, "cannot remove what is left of it: {second}");
                 }
                 return Err(error.into());
             }
         };
+        if let Some(kernel) = &kernel {
+            note(&Happened::KernelPublished { kernel });
+        }
+        match (is_new, taken.is_new) {
+            (true, _) => note(&Happened::ImagePublished { image: &name, id: &image.id }),
+            (false, true) => note(&Happened::ImageTagged { image: &name, id: &image.id }),
+            (false, false) => {}
+        }
         discard(trash).await?;
         if let Some(kernel) = kernel {
             self.touch(Event::Kernel(kernel)).await;
         }
         self.touch(Event::Image(image.id.clone())).await;
-        self.moved(freed).await?;
+        self.moved(taken.freed).await?;
         Ok(image)
     }
 
@@ -165,6 +180,7 @@ impl Service {
         if let Some(freed) = freed {
             self.touch(Event::Image(freed.image.clone())).await;
             if freed.deleted {
+                note(&Happened::ImageDeleted { id: &freed.image });
                 failpoint!("remove.rows");
                 self.sweep(&freed.image).await?;
                 failpoint!("remove.files");
@@ -232,14 +248,24 @@ fn check_no_kernel(t: &rusqlite::Transaction<'_>, claim: &Claim, id: &str) -> ba
     }
 }
 
+/// What became of a name that an image was to have.
+#[derive(Debug, Default)]
+struct Taken {
+    /// The image did not have it before.
+    is_new: bool,
+    /// The image that had it.
+    freed: Option<Freed>,
+}
+
 /// Gives the name to the image, taking it from the one that had it.
-fn take_name(t: &rusqlite::Transaction<'_>, claim: &Claim, id: &str) -> banger_api::Result<Option<Freed>> {
+fn take_name(t: &rusqlite::Transaction<'_>, claim: &Claim, id: &str) -> banger_api::Result<Taken> {
     let before = check_claim(t, claim)?;
     if before.as_ref().is_some_and(|row| row.image == id) {
-        return Ok(None);
+        return Ok(Taken::default());
     }
     store::put_name(t, &claim.name, &NameRow { image: id.to_owned(), reference: claim.reference.clone() })?;
-    before.map(|row| drop_unused(t, &row.image)).transpose()
+    let freed = before.map(|row| drop_unused(t, &row.image)).transpose()?;
+    Ok(Taken { is_new: true, freed })
 }
 
 /// Names are shown, logged and typed, so they are kept to what references are made of.

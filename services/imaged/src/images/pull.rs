@@ -131,7 +131,7 @@ impl Service {
             let place = source.reference.to_string();
             match self.find_at(pull, source).await {
                 Err(error) if sources.peek().is_some() => {
-                    tracing::warn!("{place} is no mirror of {}: {error}", pull.reference);
+                    tracing::warn!(image = %pull.reference, "{place} is no mirror of it: {error}");
                 }
                 outcome => return outcome,
             }

@@ -20,6 +20,8 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use banger_core::event::Event as Happened;
+use banger_daemon::event::note;
 use banger_daemon::failpoint;
 
 use crate::digest;
@@ -153,11 +155,12 @@ impl Service {
             Err(error) => {
                 // What is to be told is why it was not published.
                 if let Err(second) = self.sweep_kernel(&name).await {
-                    tracing::warn!("cannot remove what is left of kernel {name}: {second}");
+                    tracing::warn!(kernel = name, "cannot remove what is left of it: {second}");
                 }
                 return Err(error.into());
             }
         };
+        note(&Happened::KernelPublished { kernel: &row.name });
         discard(trash).await?;
         self.touch(Event::Kernel(row.name.clone())).await;
         Ok(row)
@@ -246,6 +249,7 @@ impl Service {
             })
             .await?;
         failpoint!("kernel.removed");
+        note(&Happened::KernelDeleted { kernel: &gone });
         self.sweep_kernel(&gone).await?;
         self.touch(Event::Kernel(gone)).await;
         if let Some(successor) = successor {

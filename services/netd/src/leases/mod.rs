@@ -11,7 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use banger_api::network::{AcquireOptions, Counters, Lease, LeaseRow, PolicyOptions, lease_path};
 use banger_api::{Error, ErrorKind, Result};
+use banger_core::event::Event;
 use banger_core::network::{InvalidPolicy, Policy};
+use banger_daemon::event::note;
 use banger_daemon::{Call, Hub, Locks, Store};
 use ipnet::Ipv6Net;
 use rusqlite::Transaction;
@@ -175,6 +177,9 @@ impl Leases {
                 return Err(error);
             }
         };
+        if before.is_none() {
+            note(&Event::LeaseAcquired { vm: &row.holder, address: &row.address.to_string() });
+        }
         self.publish(row.clone()).await;
         Ok(Lease {
             tap: plan::tap(row.address),
@@ -314,6 +319,7 @@ impl Leases {
         let gone = holder.clone();
         self.0.store.transact(move |t| store::delete(t, &gone)).await?;
         drop(kernel);
+        note(&Event::LeaseReleased { vm: &holder, address: &row.address.to_string() });
         self.unpublish(&holder).await;
         // A rule too many about an address that nobody has does no harm, and goes with the next.
         if let Err(error) = self.apply_rules().await {

@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 
 use banger_api::{ErrorKind, Result};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::spec::{Limits, Spec, differences};
 use banger_core::vm::State;
+use banger_daemon::event::note;
 use banger_daemon::failpoint;
 use zbus::{OwnedVariant, Str, Variant};
 
@@ -65,7 +67,10 @@ impl Supervisor {
         failpoint!("set.live");
         self.changed(name, properties(&new));
         self.leave_word();
-        tracing::info!(vm = name.as_str(), live = ?effects.live, next_start = ?effects.next_start, "changed");
+        let options = [effects.live.as_slice(), &effects.next_start].concat().join(" ");
+        if !options.is_empty() {
+            note(&Event::VmChanged { vm: name.as_str(), options: &options });
+        }
         Ok(effects)
     }
 

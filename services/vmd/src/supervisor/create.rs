@@ -4,8 +4,10 @@
 //! only in phase 2.
 
 use banger_api::{ErrorKind, Result, now_usec};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::vm::Stage;
+use banger_daemon::event::note;
 use banger_daemon::{Progress, failpoint};
 use zbus::OwnedObjectPath;
 
@@ -33,6 +35,7 @@ impl Supervisor {
         progress.stage(Stage::Reserve.as_str());
         let row = self.0.store.reserve(draft).await?;
         let name = row.name.clone();
+        note(&Event::VmCreated { vm: name.as_str(), image: &row.image, from: "" });
 
         let guard = self.lock(&name).await;
         let furnished = progress.cancelable(async {
@@ -47,7 +50,6 @@ impl Supervisor {
         let path = self.publish(&name).await;
         self.signal("VmNew", &name, path);
         self.leave_word();
-        tracing::info!(vm = name.as_str(), "created");
         if start {
             let started = self.start_locked(&name, &progress).await;
             if matches!(&started, Err(error) if error.kind() == ErrorKind::JobCanceled) {

@@ -6,10 +6,12 @@ use std::path::Path;
 use banger_api::vm::LaunchPlan;
 use banger_api::{Error, ErrorKind, Result, now_usec};
 use banger_core::ending::{End, Goodbye, Verdict, judge};
+use banger_core::event::Event;
 use banger_core::kernel::{self, Needs};
 use banger_core::name::VmName;
 use banger_core::timeline::NETWORK;
 use banger_core::vm::Stage;
+use banger_daemon::event::note;
 use banger_daemon::failpoint;
 use banger_daemon::gate::Caller;
 use banger_vmm::{Vmm, probe};
@@ -241,7 +243,9 @@ impl Supervisor {
         let asked = self.0.units.is_stop_asked(name).await?;
         let _holding = self.0.holding.lock(name.as_str()).await;
         let verdict = match self.get(name) {
-            Ok(_) if self.is_read(name) => Verdict { failed: false, again: false, reason: "read" },
+            Ok(_) if self.is_read(name) => {
+                Verdict { failed: false, again: false, reason: "its disk was read" }
+            }
             Ok(row) => {
                 let end = End { result, goodbye: Goodbye::parse(goodbye), asked };
                 let mut verdict = judge(end, row.spec.restart);
@@ -263,6 +267,9 @@ impl Supervisor {
         // It was meant for the run that is over, if for any.
         self.0.disks.forget_restore(name).await?;
         failpoint!("release.done");
+        // The last thing: if this is cut off before, the unit asks once more.
+        let (vm, reason) = (name.as_str(), verdict.reason);
+        note(&if verdict.failed { Event::VmFailed { vm, reason } } else { Event::VmStopped { vm, reason } });
         if verdict.again {
             tracing::info!(vm = name.as_str(), "starting again: {}", verdict.reason);
             self.0.units.start_again(name).await?;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_api::{Error, ErrorKind, Result, now_usec};
+use banger_core::event::Event;
 use banger_core::guest;
 use banger_core::name::VmName;
 use banger_core::vm::{Stage, State};
+use banger_daemon::event::note;
 use banger_daemon::{Progress, failpoint};
 use tokio::sync::Notify;
 use zbus::OwnedObjectPath;
@@ -64,7 +66,6 @@ impl Supervisor {
             Ok(result) if result == "done" => {
                 failpoint!("start.ready");
                 progress.stage(Stage::Ready.as_str());
-                tracing::info!(vm = name.as_str(), "running");
                 Ok(())
             }
             Ok(result) if result == INTERRUPTED => {
@@ -206,7 +207,6 @@ impl Supervisor {
             return Err(vmm_error(error));
         }
         failpoint!("pause.paused");
-        tracing::info!(vm = name.as_str(), "paused");
         Ok(())
     }
 
@@ -224,7 +224,6 @@ impl Supervisor {
         self.control(name).await?.resume().await.map_err(vmm_error)?;
         failpoint!("resume.resumed");
         self.unmark_paused(name)?;
-        tracing::info!(vm = name.as_str(), "resumed");
         Ok(())
     }
 
@@ -275,7 +274,7 @@ impl Supervisor {
         }
         self.0.disks.reset(name, &row.spec).await?;
         failpoint!("reset.done");
-        tracing::info!(vm = name.as_str(), "reset to its image");
+        note(&Event::VmReset { vm: name.as_str() });
         Ok(())
     }
 
@@ -318,6 +317,8 @@ impl Supervisor {
         self.lift_limits(name).await;
         self.forget_paused(name);
         self.forget_timeline(name);
+        // Before it is true: if this is cut off here, the next reconciliation tells it again.
+        note(&Event::VmDeleted { vm: name.as_str() });
         self.0.store.remove(name).await?;
         failpoint!("delete.row");
         self.0.units.forget(name);
@@ -325,7 +326,6 @@ impl Supervisor {
         self.0.context.hub.remove(&path).await;
         self.signal("VmRemoved", name, path);
         self.leave_word();
-        tracing::info!(vm = name.as_str(), "deleted");
         Ok(())
     }
 

@@ -4,8 +4,10 @@
 //! being created or deleted goes, since nobody was told that it is there.
 
 use banger_api::Result;
+use banger_core::event::Event;
 use banger_core::forward::Listen;
 use banger_core::name::VmName;
+use banger_daemon::event::note;
 use tokio::fs;
 
 use super::{Supervisor, lock};
@@ -53,6 +55,7 @@ impl Supervisor {
         for row in self.0.store.list() {
             if !row.whole && !self.state(&row).is_up() {
                 self.0.disks.remove(&row.name).await?;
+                note(&Event::VmDeleted { vm: row.name.as_str() });
                 self.0.store.remove(&row.name).await?;
                 Search::new(true).found(&row.name, CUT_OFF);
             }

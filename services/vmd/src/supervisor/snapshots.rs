@@ -2,11 +2,13 @@
 
 use banger_api::vm::SnapshotRow;
 use banger_api::{Error, ErrorKind, Result, now_usec};
+use banger_core::event::Event;
 use banger_core::guest::GuestConfig;
 use banger_core::name::VmName;
 use banger_core::snapshot::{Machine, Snapshot};
 use banger_core::spec::{Spec, VmmChoice};
 use banger_core::vm::{Stage, State};
+use banger_daemon::event::note;
 use banger_daemon::{Progress, failpoint};
 use banger_vmm::control::SnapshotKind;
 use banger_vmm::probe;
@@ -74,7 +76,9 @@ impl Supervisor {
             self.0.disks.remove_snapshot(name, snapshot).await?;
             return Err(error);
         }
-        tracing::info!(vm = name.as_str(), snapshot = snapshot.as_str(), "snapshot taken");
+        if !fork {
+            note(&Event::SnapshotTaken { vm: name.as_str(), snapshot: snapshot.as_str() });
+        }
         Ok(())
     }
 
@@ -90,7 +94,9 @@ impl Supervisor {
         self.get(name)?;
         let _guard = self.lock(name).await;
         self.0.disks.read_snapshot(name, snapshot).await?;
-        self.0.disks.remove_snapshot(name, snapshot).await
+        self.0.disks.remove_snapshot(name, snapshot).await?;
+        note(&Event::SnapshotDeleted { vm: name.as_str(), snapshot: snapshot.as_str() });
+        Ok(())
     }
 
     /// Starts the job that has a stopped VM go on from one of its snapshots.
@@ -127,6 +133,7 @@ impl Supervisor {
         let started = self.start_locked(name, progress).await;
         self.0.disks.forget_restore(name).await?;
         started?;
+        note(&Event::VmRestored { vm: name.as_str(), from: of.as_str(), snapshot: snapshot.as_str() });
         progress.stage("reconfigure");
         let row = &self.get(name)?;
         self.adjust_restored(row).await?;
@@ -219,6 +226,7 @@ impl Supervisor {
         };
         let row = self.0.store.reserve(draft).await?;
         let name = &row.name;
+        note(&Event::VmCreated { vm: name.as_str(), image: &row.image, from: of.name.as_str() });
         let _guard = self.lock(name).await;
         let made = async {
             self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;

@@ -2,8 +2,10 @@
 
 use banger_api::vm::VolumeRow as Shown;
 use banger_api::{ErrorKind, Result, now_usec};
+use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::spec;
+use banger_daemon::event::note;
 use banger_daemon::failpoint;
 
 use super::Supervisor;
@@ -24,7 +26,7 @@ impl Supervisor {
         failpoint!("volume.made");
         self.0.store.add_volume(VolumeRow { name: name.clone(), bytes, created_usec: now_usec() }).await?;
         failpoint!("volume.added");
-        tracing::info!(volume = name.as_str(), bytes, "created");
+        note(&Event::VolumeCreated { volume: name.as_str(), bytes: &bytes.to_string() });
         Ok(())
     }
 
@@ -35,7 +37,7 @@ impl Supervisor {
         failpoint!("volume.removed");
         self.0.disks.remove_volume(&name).await?;
         failpoint!("volume.deleted");
-        tracing::info!(volume = name.as_str(), "deleted");
+        note(&Event::VolumeDeleted { volume: name.as_str() });
         Ok(())
     }
 
