@@ -33,6 +33,7 @@ SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 SYSCTLDIR   ?= $(PREFIX)/lib/sysctl.d
 PRESETDIR   ?= $(PREFIX)/lib/systemd/system-preset
+CATALOGDIR  ?= $(PREFIX)/lib/systemd/catalog
 DBUSDIR     ?= $(PREFIX)/share/dbus-1
 POLKITDIR   ?= $(PREFIX)/share/polkit-1
 MANDIR      ?= $(PREFIX)/share/man
@@ -61,7 +62,7 @@ OUT         := $(patsubst dev,debug,$(PROFILE))
 SERVICES    := banger-vmd banger-imaged banger-netd banger-sessiond banger-launch
 # The agent has a profile of its own, for its size: it rides in every initramfs.
 AGENT       := $(TARGET_DIR)/$(HOST)/agent/banger-agent
-# What the command line and the interfaces say about themselves: man pages and completions.
+# What the command line, the interfaces and the events say about themselves: man pages, completions, catalog.
 CLI_DOCS    := $(TARGET_DIR)/$(OUT)/cli-docs
 # The licences of the crates in the programs.
 LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
@@ -115,6 +116,7 @@ install:
 	$(call files,$(TMPFILESDIR),$(wildcard units/tmpfiles.d/*.conf))
 	$(call files,$(SYSCTLDIR),$(wildcard units/sysctl.d/*.conf))
 	$(call files,$(PRESETDIR),$(wildcard units/system-preset/*.preset))
+	$(call files,$(CATALOGDIR),$(CLI_DOCS)/banger.catalog)
 	$(call files,$(DBUSDIR)/interfaces,$(wildcard dbus/interfaces/*.xml))
 	$(call files,$(DBUSDIR)/system.d,$(wildcard dbus/system.d/*.conf))
 	$(call files,$(DBUSDIR)/system-services,$(wildcard dbus/system-services/*.service))

@@ -5,6 +5,7 @@
 //! - `cmd/`: one file per noun, and `run`
 //! - [`bus`]: the system bus, or the services' own sockets
 //! - [`credentials`]: of registries, which only the user can read
+//! - [`journal`]: the system's, by journalctl(1)
 //! - [`job`]: progress of long work, and Ctrl-C
 //! - [`stream`], [`terminal`]: the bytes of commands in guests
 //! - [`lines`]: their output line by line
@@ -19,6 +20,7 @@ mod detach;
 mod dirs;
 mod exit;
 mod job;
+mod journal;
 mod lines;
 mod output;
 mod patience;

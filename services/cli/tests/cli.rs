@@ -548,3 +548,30 @@ fn an_interrupt_cancels_the_job() {
     assert!(run.err.contains("canceling"), "{run:?}");
     world.runtime.block_on(async {});
 }
+
+#[test]
+fn metrics_tell_of_services_that_do_not_answer() {
+    let world = World::new();
+    let run = world.banger("metrics");
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.out.ends_with("\n# EOF\n"), "{run:?}");
+    for service in ["vmd", "imaged", "netd", "sessiond"] {
+        assert!(run.out.contains(&format!("banger_service_up{{service=\"{service}\"}} 0\n")), "{run:?}");
+        assert!(run.err.contains(&format!("banger: banger-{service}: ")), "{run:?}");
+    }
+}
+
+#[test]
+fn a_request_is_answered_on_its_connection() {
+    let world = World::new();
+    let (theirs, mut ours) = UnixStream::pair().expect("pair");
+    ours.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("writes");
+    let connection = |stream: &UnixStream| Stdio::from(OwnedFd::from(stream.try_clone().expect("clones")));
+    let mut command = world.command(&["metrics", "--http"]);
+    let child = command.stdin(connection(&theirs)).stdout(connection(&theirs)).spawn().expect("runs");
+    drop((command, theirs));
+    let mut answer = String::new();
+    ours.read_to_string(&mut answer).expect("reads");
+    assert!(child.wait_with_output().expect("ends").status.success());
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\n# EOF\n"), "{answer}");
+}

@@ -1,13 +1,15 @@
-//! The manual of the D-Bus interfaces: banger-dbus(7), and a page for each name on the bus, such as org.banger.Vm1(5).
+//! The manual of the D-Bus interfaces: banger-dbus(7), and a page for each name on the bus, such as org.banger.Vm1(5); and
+//! that of the events, banger-events(7), with the message catalog.
 //!
 //! `banger-man DBUS DIR` writes a page into DIR for each frame `DBUS/man/PAGE.in`: what people wrote, in the language of man(7), with
-//! lines that stand for what is known elsewhere:
+//! lines that stand for what is known elsewhere, and `banger.catalog`:
 //!
 //! | line | stands for | from |
 //! |---|---|---|
 //! | `@interface NAME@` | methods, properties and signals | `DBUS/interfaces/NAME.xml`, and the access tables |
 //! | `@actions@` | polkit's actions and their defaults | `DBUS/polkit` |
 //! | `@errors@` | all errors and what they mean | `banger_api::ErrorKind` |
+//! | `@events@` | all events, their ids and fields | `banger_core::event` |
 //!
 //! It is part of the build and not installed.
 
@@ -19,6 +21,7 @@ use std::fs;
 use std::path::Path;
 
 use banger_api::ErrorKind;
+use banger_core::event::{self, By, journal_field};
 use roxmltree::{Document, Node, ParsingOptions};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -27,6 +30,7 @@ fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let [dbus, out] = arguments.as_slice() else { return Err("usage: banger-man DBUS DIR".into()) };
     let (dbus, out) = (Path::new(dbus), Path::new(out));
+    fs::write(out.join("banger.catalog"), event::catalog())?;
     for entry in fs::read_dir(dbus.join("man"))? {
         let path = entry?.path();
         if let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".in")) {
@@ -45,6 +49,7 @@ fn page(dbus: &Path, frame: &str) -> Result<String> {
             None => page.push_str(&format!("{line}\n")),
             Some("actions") => page.push_str(&actions(dbus)?),
             Some("errors") => page.push_str(&errors()),
+            Some("events") => page.push_str(&events()),
             Some(word) => match word.strip_prefix("interface ") {
                 Some(name) => page.push_str(&described(dbus, name)?),
                 None => return Err(format!("@{word}@ stands for nothing").into()),
@@ -89,6 +94,27 @@ fn actions(dbus: &Path) -> Result<String> {
 
 fn errors() -> String {
     ErrorKind::ALL.iter().map(|kind| roff::item(kind.name(), &[kind.meaning().to_owned()])).collect()
+}
+
+fn events() -> String {
+    let shown = event::KINDS.iter().map(|kind| {
+        let fields: Vec<_> = kind.fields.iter().map(|field| format!("`{}=`", journal_field(field))).collect();
+        let unit = match kind.by {
+            By::Unit => "banger-vm@NAME.service".to_owned(),
+            By::Release => {
+                "banger-vmd.service, or banger-vm@NAME.service if that cannot be reached".to_owned()
+            }
+            By::Service(id) => format!("banger-{id}.service"),
+            By::AnyService => "the service that it names".to_owned(),
+        };
+        let says = [
+            kind.meaning.trim().to_owned(),
+            format!("Fields: {}.", fields.join(", ")),
+            format!("`MESSAGE_ID={}`, noted by {unit}.", kind.id),
+        ];
+        roff::item(kind.name, &says)
+    });
+    shown.collect()
 }
 
 /// D-Bus and polkit name their document types, without which these files mean the same.
@@ -142,5 +168,8 @@ mod tests {
         assert!(page(&dbus(), "@interface org.banger.None1@").is_err());
         assert_eq!(page(&dbus(), ".SH NAME\na@b\n").expect("is made"), ".SH NAME\na@b\n");
         assert!(actions(&dbus()).expect("reads").contains("org.banger.vm.manage"));
+        let events = events();
+        assert_eq!(events.matches("\n.TP\n").count() + 1, event::KINDS.len());
+        assert!(events.contains("\\fBvm\\-stopped\\fR\n") && events.contains("\\fBBANGER_REASON=\\fR"));
     }
 }

@@ -18,7 +18,7 @@ pub use guest::{
 pub use image::{Build, Format, Image, ImageSettings, Images, Import, Kernel, Prune, Pull, Register};
 pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spec, Vmm};
 pub use parse::Attachment;
-use parse::parse_listen;
+use parse::{parse_event, parse_listen};
 pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};
 
 /// microVMs on this host
@@ -141,6 +141,14 @@ pub enum Command {
     /// Manage the commands that run in VMs
     #[command(subcommand)]
     Session(Session),
+    /// Show what has happened to VMs, images, sessions and jobs
+    Events(Events),
+    /// Print what there is and what it takes, in the text format of OpenMetrics
+    Metrics {
+        /// Answer a request of HTTP on standard input, a socket, instead
+        #[arg(long, hide = true)]
+        http: bool,
+    },
     /// Look for what is wrong on this host, and say what to do about it
     Doctor(Doctor),
     /// Have ssh, scp, sftp, rsync, git and editors reach VMs as NAME.banger
@@ -172,6 +180,35 @@ impl Command {
             _ => false,
         }
     }
+}
+
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+Events are read from the journal of the system, which takes root or membership of the group systemd-journal or adm. \
+Each is a line: the time in UTC, what has happened, to whom, and what else is known. With --json it is an object on a \
+line by itself: time, time_usec (microseconds since 1970), boot (of the host), event, message, and the event's fields, \
+as banger-events(7) lists them.
+
+TIME is as in journalctl(1): 2026-01-31 12:00, yesterday, today, -1h.")]
+pub struct Events {
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// From this time on
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// Up to this time
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub until: Option<String>,
+    /// Only so many of the last; with --follow and without --since 10, else all
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub lines: Option<u32>,
+    /// Only those of this VM; more than once for several
+    #[arg(long = "vm", value_name = "VM")]
+    pub vms: Vec<String>,
+    /// Only these, such as vm-failed, or all of vm, image, session, job, …
+    #[arg(value_name = "EVENT", value_parser = parse_event)]
+    pub events: Vec<String>,
 }
 
 #[derive(Debug, Args)]

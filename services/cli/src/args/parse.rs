@@ -1,5 +1,6 @@
 //! Values of options.
 
+use banger_core::event;
 use banger_core::forward::Listen;
 use banger_core::resource;
 use banger_core::units::{parse_seconds, parse_size};
@@ -91,6 +92,14 @@ pub fn parse_signal(text: &str) -> Result<i32, String> {
     name.parse::<nix::sys::signal::Signal>()
         .map(|signal| signal as i32)
         .map_err(|_| format!("{text:?} is not a signal such as TERM or 15"))
+}
+
+/// The name of an event, or of what it happens to.
+pub fn parse_event(text: &str) -> Result<String, String> {
+    match event::KINDS.iter().any(|kind| kind.is_called(text)) {
+        true => Ok(text.to_owned()),
+        false => Err("there is no such event; see banger-events(7)".into()),
+    }
 }
 
 #[cfg(test)]

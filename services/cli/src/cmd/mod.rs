@@ -4,8 +4,10 @@ mod analyze;
 mod build;
 mod copy;
 mod doctor;
+mod events;
 mod image;
 mod kernel;
+mod metrics;
 mod named;
 mod network;
 mod packages;
@@ -65,6 +67,8 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Kernel(command) => return kernel::dispatch(context, command).await,
         Command::Net(command) => network::dispatch(context, command).await?,
         Command::Session(command) => return named::dispatch(context, command).await,
+        Command::Events(arguments) => events::events(context, arguments).await?,
+        Command::Metrics { http } => metrics::metrics(context, http).await?,
         Command::Doctor(arguments) => return doctor::doctor(context, arguments).await,
         Command::SshConfig(arguments) => ssh::config::configure(context, &arguments).await?,
         Command::SshProxy { host } => ssh::proxy::proxy(context, &host).await?,

@@ -62,11 +62,11 @@ impl Figures {
 }
 
 /// What the guest has: all but what its balloon has given back.
-fn memory(guest: &Stats) -> u64 {
+pub fn memory(guest: &Stats) -> u64 {
     guest.memory_total.saturating_sub(guest.memory_balloon.unwrap_or(0))
 }
 
-fn disk(stats: &VmStats, of: fn(&banger_api::agent::DiskCounters) -> u64) -> Option<u64> {
+pub fn disk(stats: &VmStats, of: fn(&banger_api::agent::DiskCounters) -> u64) -> Option<u64> {
     Some(stats.guest.as_ref()?.disks.iter().map(of).fold(0, u64::saturating_add))
 }
 

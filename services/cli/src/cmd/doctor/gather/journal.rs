@@ -1,26 +1,26 @@
-//! The journal of this boot, by journalctl(1): it has no interface on the bus.
+//! The journal of this boot.
 
 use serde_json::Value;
-use tokio::process::Command;
 
 use super::super::checks::journal::{OUT_OF_MEMORY, UNIT_PROCESS_EXIT};
 use super::super::facts::{Entry, Seen, Unseen};
+use crate::journal;
 
 /// What is read of each line.
 const FIELDS: &str = "MESSAGE,MESSAGE_ID,UNIT,EXIT_CODE,EXIT_STATUS,_TRANSPORT";
 
 /// The ends of processes that systemd tells of, and the words of the kernel.
 pub async fn entries() -> Seen<Vec<Entry>> {
-    if !is_readable() {
+    if !journal::is_readable() {
         return Err(unseen(
             "only root and the groups adm and systemd-journal read the journal of the system",
         ));
     }
     let process_exit = format!("MESSAGE_ID={UNIT_PROCESS_EXIT}");
     let out_of_memory = format!("MESSAGE_ID={OUT_OF_MEMORY}");
-    let output = Command::new("journalctl")
-        .args(["-b", "-q", "-o", "json", "--output-fields", FIELDS])
+    let output = journal::reader(FIELDS)
         .args([
+            "--boot",
             "_PID=1",
             &process_exit,
             "+",
@@ -44,14 +44,6 @@ pub async fn entries() -> Seen<Vec<Entry>> {
 
 fn unseen(what: &str) -> Unseen {
     Unseen { what: what.to_owned(), remedy: "sudo banger doctor".into() }
-}
-
-/// Whether there is a journal of the system, and it can be read.
-fn is_readable() -> bool {
-    ["/var/log/journal", "/run/log/journal"].into_iter().any(|root| {
-        let machines = std::fs::read_dir(root).into_iter().flatten().flatten();
-        machines.into_iter().any(|machine| std::fs::File::open(machine.path().join("system.journal")).is_ok())
-    })
 }
 
 /// A line; a field that is no text is not looked at.
