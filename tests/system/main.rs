@@ -10,6 +10,7 @@ mod dns;
 mod doctor;
 mod egress;
 mod errors;
+mod events;
 mod faults;
 mod files;
 mod forwards;
