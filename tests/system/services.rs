@@ -28,8 +28,23 @@ fn no_vm_notices_the_death_of_a_service() {
         assert_eq!(vm.sh("echo alive").ok(), "alive\n", "{}", service.id);
         assert_eq!(vm.pid(), pid, "{}", service.id);
     }
-    banger(&["stop", vm.name()]).ok();
+    // All of them at once, and the sockets.
+    let units = SERVICES.map(|service| format!("banger-{}.service", service.id));
+    for stopped in ["banger.target", "banger-launch.socket"] {
+        run("systemctl", &["stop", stopped]).ok();
+        assert_eq!(vm.pid(), pid, "{stopped}");
+    }
+    for unit in &units {
+        assert_eq!(run("systemctl", &["is-active", unit]).text(), "inactive\n", "{unit}");
+    }
+    assert_ne!(Way::Socket.call(VMD, "ListVms", &[]).status, 0, "nobody listens");
+    run("systemctl", &["start", "banger-launch.socket"]).ok();
+    // What the VM had is given back all the same.
+    run("systemctl", &["stop", &format!("banger-vm@{}", vm.name())]).ok();
+    run("systemctl", &["start", "banger.target"]).ok();
+    Way::Socket.call(VMD, "ListVms", &[]).ok();
     assert_eq!(vm.state(), "stopped");
+    assert_eq!(banger(&["vm", "reconcile"]).ok(), "");
 }
 
 /// `$BANGER_UPGRADE_VMS` is the number of VMs, if not three: each takes seconds to boot where it is

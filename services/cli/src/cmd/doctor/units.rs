@@ -6,7 +6,7 @@ pub struct Wanted {
     pub name: &'static str,
     /// Services are enabled for the name that the bus starts them by.
     pub enabled: bool,
-    /// Sockets and timers wait all the time; services come when they are called.
+    /// The target, sockets and timers wait all the time; services come when they are called.
     pub active: bool,
 }
 
@@ -19,6 +19,7 @@ const fn waiting(name: &'static str) -> Wanted {
 }
 
 pub const UNITS: &[Wanted] = &[
+    waiting("banger.target"),
     called("banger-vmd.service"),
     called("banger-imaged.service"),
     called("banger-netd.service"),
