@@ -18,6 +18,8 @@ mod cmd;
 mod credentials;
 mod detach;
 mod dirs;
+#[cfg(test)]
+mod documents;
 mod exit;
 mod job;
 mod journal;
