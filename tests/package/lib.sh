@@ -22,7 +22,7 @@ expect() { # expect WHAT EXPECTED COMMAND…: what a command prints in the lab
 # expect_removed HOST-STATE: nothing of banger runs, and the host's network is as it was in this file.
 expect_removed() {
     expect 'no unit of banger runs' '' \
-        'systemctl list-units --all --no-legend --plain "banger-*" "dbus-org.banger*" | grep -v not-found'
+        'systemctl list-units --all --no-legend --plain "banger*" "dbus-org.banger*" | grep -v not-found'
     expect 'no process is left' '' 'ps -eo comm= | grep -E "^(banger|qemu-sys|vhost-dev)"'
     expect 'no link is left' '' 'ip -o link | grep -E "banger|bg-"'
     expect 'the resolver is told of no names' '' 'resolvectl domain | grep banger'
