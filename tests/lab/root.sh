@@ -18,8 +18,8 @@ PACKAGES=(
     docker-registry skopeo umoci
     # used by tests, fixtures and people; rpm makes packages to import, minisign signs bundles
     acl attr bash-completion busybox-static ca-certificates curl dropbear-bin erofs-utils git iproute2
-    iputils-ping jq kmod less libcap2-bin minisign openssh-client procps python3 qemu-utils rpm rsync
-    socat squashfs-tools-ng strace vim-tiny
+    iputils-ping jq kmod less libcap2-bin libglib2.0-bin minisign openssh-client procps python3
+    python3-dbus-fast qemu-utils rpm rsync socat squashfs-tools-ng strace vim-tiny
 )
 
 # Nobody reads manuals or translations in there; without them the base is half as big.

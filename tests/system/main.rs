@@ -4,6 +4,7 @@
 mod builds;
 mod cancel;
 mod changes;
+mod clients;
 mod contract;
 mod create;
 mod dns;
