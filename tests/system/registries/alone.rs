@@ -50,6 +50,22 @@ fn systemd_hands_over_a_password() {
     }
     restart();
     banger(&["pull", &reference]).refused(&["anonymous"]);
+
+    // The same encrypted, in a drop-in.
+    let plain = Placed::file(path, &format!(r#"{{"auths": {{"{at}": {{"auth": "{PAIR}"}}}}}}"#));
+    let encrypt = format!("systemd-creds encrypt --pretty --name=banger.registry-auth {path} -");
+    let drop_in = format!("[Service]\n{}", sh(&encrypt).ok());
+    drop(plain);
+    assert!(!drop_in.contains(PAIR), "{drop_in}");
+    {
+        let _file = Placed::file("/etc/systemd/system/banger-imaged.service.d/50-auth.conf", &drop_in);
+        sh("systemctl daemon-reload").ok();
+        restart();
+        pulls(&reference);
+    }
+    sh("systemctl daemon-reload").ok();
+    restart();
+    banger(&["pull", &reference]).refused(&["anonymous"]);
 }
 
 #[test]
