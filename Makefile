@@ -6,6 +6,7 @@
 #   make uninstall    remove what install put there
 #   make deb          target/debian/banger_VERSION_ARCH.deb (needs debhelper)
 #   make rpm          target/rpm/banger-VERSION-RELEASE.ARCH.rpm (needs rpmbuild)
+#   make release-interfaces  a release's interfaces become what later versions are compared with
 #   make dist         target/dist/banger-VERSION.tar.xz: what is committed, with all crates
 #   make check        formatting, lints, unit tests, unit files, system tests (root: boots the lab)
 #   make check-unit   the part of it that needs no root
@@ -70,7 +71,7 @@ LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb rpm dist check check-newest check-packages check-unit check-lints unit-tests check-units check-system \
+.PHONY: all build install uninstall deb rpm dist release-interfaces check check-newest check-packages check-unit check-lints unit-tests check-units check-system \
 	failpoints bench fuzz demo clean
 
 all: build
@@ -174,6 +175,11 @@ rpm: build
 
 dist:
 	packaging/dist $(TARGET_DIR)/dist
+
+# What the unit tests hold later versions to.
+release-interfaces:
+	cp dbus/interfaces/*.xml dbus/released
+	$(CARGO) run --quiet --locked -p banger-man -- access >dbus/released/access
 
 # ---- tests ----
 

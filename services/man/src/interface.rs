@@ -4,6 +4,8 @@ use banger_api::access::{Access, COMMON, Entry};
 use banger_api::{image, network, session, vm};
 use roxmltree::{Document, Node};
 
+const EMITS: &str = "org.freedesktop.DBus.Property.EmitsChangedSignal";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
     pub name: String,
@@ -21,6 +23,10 @@ pub struct Member {
     pub says: Vec<String>,
     /// Who may call it; of a property that can be written, who may do that. Services differ where all have it.
     pub access: Vec<Access>,
+    /// Of a property, whether it can be written.
+    pub writable: bool,
+    /// Of a property, how clients hear of its changes: `true`, `invalidates`, `const` or `false`.
+    pub emits: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +61,11 @@ fn member(interface: &str, node: Node<'_, '_>) -> Member {
         }
         None => node.children().filter(|child| child.has_tag_name("arg")).map(argument).collect(),
     };
-    let guarded = node.has_tag_name("method") || node.attribute("access") == Some("readwrite");
-    let access = if guarded { access(interface, &name) } else { Vec::new() };
-    Member { arguments, says: comment(node), access, name }
+    let writable = node.attribute("access").is_some_and(|access| access.contains("write"));
+    let access = if node.has_tag_name("method") || writable { access(interface, &name) } else { Vec::new() };
+    let emits = node.children().find(|child| child.attribute("name") == Some(EMITS));
+    let emits = emits.map_or("true".to_owned(), |annotation| attribute(annotation, "value"));
+    Member { arguments, says: comment(node), access, writable, emits, name }
 }
 
 fn argument(node: Node<'_, '_>) -> Argument {
@@ -84,12 +92,28 @@ fn comment(node: Node<'_, '_>) -> Vec<String> {
         .collect()
 }
 
-fn access(interface: &str, member: &str) -> Vec<Access> {
-    let tables: [&[Entry]; 5] = [vm::ACCESS, image::ACCESS, network::ACCESS, session::ACCESS, COMMON];
-    let entries = tables.into_iter().flatten().filter(|(of, name, _)| (*of, *name) == (interface, member));
+/// All members that have an access, each once, those of an interface together.
+pub fn guarded() -> Vec<(&'static str, &'static str)> {
+    let mut members = Vec::new();
+    for (interface, member, _) in entries() {
+        if !members.contains(&(*interface, *member)) {
+            members.push((*interface, *member));
+        }
+    }
+    members.sort_by_key(|(interface, _)| *interface);
+    members
+}
+
+pub fn access(interface: &str, member: &str) -> Vec<Access> {
+    let entries = entries().filter(|(of, name, _)| (*of, *name) == (interface, member));
     let mut access: Vec<_> = entries.map(|(.., access)| *access).collect();
     access.dedup();
     access
+}
+
+fn entries() -> impl Iterator<Item = &'static Entry> {
+    let tables: [&[Entry]; 5] = [vm::ACCESS, image::ACCESS, network::ACCESS, session::ACCESS, COMMON];
+    tables.into_iter().flatten()
 }
 
 #[cfg(test)]

@@ -8,27 +8,37 @@
 //! |---|---|---|
 //! | `@interface NAME@` | methods, properties and signals | `DBUS/interfaces/NAME.xml`, and the access tables |
 //! | `@actions@` | polkit's actions and their defaults | `DBUS/polkit` |
+//! | `@access@` | who may use each member | the access tables, `DBUS/polkit` |
 //! | `@errors@` | all errors and what they mean | `banger_api::ErrorKind` |
 //! | `@events@` | all events, their ids and fields | `banger_core::event` |
+//!
+//! `banger-man access` prints who may use each member, for `dbus/released`.
 //!
 //! It is part of the build and not installed.
 
 mod interface;
+#[cfg(test)]
+mod promise;
 mod roff;
 
 use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use banger_api::ErrorKind;
+use banger_api::{Access, ErrorKind};
 use banger_core::event::{self, By, journal_field};
+use interface::Interface;
 use roxmltree::{Document, Node, ParsingOptions};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let [dbus, out] = arguments.as_slice() else { return Err("usage: banger-man DBUS DIR".into()) };
+    if arguments == ["access"] {
+        print!("{}", table());
+        return Ok(());
+    }
+    let [dbus, out] = arguments.as_slice() else { return Err("usage: banger-man DBUS DIR | access".into()) };
     let (dbus, out) = (Path::new(dbus), Path::new(out));
     fs::write(out.join("banger.catalog"), event::catalog())?;
     for entry in fs::read_dir(dbus.join("man"))? {
@@ -48,6 +58,7 @@ fn page(dbus: &Path, frame: &str) -> Result<String> {
         match line.strip_prefix('@').and_then(|line| line.strip_suffix('@')) {
             None => page.push_str(&format!("{line}\n")),
             Some("actions") => page.push_str(&actions(dbus)?),
+            Some("access") => page.push_str(&access(dbus)?),
             Some("errors") => page.push_str(&errors()),
             Some("events") => page.push_str(&events()),
             Some(word) => match word.strip_prefix("interface ") {
@@ -60,36 +71,101 @@ fn page(dbus: &Path, frame: &str) -> Result<String> {
 }
 
 fn described(dbus: &Path, name: &str) -> Result<String> {
-    let text = fs::read_to_string(dbus.join("interfaces").join(format!("{name}.xml")))?;
+    let interfaces = interfaces(&dbus.join("interfaces"))?;
+    let interface = interfaces.iter().find(|interface| interface.name == name);
+    Ok(roff::interface(interface.ok_or_else(|| format!("there is no {name}"))?))
+}
+
+/// Those of a directory, by their names.
+fn interfaces(directory: &Path) -> Result<Vec<Interface>> {
+    let mut interfaces = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "xml") {
+            let text = fs::read_to_string(&path)?;
+            let interface = interface::read(&parse(&text)?);
+            interfaces.push(interface.ok_or_else(|| format!("no interface in {}", path.display()))?);
+        }
+    }
+    interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(interfaces)
+}
+
+/// An action of polkit's.
+struct Action {
+    id: String,
+    description: String,
+    /// Who may do it without a rule: in the session at the seat, in others there, elsewhere.
+    defaults: [String; 3],
+}
+
+fn policy(dbus: &Path) -> Result<Vec<Action>> {
+    let text = fs::read_to_string(dbus.join("polkit/org.banger.policy"))?;
     let document = parse(&text)?;
-    let interface = interface::read(&document).ok_or_else(|| format!("{name} is not in its file"))?;
-    Ok(roff::interface(&interface))
+    let actions = document.descendants().filter(|node| node.has_tag_name("action"));
+    let read = actions.map(|action| {
+        let text = |tag| {
+            let node = action.descendants().find(|node| node.has_tag_name(tag));
+            node.and_then(|node: Node<'_, '_>| node.text()).unwrap_or_default().to_owned()
+        };
+        Action {
+            id: action.attribute("id").unwrap_or_default().to_owned(),
+            description: text("description"),
+            defaults: ["allow_active", "allow_inactive", "allow_any"].map(text),
+        }
+    });
+    Ok(read.collect())
 }
 
 /// polkit's actions, each with who may do it at once: whoever is in the group, and whoever is asked for a password.
 fn actions(dbus: &Path) -> Result<String> {
-    let text = fs::read_to_string(dbus.join("polkit/org.banger.policy"))?;
-    let document = parse(&text)?;
-    let actions = document.descendants().filter(|node| node.has_tag_name("action"));
-    let shown = actions.map(|action| {
-        let text = |tag| {
-            action
-                .descendants()
-                .find(|node| node.has_tag_name(tag))
-                .and_then(|node: Node<'_, '_>| node.text())
-        };
-        let defaults =
-            ["allow_active", "allow_inactive", "allow_any"].map(|tag| text(tag).unwrap_or_default());
+    let shown = policy(dbus)?.into_iter().map(|Action { id, description, defaults: [active, inactive, any] }| {
         let says = format!(
-            "{}. Without a rule: `{}` in the session at the seat, `{}` in others there, `{}` elsewhere.",
-            text("description").unwrap_or_default(),
-            defaults[0],
-            defaults[1],
-            defaults[2]
+            "{description}. Without a rule: `{active}` in the session at the seat, `{inactive}` in others there, `{any}` elsewhere."
         );
-        roff::item(action.attribute("id").unwrap_or_default(), &[says])
+        roff::item(&id, &[says])
     });
     Ok(shown.collect())
+}
+
+/// Who may use a member, in words; the id of the action if it is one.
+fn who(interface: &str, member: &str) -> String {
+    let words = interface::access(interface, member).into_iter().map(|access| match access {
+        Access::Read => "everybody",
+        Access::Action(action) => action,
+        Access::Internal => "services of banger, root",
+        Access::Root => "root",
+        Access::Own => "whom the service knows",
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Who may use each member, in lines of MEMBER WHO with a tab between.
+fn table() -> String {
+    let lines = interface::guarded().into_iter();
+    lines.map(|(interface, member)| format!("{interface}.{member}\t{}\n", who(interface, member))).collect()
+}
+
+/// The same for people, a table for each interface, with what polkit says at the seat where no rule does.
+fn access(dbus: &Path) -> Result<String> {
+    let policy = policy(dbus)?;
+    let row = |interface: &str, member: &str| {
+        let who = who(interface, member);
+        let action = policy.iter().find(|action| who.split(", ").any(|word| word == action.id));
+        let default = match (action, who.as_str()) {
+            (Some(action), _) => &action.defaults[0],
+            (None, "everybody") => "yes",
+            (None, _) => "no",
+        };
+        [member.to_owned(), who.clone(), default.to_owned()]
+    };
+    let members = interface::guarded();
+    let tables = members.chunk_by(|one, next| one.0 == next.0).map(|members| {
+        let interface = members[0].0;
+        let rows: Vec<_> = members.iter().map(|(_, member)| row(interface, member)).collect();
+        roff::table(interface, &rows)
+    });
+    Ok(tables.collect())
 }
 
 fn errors() -> String {
@@ -127,7 +203,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn dbus() -> std::path::PathBuf {
+    pub fn dbus() -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dbus")
     }
 
@@ -149,8 +225,94 @@ mod tests {
         }
         for frame in &frames {
             let page = page(&dbus(), frame).expect("is made");
-            assert!(page.starts_with(".TH ") && !page.contains("\n@"), "{page}");
+            assert!(
+                page.trim_start_matches("'\\\" t\n").starts_with(".TH ") && !page.contains("\n@"),
+                "{page}"
+            );
         }
+    }
+
+    #[test]
+    fn every_member_stands_in_the_table() {
+        let table = access(&dbus()).expect("is made");
+        for line in [
+            "CreateVm\torg.banger.vm.manage\tauth_admin_keep",
+            "ListVms\teverybody\tyes",
+            "Release\tservices of banger, root\tno",
+        ] {
+            assert!(table.lines().any(|shown| shown == line), "{line}: {table}");
+        }
+        let classified = super::table();
+        let all = interfaces(&dbus().join("interfaces")).expect("reads");
+        let methods = all
+            .iter()
+            .flat_map(|each| each.methods.iter().map(|one| format!("{}.{}\t", each.name, one.name)));
+        for method in methods {
+            assert_eq!(classified.lines().filter(|line| line.starts_with(&method)).count(), 1, "{method}");
+        }
+        let actions: BTreeSet<_> =
+            policy(&dbus()).expect("reads").into_iter().map(|action| action.id).collect();
+        let used: BTreeSet<String> = classified
+            .split(['\t', '\n', ',', ' '])
+            .filter(|word| word.starts_with("org.") && !word.contains('1'))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(actions, used);
+    }
+
+    #[test]
+    fn what_polkit_asks_can_be_translated() {
+        let text = fs::read_to_string(dbus().join("polkit/org.banger.policy")).expect("reads");
+        let document = parse(&text).expect("parses");
+        let shown = document
+            .descendants()
+            .filter(|node| node.has_tag_name("description") || node.has_tag_name("message"));
+        let domains: Vec<_> = shown.map(|node| node.attribute("gettext-domain")).collect();
+        assert!(domains.len() >= 6 && domains.iter().all(|domain| *domain == Some("banger")), "{domains:?}");
+    }
+
+    /// `busctl call … INTERFACE MEMBER SIGNATURE` and the like in what people read.
+    #[test]
+    fn examples_fit_the_interfaces() {
+        let top = dbus().join("..");
+        let listed = [top.clone(), top.join("docs"), dbus().join("man")]
+            .map(|path| fs::read_dir(path).expect("lists"));
+        let paths = listed.into_iter().flatten().map(|entry| entry.expect("lists").path());
+        let all = interfaces(&dbus().join("interfaces")).expect("reads");
+        let mut count = 0;
+        for path in paths.filter(|path| path.extension().is_some_and(|end| end == "md" || end == "in")) {
+            let text = fs::read_to_string(&path).expect("reads").replace("\\-", "-").replace("\\(aq", "'");
+            let text = text.replace("\\\\\n", " ").replace("\\\n", " ");
+            for line in text.lines().filter_map(|line| line.split_once("busctl ").map(|(_, rest)| rest)) {
+                let words: Vec<_> = line
+                    .split(['`', ' ', '|'])
+                    .filter(|word| !word.is_empty() && !word.starts_with("--"))
+                    .collect();
+                let [verb @ ("call" | "get-property"), _, _, name, member, rest @ ..] = words.as_slice()
+                else {
+                    continue;
+                };
+                let Some(interface) = all.iter().find(|interface| interface.name == *name) else {
+                    assert!(!name.starts_with("org.banger."), "{}: {line}", path.display());
+                    continue;
+                };
+                let members = if *verb == "call" { &interface.methods } else { &interface.properties };
+                let member = member.trim_end_matches([';', '.', ',']);
+                let member = members.iter().find(|one| one.name == member);
+                let member = member.unwrap_or_else(|| panic!("{}: {line}", path.display()));
+                let takes =
+                    member.arguments.iter().filter(|argument| argument.direction.as_deref() == Some("in"));
+                let takes: String = takes.map(|argument| argument.signature.as_str()).collect();
+                let given = rest.first().map_or("", |word| word.trim_matches('\''));
+                assert!(
+                    *verb != "call" || given == takes || takes.is_empty(),
+                    "{}: {line}: {takes}",
+                    path.display()
+                );
+                count += 1;
+            }
+        }
+        assert!(count >= 10, "{count}");
     }
 
     #[test]

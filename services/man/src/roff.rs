@@ -54,6 +54,13 @@ fn whom(access: Access) -> Option<String> {
     }
 }
 
+/// A table with a title, for tbl(1).
+pub fn table<const COLUMNS: usize>(title: &str, rows: &[[String; COLUMNS]]) -> String {
+    let line = |row: &[String; COLUMNS]| format!("{}\n", row.each_ref().map(|cell| escape(cell)).join("\t"));
+    let rows: String = rows.iter().map(line).collect();
+    format!(".PP\n{}\n.TS\n{}.\n{rows}.TE\n", bold(title), ["l"; COLUMNS].join(" "))
+}
+
 /// A term and paragraphs about it.
 pub fn item(term: &str, says: &[String]) -> String {
     entry(&bold(term), says)
@@ -99,6 +106,8 @@ mod tests {
             arguments,
             says: vec!["One.".into(), ".two `a-b`".into()],
             access: vec![Access::Root],
+            writable: false,
+            emits: "true".into(),
         };
         let shown = interface(&Interface {
             name: "org.banger.X1".into(),
