@@ -14,6 +14,7 @@
 #   make check-packages  the packages, from the tarball to the purge: lints, file lists, and all that
 #                     can happen to them in the lab, also with dbus-broker (root)
 #   make check-newest what banger uses of the newest systemd, in a lab of Debian sid (root)
+#   make audit        whether anything bad is known of the crates (cargo-deny, from the network)
 #   make bench        how long a VM takes to be ready, beside the same VMM by hand, and how long the
 #                     services take to answer with 1000 VMs, and netd to say where a VM is (root)
 #   make demo         boots the lab and runs a microVM in it (root)
@@ -72,7 +73,7 @@ VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 
 INSTALL     ?= install
 
 .PHONY: all build install uninstall deb rpm dist release-interfaces check check-newest check-packages check-unit check-lints unit-tests check-units check-system \
-	failpoints bench fuzz demo clean
+	failpoints audit bench fuzz demo clean
 
 all: build
 
@@ -243,6 +244,10 @@ check-system: failpoints
 	$(IN_LAB) $(CARGO) test $(ALL) --quiet --bin banger-netd -- --ignored --test-threads=1
 	BANGER_FAILPOINTS=$(FAILPOINTS) $(IN_LAB) \
 		$(CARGO) $(if $(NEXTEST),nextest run,test) $(ALL) --test system $(ARGS)
+
+# What becomes known of crates is no matter of a commit, so this is for every week and every release.
+audit:
+	$(CARGO) deny --locked check
 
 bench:
 	tests/lab/up
