@@ -203,6 +203,8 @@ check-lints:
 	$(CARGO) fmt --all --check
 	packaging/check
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+		$(CARGO) doc $(ALL) --no-deps --document-private-items --quiet
 
 unit-tests:
 	$(CARGO) $(if $(NEXTEST),nextest run $(ALL) -E 'not package(banger-tests)',test $(ALL) --exclude banger-tests)

@@ -1,7 +1,7 @@
 //! Named sessions: they live in the guest, and what they put out is kept here.
 //!
 //! Each has a directory, `VM/NAME/` under the service's state, with [`ROW`] in it and the files of
-//! its [`log`](crate::log). A keeper, a task, drains the agent's spool into the log and writes down
+//! its [`log`]. A keeper, a task, drains the agent's spool into the log and writes down
 //! what becomes of the command. It tells the agent how far it is only after the bytes are in the file, so a service
 //! that is killed at any moment goes on exactly where its files end.
 

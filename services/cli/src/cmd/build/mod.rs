@@ -5,7 +5,7 @@
 //! where a later build goes on. What the image says of programs is laid over the last of these in the end,
 //! without a VM.
 //!
-//! - [`file`]: what can be said
+//! - [`mod@file`]: what can be said
 //! - [`plan`]: what there is to do
 //! - [`content`]: files of the host
 //! - [`vm`]: the VM, and what is done in it
