@@ -1,6 +1,7 @@
 //! The system tests. They run inside the lab (`make check`), on real systemd, D-Bus, polkit,
 //! nftables, a real registry and real VMs, through the CLI and `busctl`, as users would.
 
+mod away;
 mod builds;
 mod cancel;
 mod changes;

@@ -1,4 +1,4 @@
-//! The way to the services: the system bus, or the socket of each.
+//! The way to the services: the system bus, or the socket of each, here or elsewhere.
 
 use std::os::unix::net::UnixStream;
 
@@ -14,22 +14,25 @@ use zbus::proxy::{CacheProperties, Defaults, ProxyImpl};
 
 use banger_api::session::ManagerProxy as SessionsProxy;
 
+use crate::away::Away;
+
 /// Connections, made when they are needed.
 pub struct Bus {
     peer: bool,
+    away: Option<Away>,
     system: OnceCell<Connection>,
     vmd: OnceCell<Connection>,
     imaged: OnceCell<Connection>,
 }
 
 impl Bus {
-    pub fn new(peer: bool) -> Self {
-        Self { peer, system: OnceCell::new(), vmd: OnceCell::new(), imaged: OnceCell::new() }
+    pub fn new(peer: bool, away: Option<Away>) -> Self {
+        Self { peer, away, system: OnceCell::new(), vmd: OnceCell::new(), imaged: OnceCell::new() }
     }
 
     /// The same way with new connections, after one broke.
     pub fn renewed(&self) -> Self {
-        Self::new(self.peer)
+        Self::new(self.peer, self.away.clone())
     }
 
     /// A connection on which the service's objects are. The bus starts it if need be.
@@ -39,15 +42,33 @@ impl Bus {
         }
         // Jobs live as long as their service's connection is held: where there are jobs, keep it.
         match service {
-            VMD => self.vmd.get_or_try_init(|| peer(service)).await.cloned(),
-            IMAGED => self.imaged.get_or_try_init(|| peer(service)).await.cloned(),
-            _ => peer(service).await,
+            VMD => self.vmd.get_or_try_init(|| self.peer(service)).await.cloned(),
+            IMAGED => self.imaged.get_or_try_init(|| self.peer(service)).await.cloned(),
+            _ => self.peer(service).await,
         }
     }
 
     /// The system bus, for whoever else is on it.
     pub async fn system(&self) -> Result<Connection> {
-        self.system.get_or_try_init(system).await.cloned()
+        let connected = async || match &self.away {
+            None => system().await,
+            Some(away) => {
+                let bus = Builder::unix_stream(away.connect(None)?).build();
+                bus.await.map_err(|error| away.unreachable(Error::from(error)))
+            }
+        };
+        self.system.get_or_try_init(connected).await.cloned()
+    }
+
+    async fn peer(&self, service: Service) -> Result<Connection> {
+        let Some(away) = &self.away else { return peer(service).await };
+        let peer = Builder::unix_stream(away.connect(Some(service.socket))?).p2p().build();
+        peer.await.map_err(|error| away.unreachable(Error::from(error)))
+    }
+
+    /// Whether file descriptors get to the services.
+    pub fn takes_descriptors(&self) -> bool {
+        self.away.as_ref().is_none_or(Away::takes_descriptors)
     }
 
     pub async fn vms(&self) -> Result<ManagerProxy<'static>> {

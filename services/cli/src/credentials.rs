@@ -15,26 +15,32 @@ use banger_core::reference::Reference;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::output::Output;
+use crate::Context;
 
 /// What a helper says, on standard output, when it has nothing.
 const NOT_FOUND: &str = "credentials not found";
 
-/// The credentials for an image, if the user has any, as a file for the service. What cannot be read
-/// is only remarked on: the image may be free for all.
+/// The credentials for an image, if the user has any, as a file for the service. What cannot be read, or does not get to
+/// the service, is only remarked on: the image may be free for all.
 ///
 /// # Errors
 /// If there is no memory to put them into.
-pub fn for_image(output: &Output, reference: &str) -> Result<Option<zbus::Fd<'static>>> {
+pub fn for_image(context: &Context, reference: &str) -> Result<Option<zbus::Fd<'static>>> {
     // What is wrong with it, the service says better.
     let Ok(reference) = reference.parse::<Reference>() else { return Ok(None) };
     let found = files().iter().find_map(|path| {
         look_up(path, &reference).unwrap_or_else(|reason| {
-            output.note(&format!("no credentials from {}: {reason}", path.display()));
+            context.output.note(&format!("no credentials from {}: {reason}", path.display()));
             None
         })
     });
     let Some(credentials) = found else { return Ok(None) };
+    if !context.bus.takes_descriptors() {
+        context.output.note(&format!(
+            "{reference} is pulled without your credentials: they do not get over ssh; to use those that you have there, call banger pull there"
+        ));
+        return Ok(None);
+    }
     let file = serde_json::to_vec(&AuthFile::of(&reference, &credentials)).map_err(Error::internal)?;
     sealed(&file).map(|fd| Some(fd.into())).map_err(Error::internal)
 }

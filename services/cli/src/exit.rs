@@ -20,6 +20,7 @@ goes wrong before that:
   125  banger failed (any of the above)
   126  the command cannot be executed
   127  there is no such command in the guest
+With -H they are carried out by ssh, which itself exits with 255 if it fails.
 
 Environment:
   BANGER_PEER=1  as --peer";

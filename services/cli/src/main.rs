@@ -4,15 +4,18 @@
 //! - `args`: what can be typed, as clap has it
 //! - `cmd/`: one file per noun, and `run`
 //! - [`bus`]: the system bus, or the services' own sockets
+//! - [`away`]: those of other hosts and of containers
 //! - [`credentials`]: of registries, which only the user can read
 //! - [`journal`]: the system's, by journalctl(1)
 //! - [`job`]: progress of long work, and Ctrl-C
 //! - [`stream`], [`terminal`]: the bytes of commands in guests
 //! - [`lines`]: their output line by line
+//! - [`shell`]: words of shells
 //! - [`dirs`]: where files of the user's are
 //! - [`exit`]: exit codes
 
 mod args;
+mod away;
 mod bus;
 mod cmd;
 mod credentials;
@@ -26,15 +29,17 @@ mod journal;
 mod lines;
 mod output;
 mod patience;
+mod shell;
 mod stream;
 mod terminal;
 
 use std::process::ExitCode;
 
-use banger_api::Error;
+use banger_api::Result;
 use clap::Parser;
 
-use crate::args::Arguments;
+use crate::args::{Arguments, Global};
+use crate::away::Away;
 use crate::bus::Bus;
 use crate::output::Output;
 
@@ -46,21 +51,23 @@ pub struct Context {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let context = Context {
-        bus: Bus::new(arguments.global.peer),
-        output: Output::new(arguments.global.json, arguments.global.quiet),
-    };
     let runs_guest_command = arguments.command.runs_guest_command();
-    let outcome = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::from)
-        .and_then(|runtime| runtime.block_on(cmd::dispatch(&context, arguments.command)));
-    match outcome {
+    match run(arguments) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             exit::complain(&error);
             ExitCode::from(exit::code(&error, runs_guest_command))
         }
     }
+}
+
+fn run(arguments: Arguments) -> Result<u8> {
+    let Global { json, quiet, peer, host, machine } = &arguments.global;
+    let away = Away::new(host.clone(), machine.clone());
+    if let Some(away) = &away {
+        away.send(&arguments.command)?;
+    }
+    let context = Context { bus: Bus::new(*peer, away), output: Output::new(*json, *quiet) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(cmd::dispatch(&context, arguments.command))
 }

@@ -575,3 +575,39 @@ fn a_request_is_answered_on_its_connection() {
     assert!(child.wait_with_output().expect("ends").status.success());
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\n# EOF\n"), "{answer}");
 }
+
+/// A directory with an ssh that says how it was called, and exits with 7.
+fn pretended_ssh() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let ssh = dir.path().join("ssh");
+    std::fs::write(&ssh, "#!/bin/sh\nfor word; do echo \"$word\" >&2; done\nexit 7\n").expect("writes");
+    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).expect("sets");
+    dir
+}
+
+#[test]
+fn what_cannot_be_done_from_here_is_done_there() {
+    let dir = pretended_ssh();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a PATH"));
+    let banger = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+        Run::new(&command.args(arguments).env("PATH", &path).stdin(Stdio::null()).output().expect("runs"))
+    };
+    // ssh takes the place of banger: exit code, streams and all.
+    let run = banger(&["exec", "-qH", "a@h:22", "-e", "A=it's", "web", "--", "cat", "x y"]);
+    let line = r"banger exec -q -e 'A=it'\''s' web -- cat 'x y'";
+    assert_eq!(
+        (run.code, run.err.as_str()),
+        (Some(7), format!("-p\n22\n-x\n-T\n--\na@h\n{line}\n").as_str())
+    );
+    // Whatever goes by D-Bus goes by the bridge.
+    let run = banger(&["-H", "h", "-M", "c", "ps"]);
+    assert_eq!(run.code, Some(5), "{run:?}");
+    assert!(
+        run.err.starts_with("-x\n-T\n--\nh\nsystemd-stdio-bridge --machine=c\nbanger: cannot connect to"),
+        "{run:?}"
+    );
+    let run = banger(&["-H", "-oProxyCommand=x", "ps"]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+}

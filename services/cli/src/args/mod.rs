@@ -6,6 +6,7 @@ mod guest;
 mod image;
 mod machine;
 mod parse;
+mod reach;
 mod vm;
 
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub use machine::{Create, Egress, Expiry, Init, Machine, RestartPolicy, Set, Spe
 pub use parse::Attachment;
 use parse::{parse_event, parse_listen};
 pub use vm::{Analyze, Kill, Ps, Restart, Rm, Several, Snapshot, Start, Stats, Stop, Vm, Vms, Volume};
+
+use crate::away::Host;
 
 /// microVMs on this host
 #[derive(Debug, Parser)]
@@ -59,6 +62,25 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub peer: bool,
+    /// Work on another host, by ssh
+    #[arg(
+        short = 'H',
+        long,
+        global = true,
+        value_name = "[USER@]HOST[:PORT]",
+        help_heading = "Global options"
+    )]
+    pub host: Option<Host>,
+    /// Work in a container of this host, or of the one of -H
+    #[arg(
+        short = 'M',
+        long,
+        global = true,
+        value_name = "[USER@]CONTAINER",
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+        help_heading = "Global options"
+    )]
+    pub machine: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

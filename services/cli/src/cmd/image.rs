@@ -210,7 +210,7 @@ pub async fn start_pull(context: &Context, arguments: &Pull) -> Result<(u32, Own
         .set("name", arguments.name.as_deref())
         .set("platform", arguments.platform.as_deref())
         .set("insecure", arguments.insecure.then_some(true))
-        .set("credentials", credentials::for_image(&context.output, &arguments.reference)?)
+        .set("credentials", credentials::for_image(context, &arguments.reference)?)
         .build();
     Ok(context.bus.images().await?.pull(&arguments.reference, options).await?)
 }

@@ -30,7 +30,7 @@ pub async fn dispatch(context: &Context, command: Kernel) -> Result<u8> {
             let options = OptionsBuilder::new()
                 .set("description", description)
                 .set("insecure", insecure.then_some(true))
-                .set("credentials", credentials::for_image(&context.output, &reference)?)
+                .set("credentials", credentials::for_image(context, &reference)?)
                 .build();
             let images = context.bus.images().await?;
             let job = images.pull_kernel(&reference, &name.unwrap_or_default(), options).await?;

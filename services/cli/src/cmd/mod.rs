@@ -31,6 +31,7 @@ use crate::args::{Arguments, Command};
 use crate::exit::SUCCESS;
 
 pub use copy::Place;
+pub use kernel::HOST as HOST_KERNEL;
 pub use workspace::{DEFAULT_PATH, Mode};
 
 /// Does what was asked for, and says the exit code.

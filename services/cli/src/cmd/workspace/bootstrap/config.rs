@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cmd::packages;
 use crate::dirs;
+use crate::shell::quote;
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -107,11 +108,6 @@ impl Tool {
         let tests: Vec<_> = commands.chain(self.check.clone()).collect();
         (!tests.is_empty()).then(|| tests.join("\n"))
     }
-}
-
-/// As one word of a shell's.
-pub fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 impl Config {
@@ -221,7 +217,6 @@ mod tests {
 
     #[test]
     fn words_of_shells() {
-        assert_eq!(quote("it's"), r"'it'\''s'");
         let tool = Tool { commands: vec!["a".into()], check: Some("b".into()), ..Tool::default() };
         assert_eq!(tool.test().as_deref(), Some("command -v 'a'\nb"));
         assert_eq!(Tool::default().test(), None);

@@ -7,10 +7,11 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::config::{Config, Preset, Tool, quote};
+use super::config::{Config, Preset, Tool};
 use crate::cmd::hex;
 use crate::cmd::packages::INSTALL;
 use crate::output::{headline, or_dash, table};
+use crate::shell::quote;
 
 /// The files of a repository by their paths, with what says whether their contents are the same.
 pub type Files = BTreeMap<String, String>;
