@@ -13,7 +13,7 @@ impl Sshd {
             dropbearkey -t ed25519 -f host && ssh-keygen -q -t ed25519 -N '' -f key <<<y
             install -d -m 700 -o alice -g alice /home/alice/.ssh
             install -m 600 -o alice -g alice key.pub /home/alice/.ssh/authorized_keys
-            printf 'Host 127.0.0.1\\n IdentityFile %s\\n UserKnownHostsFile /dev/null\\n StrictHostKeyChecking no\\n LogLevel ERROR\\n' \
+            printf 'Host 127.0.0.1\\n IdentityFile %s\\n UserKnownHostsFile /dev/null\\n StrictHostKeyChecking no\\n LogLevel ERROR\\n ControlPath /run/t-away/master\\n' \
                 /run/t-away/key >/etc/ssh/ssh_config.d/t-away.conf
             dropbear -r host -p 127.0.0.1:2222 -P /run/t-away/pid -s";
         run("bash", &["-ec", script]).ok();
@@ -77,6 +77,18 @@ fn another_host_is_as_this_one_but_for_its_files() {
     let none = banger(&["-H", "127.0.0.1:2223", "ps"]);
     assert_eq!(none.status, 5, "{none}");
     none.failed(&["cannot connect to the bus of 127.0.0.1"]);
+
+    // What is offered comes from there only over a connection that there is already.
+    let offer = |options: &str| {
+        let line = format!("banger {options} exec ");
+        let script = format!("_BANGER_LINE='{line}' _BANGER_PIECE= COMPLETE=bash banger -- {line} ''");
+        sh(&script).ok()
+    };
+    assert_eq!(offer("-M .host"), "t-away\n");
+    assert!(!offer(&format!("-H {HOST}")).contains("t-away"));
+    sh("ssh -fNM -p 2222 alice@127.0.0.1 >/dev/null 2>&1").ok();
+    assert_eq!(offer(&format!("-H {HOST}")), "t-away\n");
+    sh("ssh -O exit -p 2222 alice@127.0.0.1").ok();
 
     // Containers get descriptors, too; .host is this one.
     assert_eq!(sh("echo x | banger -M .host exec t-away sh -c 'cat; exit 3'").status, 3);

@@ -6,6 +6,7 @@ mod builds;
 mod cancel;
 mod changes;
 mod clients;
+mod completions;
 mod contract;
 mod create;
 mod dns;

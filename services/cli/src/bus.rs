@@ -30,6 +30,11 @@ impl Bus {
         Self { peer, away, system: OnceCell::new(), vmd: OnceCell::new(), imaged: OnceCell::new() }
     }
 
+    /// What is on a bus that somebody has connected to.
+    pub fn over(bus: Connection) -> Self {
+        Self { system: OnceCell::new_with(Some(bus)), ..Self::new(false, None) }
+    }
+
     /// The same way with new connections, after one broke.
     pub fn renewed(&self) -> Self {
         Self::new(self.peer, self.away.clone())

@@ -5,6 +5,7 @@
 //! - `cmd/`: one file per noun, and `run`
 //! - [`bus`]: the system bus, or the services' own sockets
 //! - [`away`]: those of other hosts and of containers
+//! - `complete`: what shells offer
 //! - [`credentials`]: of registries, which only the user can read
 //! - [`journal`]: the system's, by journalctl(1)
 //! - [`job`]: progress of long work, and Ctrl-C
@@ -18,6 +19,7 @@ mod args;
 mod away;
 mod bus;
 mod cmd;
+mod complete;
 mod credentials;
 mod detach;
 mod dirs;
@@ -50,6 +52,7 @@ pub struct Context {
 }
 
 fn main() -> ExitCode {
+    complete::answer();
     let arguments = Arguments::parse();
     let runs_guest_command = arguments.command.runs_guest_command();
     match run(arguments) {

@@ -158,6 +158,10 @@ impl Vms {
         vec![row("web", "running", "10.209.0.2", "healthy"), row("old", "stopped", "", "unknown")]
     }
 
+    fn list_snapshots(&self, vm: &str) -> Vec<(String, u64, u64, String)> {
+        vec![(format!("of-{vm}"), 0, 0, String::new())]
+    }
+
     fn list_forwards(&self) -> Vec<ForwardRow> {
         vec![("web".into(), "tcp".into(), "127.0.0.1:8080".into(), 80, false, true)]
     }
@@ -212,6 +216,15 @@ impl Images {
         (1, path("/org/banger/Image1/job/1"))
     }
 
+    fn list_images(&self) -> Vec<(String, String, u64, u64, u32, OwnedObjectPath)> {
+        let row = |name: &str| (name.to_owned(), String::new(), 0, 0, 0, path("/x"));
+        vec![row("debian:12"), row("localhost:5000/a:1"), row("localhost:5000/b:1")]
+    }
+
+    fn list_presets(&self) -> Vec<(String, String, String)> {
+        vec![("debian".into(), "docker.io/library/debian:stable".into(), "Debian".into())]
+    }
+
     fn get_image(&self, name: &str) -> Result<OwnedObjectPath> {
         match name {
             "debian:12" => Ok(path("/org/banger/Image1/image/a")),
@@ -245,6 +258,12 @@ fn streams() -> (Vec<zbus::OwnedFd>, Vec<UnixStream>) {
 
 #[interface(name = "org.banger.Session1.Manager")]
 impl Sessions {
+    fn list_sessions(&self) -> Vec<(String, String, String, Vec<String>, u64, OwnedObjectPath)> {
+        let row =
+            |vm: &str, id: &str| (vm.to_owned(), id.to_owned(), "running".to_owned(), vec![], 0, path("/x"));
+        vec![row("web", "build"), row("web", "test"), row("old", "other")]
+    }
+
     fn exec(
         &self,
         vm: &str,
@@ -610,4 +629,61 @@ fn what_cannot_be_done_from_here_is_done_there() {
     );
     let run = banger(&["-H", "-oProxyCommand=x", "ps"]);
     assert_eq!(run.code, Some(2), "{run:?}");
+}
+
+/// Has bash complete the last word of a line, as readline does: a word ends at a blank, and a piece also at `:` and `=`.
+const BASH: &str = r#"
+line=$1 rest=$1 COMP_WORDS=()
+while [[ $rest =~ ^[[:space:]]*([^[:space:]:=]+|[:=]+)(.*)$ ]]; do
+    COMP_WORDS+=("${BASH_REMATCH[1]}") rest=${BASH_REMATCH[2]}
+done
+[[ $line != *' ' ]] || COMP_WORDS+=('')
+COMP_LINE=$line COMP_POINT=${#line} COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+piece=${COMP_WORDS[COMP_CWORD]}
+[[ $piece != [:=] ]] || piece=
+compopt() { echo compopt "$@"; }
+eval "$(banger completion bash)"
+_banger banger "$piece"
+echo "${COMPREPLY[*]}"
+"#;
+
+#[test]
+fn shells_offer_live_names() {
+    let world = World::new();
+    let programs = std::path::Path::new(env!("CARGO_BIN_EXE_banger")).parent().expect("a directory");
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").expect("a PATH"));
+    let offered = |address: &str, line: &str| {
+        let mut bash = Command::new("bash");
+        bash.args(["-c", BASH, "bash", line]).env("PATH", &path).env("DBUS_SYSTEM_BUS_ADDRESS", address);
+        let run = Run::new(&bash.stdin(Stdio::null()).output().expect("these tests need bash"));
+        assert_eq!(run.err, "", "{line}");
+        run.out.trim_end().to_owned()
+    };
+    for (line, names) in [
+        ("banger sta", "stats start"),
+        ("banger stop ", "web"),
+        ("banger start ", "old"),
+        ("banger start -q o", "old"),
+        ("banger rm ", "web old"),
+        ("banger rm web ", "old"),
+        ("banger exec ", "web"),
+        ("banger vm show w", "web"),
+        ("banger snapshot rm web ", "of-web"),
+        ("banger session attach web ", "build test"),
+        ("banger session rm web build ", "test"),
+        ("banger run d", "debian:12 debian"),
+        ("banger run debian:", "12"),
+        ("banger run localhost:5000/", "5000/a:1 5000/b:1"),
+        ("banger image show --json localhost:5000/a:", "1"),
+        ("banger net forward rm 127.0.0.1:80", "8080"),
+        ("banger cp /dev/nul", "/dev/null"),
+        ("banger cp /dev/null we", "compopt -o nospace\nweb:"),
+        ("banger run --vmm=q", "qemu"),
+        ("banger stop --ti", "--timeout"),
+    ] {
+        assert_eq!(offered(&world.address, line), names, "{line}");
+    }
+    // No bus is no names, and no word about it.
+    assert_eq!(offered("unix:path=/nowhere", "banger stop w"), "");
+    assert!(world.calls().is_empty(), "nothing was done");
 }

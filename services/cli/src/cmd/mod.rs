@@ -16,13 +16,14 @@ mod run;
 mod session;
 mod snapshot;
 mod ssh;
+pub mod states;
 mod stats;
 mod top;
 mod vm;
 mod volume;
 mod workspace;
 
-use banger_api::{Error, Result};
+use banger_api::Result;
 use clap::CommandFactory;
 use futures_util::{StreamExt, stream};
 
@@ -32,7 +33,7 @@ use crate::exit::SUCCESS;
 
 pub use copy::Place;
 pub use kernel::HOST as HOST_KERNEL;
-pub use workspace::{DEFAULT_PATH, Mode};
+pub use workspace::{DEFAULT_PATH, Mode, agents};
 
 /// Does what was asked for, and says the exit code.
 pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
@@ -75,9 +76,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::SshProxy { host } => ssh::proxy::proxy(context, &host).await?,
         Command::SshKnownHosts { host } => ssh::known_hosts(context, &host).await?,
         Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "banger", &mut script);
-            crate::output::print(&String::from_utf8(script).map_err(Error::internal)?);
+            crate::output::print(&crate::complete::script(shell)?);
         }
         Command::Man { directory } => {
             std::fs::create_dir_all(&directory)?;

@@ -9,6 +9,7 @@ use banger_api::{ErrorKind, Result, VMD};
 use serde::Serialize;
 use zbus::{OwnedObjectPath, Variant};
 
+use super::states::{ANY, DOWN, UP};
 use super::workspace;
 use crate::Context;
 use crate::args::{
@@ -239,11 +240,6 @@ async fn select(context: &Context, vms: Vms, states: &[&str]) -> Result<Vec<Stri
     let wanted = all.into_iter().filter(|(_, state, ..)| states.contains(&state.as_str()));
     Ok(wanted.map(|(name, ..)| name).collect())
 }
-
-/// States of a VM that has a VMM, that has none, and all.
-const UP: &[&str] = &["starting", "running", "paused", "stopping"];
-const DOWN: &[&str] = &["created", "stopped", "failed"];
-const ANY: &[&str] = &["created", "starting", "running", "paused", "stopping", "stopped", "failed"];
 
 pub async fn start(context: &Context, arguments: Start) -> Result<u8> {
     let vms = select(context, arguments.vms, DOWN).await?;

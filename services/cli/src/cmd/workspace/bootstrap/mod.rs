@@ -280,6 +280,14 @@ pub fn list_tools(context: &Context) -> Result<()> {
 ///
 /// # Errors
 /// Those of the configuration.
+/// Coding agents by name.
+///
+/// # Errors
+/// `InvalidArgs` naming the file and the line of a mistake.
+pub fn agents() -> Result<Vec<String>> {
+    Ok(Config::load()?.presets.into_keys().collect())
+}
+
 pub fn list_presets(context: &Context) -> Result<()> {
     let config = Config::load()?;
     if context.output.json {
