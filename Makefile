@@ -85,7 +85,7 @@ build: $(LICENSES)
 		$(CARGO) build $(CARGO_FLAGS) --profile agent --target $(HOST) -p banger-agent
 	rm -rf $(CLI_DOCS) && mkdir -p $(CLI_DOCS)
 	$(TARGET_DIR)/$(OUT)/banger man $(CLI_DOCS)
-	$(TARGET_DIR)/$(OUT)/banger-man dbus $(CLI_DOCS)
+	$(TARGET_DIR)/$(OUT)/banger-man dbus docs/formats $(CLI_DOCS)
 	for shell in bash zsh fish; do \
 		$(TARGET_DIR)/$(OUT)/banger completion $$shell >$(CLI_DOCS)/$$shell; \
 	done
@@ -132,6 +132,7 @@ install:
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/zsh "$(DESTDIR)$(ZSHCOMPDIR)/_banger"
 	$(INSTALL) -D -m 644 $(CLI_DOCS)/fish "$(DESTDIR)$(FISHCOMPDIR)/banger.fish"
 	$(call files,$(DOCDIR),$(wildcard README.md CONTRIBUTING.md docs/*.md) $(LICENSES))
+	$(call files,$(DOCDIR)/examples,$(wildcard docs/formats/*.conf docs/formats/*.toml))
 	$(if $(filter-out /usr/libexec/banger,$(LIBEXECDIR)),$(if $(INSTALLED_TEXT),sed -i \
 		-e 's|/usr/libexec/banger|$(LIBEXECDIR)|g' -e 's|/usr/lib/banger|$(LIBDIR)|g' \
 		-e 's|/usr/bin/banger|$(BINDIR)/banger|g' $(INSTALLED_TEXT)))

@@ -7,6 +7,8 @@
 //!
 //! All of them may be missing.
 
+pub mod reference;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;

@@ -53,3 +53,15 @@ fn at_least_one<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<usi
     let value = usize::deserialize(deserializer)?;
     if (1..=256).contains(&value) { Ok(value) } else { Err(serde::de::Error::custom("use 1 to 256")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_every_key_and_its_default() {
+        let text = include_str!("../../../docs/formats/imaged.conf");
+        assert_eq!(banger_config::reference::check::<Config>(text), Ok(()));
+        assert_eq!(toml::from_str::<Config>(text).expect("parses"), Config::default());
+    }
+}

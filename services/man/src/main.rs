@@ -1,8 +1,9 @@
-//! The manual of the D-Bus interfaces: banger-dbus(7), and a page for each name on the bus, such as org.banger.Vm1(5); and
-//! that of the events, banger-events(7), with the message catalog.
+//! The manual of what is no command: of the D-Bus interfaces (banger-dbus(7), and a page for each name on the bus, such as
+//! org.banger.Vm1(5)), of files, such as banger-netd.conf(5), and of the events, banger-events(7), with the message catalog.
 //!
-//! `banger-man DBUS DIR` writes a page into DIR for each frame `DBUS/man/PAGE.in`: what people wrote, in the language of man(7), with
-//! lines that stand for what is known elsewhere, and `banger.catalog`:
+//! `banger-man DBUS FORMATS DIR` writes into DIR `banger.catalog`, a page for each file of FORMATS (see `format`; what is a page
+//! already is copied), and one for each frame `DBUS/man/PAGE.in`: what people wrote, in the language of man(7), with lines that
+//! stand for what is known elsewhere:
 //!
 //! | line | stands for | from |
 //! |---|---|---|
@@ -16,6 +17,7 @@
 //!
 //! It is part of the build and not installed.
 
+mod format;
 mod interface;
 #[cfg(test)]
 mod promise;
@@ -38,9 +40,16 @@ fn main() -> Result<()> {
         print!("{}", table());
         return Ok(());
     }
-    let [dbus, out] = arguments.as_slice() else { return Err("usage: banger-man DBUS DIR | access".into()) };
-    let (dbus, out) = (Path::new(dbus), Path::new(out));
+    let [dbus, formats, out] = arguments.as_slice() else {
+        return Err("usage: banger-man DBUS FORMATS DIR | access".into());
+    };
+    let (dbus, formats, out) = (Path::new(dbus), Path::new(formats), Path::new(out));
     fs::write(out.join("banger.catalog"), event::catalog())?;
+    for entry in fs::read_dir(formats)? {
+        let path = entry?.path();
+        let (name, page) = file(&path)?;
+        fs::write(out.join(name), page)?;
+    }
     for entry in fs::read_dir(dbus.join("man"))? {
         let path = entry?.path();
         if let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".in")) {
@@ -49,6 +58,18 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The page of a kind of files, and its name.
+fn file(path: &Path) -> Result<(String, String)> {
+    let text = fs::read_to_string(path)?;
+    match path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".5")) {
+        Some(page) => Ok((page.to_owned(), text)),
+        None => {
+            Ok(format::page(&text)
+                .ok_or_else(|| format!("{}: its head is not NAME: WHAT", path.display()))?)
+        }
+    }
 }
 
 /// A frame with what its lines stand for.
@@ -313,6 +334,19 @@ mod tests {
             }
         }
         assert!(count >= 10, "{count}");
+    }
+
+    #[test]
+    fn every_kind_of_files_has_a_page() {
+        let formats = dbus().join("../docs/formats");
+        for entry in fs::read_dir(formats).expect("lists") {
+            let path = entry.expect("lists").path();
+            let (name, page) = file(&path).expect("is made");
+            assert!(name.starts_with("banger") && name.ends_with(".5"), "{name}");
+            assert!(page.starts_with(".TH banger") && page.contains("\n.SH SEE ALSO\n"), "{page}");
+            // Nothing was taken for something else.
+            assert!(!page.contains("\n#") && !page.contains('`'), "{page}");
+        }
     }
 
     #[test]

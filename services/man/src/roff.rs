@@ -73,12 +73,12 @@ fn entry(head: &str, says: &[String]) -> String {
     format!(".TP\n{head}\n{text}\n")
 }
 
-fn bold(text: &str) -> String {
+pub fn bold(text: &str) -> String {
     format!("\\fB{}\\fR", escape(text))
 }
 
 /// What is between backticks is bold.
-fn prose(text: &str) -> String {
+pub fn prose(text: &str) -> String {
     let parts = text.split('`').enumerate();
     let text: String =
         parts.map(|(number, part)| if number % 2 == 1 { bold(part) } else { escape(part) }).collect();
@@ -86,7 +86,7 @@ fn prose(text: &str) -> String {
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }
 

@@ -136,6 +136,13 @@ fn check_bridge(name: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_manual_has_every_key_and_its_default() {
+        let text = include_str!("../../../docs/formats/netd.conf");
+        assert_eq!(banger_config::reference::check::<Config>(text), Ok(()));
+        assert_eq!(toml::from_str::<Config>(text).expect("parses"), Config::default());
+    }
+
     fn refusal(text: &str) -> String {
         toml::from_str::<Config>(text).expect_err("refused").message().to_owned()
     }

@@ -241,6 +241,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_manual_has_every_key_and_its_default() {
+        let text = include_str!("../../../docs/formats/vmd.conf");
+        assert_eq!(banger_config::reference::check::<Config>(text), Ok(()));
+        assert_eq!(toml::from_str::<Config>(text).expect("parses"), Config::default());
+    }
+
+    #[test]
     fn nothing_said_is_the_built_in_default() {
         assert_eq!(Config::default().defaults.spec(), Spec::default());
     }

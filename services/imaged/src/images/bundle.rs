@@ -93,3 +93,23 @@ pub(super) fn unpack(
     }
     Err(invalid(format!("the bundle lacks {}", wanted.file)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_every_key() {
+        let page = include_str!("../../../../docs/formats/banger-bundle.5");
+        let rootfs = Rootfs { file: String::new(), sha256: String::new() };
+        let manifest =
+            Manifest { version: VERSION, architecture: String::new(), config: Process::default(), rootfs };
+        let json = serde_json::to_value(&manifest).expect("JSON");
+        let keys =
+            json.as_object().into_iter().chain(json["rootfs"].as_object()).flat_map(|object| object.keys());
+        for key in keys {
+            assert!(page.contains(&format!("\\fB{key}\\fR")), "{key}");
+        }
+        assert!(page.contains(&format!("The number {VERSION}.")) && page.contains(MANIFEST));
+    }
+}

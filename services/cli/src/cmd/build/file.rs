@@ -225,6 +225,12 @@ fn copy(from: PathBuf, to: Option<String>, mode: Option<u32>, owner: Option<Stri
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_manual_has_every_key() {
+        let text = include_str!("../../../../../docs/formats/banger.toml");
+        assert_eq!(banger_config::reference::check::<Document>(text), Ok(()));
+    }
+
     fn build(text: &str) -> banger_api::Result<Build> {
         parse(Path::new("/src/banger.toml"), text)
     }

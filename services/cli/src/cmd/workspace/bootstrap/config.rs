@@ -169,6 +169,13 @@ impl Config {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_manual_has_every_key_and_its_default() {
+        let text = include_str!("../../../../../../docs/formats/workspace.conf");
+        assert_eq!(banger_config::reference::check::<Config>(text), Ok(()));
+        assert_eq!(toml::from_str::<Config>(text).expect("parses"), Config::default());
+    }
+
     /// The files of the distribution, as they are installed.
     pub const SHIPPED: &str = include_str!("../../../../../../packaging/config/workspace.conf");
 
