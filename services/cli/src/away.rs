@@ -115,8 +115,7 @@ impl Away {
         (host.is_some() || machine.is_some()).then_some(Self { host, machine })
     }
 
-    /// Whether file descriptors get there. The bridge is not asked: where sshd gives it a socket, it promises what ssh
-    /// then drops.
+    /// Whether file descriptors get there. This is known before there is a connection, which would say the same.
     pub fn takes_descriptors(&self) -> bool {
         self.host.is_none()
     }
