@@ -29,7 +29,9 @@ impl Command {
             }
             Self::SshProxy { .. } | Self::SshKnownHosts { .. } => Reach::Streams { terminal: false },
             // The journal is read here.
-            Self::Doctor(_) | Self::SshConfig(_) | Self::Events(_) | Self::Metrics { http: true } => Reach::Host,
+            Self::Doctor(_) | Self::SshConfig(_) | Self::Events(_) | Self::Metrics { http: true } => {
+                Reach::Host
+            }
             Self::Session(_)
             | Self::Kernel(_)
             | Self::Ps(_)
