@@ -196,6 +196,8 @@ fn a_slow_boot_delays_nobody() {
 #[test]
 fn a_guest_that_crashes_is_a_failed_vm_and_one_that_powers_off_is_not() {
     let vm = Vm::running("t-ends", BUSYBOX);
+    // To journald that would be an emergency, which it tells on every terminal.
+    vm.sh("echo '<0>the guest is bored' >/dev/console").ok();
     let _ = vm.sh("echo c >/proc/sysrq-trigger");
     eventually("the VM fails", || vm.state() == "failed");
     let reason = json(&["vm", "show", vm.name()])["ended"]["reason"].clone();
@@ -203,6 +205,8 @@ fn a_guest_that_crashes_is_a_failed_vm_and_one_that_powers_off_is_not() {
     // The console is in the journal of the unit.
     let log = sh(&format!("journalctl -o cat BANGER_VM={} _SYSTEMD_UNIT={}", vm.name(), vm.unit())).text();
     assert!(log.contains("Kernel panic"), "{log}");
+    let bored = "journalctl -o json MESSAGE='<0>the guest is bored' | jq -r .PRIORITY | sort -u";
+    assert_eq!(sh(bored).ok(), "6\n");
 
     banger(&["start", vm.name()]).ok();
     let _ = vm.sh("poweroff");

@@ -74,11 +74,13 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     for word in words {
         let last = commands.last_mut().expect("there is one");
+        let is_in_brackets = last.iter().any(|word: &String| word.starts_with('['));
         match word.strip_suffix(';') {
             Some(word) => {
                 last.push(word.to_owned());
                 commands.push(Vec::new());
             }
+            None if word == "|" && !is_in_brackets => commands.push(Vec::new()),
             None => last.push(word),
         }
     }
@@ -101,7 +103,9 @@ fn commands(line: &str) -> Vec<Vec<String>> {
 /// What is meant by `[--a A | --b B]`, which may be left out, and by `a|b`.
 fn variants(words: &[String]) -> Vec<Vec<String>> {
     let Some((word, rest)) = words.split_first() else { return vec![Vec::new()] };
-    let optional = |word: &str| word.starts_with('[') && !word.contains(' ');
+    // Not such as `[USER@]HOST`, which is one word.
+    let ends = |word: &str| word.find(']').is_none_or(|at| at + 1 == word.len());
+    let optional = |word: &str| word.starts_with('[') && ends(word) && !word.contains(' ');
     let (firsts, rest): (Vec<Vec<String>>, _) = if optional(word) {
         let length = words.iter().position(|word| word.ends_with(']')).expect("a bracket is closed") + 1;
         let inner = words[..length].join(" ");
@@ -139,7 +143,9 @@ fn wrong(words: &[String], in_text: bool) -> Option<String> {
     let error = command.try_get_matches_from(words).err()?;
     let is_fine = match error.kind() {
         ErrorKind::DisplayHelp => true,
-        ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => in_text,
+        ErrorKind::MissingRequiredArgument
+        | ErrorKind::MissingSubcommand
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => in_text,
         _ => false,
     };
     let error = error.to_string();

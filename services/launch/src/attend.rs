@@ -99,8 +99,7 @@ fn converse(
         let line = String::from_utf8_lossy(&line);
         if let Some(text) = warning(&line).filter(|_| warnings < MAX_WARNINGS) {
             warnings += 1;
-            // The standard error is the journal of the VM's unit; 4 is a warning there.
-            eprintln!("<4>guest: {text}");
+            crate::warn(&format!("guest: {text}"));
         }
         if let Some((stage, usec)) = reached(&line, now_usec()) {
             timeline.mark_at(stage, usec);

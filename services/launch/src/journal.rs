@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use banger_vmm::{LOG_PIPE, METRICS_PIPE};
+use libsystemd::logging::Priority;
 use serde_json::Value;
 
 /// The longest line that is read, in bytes. A VM with many disks has some thousands of counters.
@@ -39,20 +40,23 @@ const TROUBLE: &[&str] = &[
     "throttled",
 ];
 
+/// What is passed on.
+type Line = (Priority, String);
+
 /// Follows the pipes that there are, for as long as this process lives.
 pub fn follow(runtime_dir: &Path) {
     follow_lines(runtime_dir.join(LOG_PIPE), entry);
     follow_lines(runtime_dir.join(METRICS_PIPE), troubles);
 }
 
-fn follow_lines(pipe: PathBuf, text: fn(&str) -> Option<String>) {
+fn follow_lines(pipe: PathBuf, told: fn(&str) -> Option<Line>) {
     if !pipe.exists() {
         return;
     }
     thread::spawn(move || {
-        let followed = open(&pipe).and_then(|pipe| print_lines(pipe, text));
+        let followed = open(&pipe).and_then(|pipe| print_lines(pipe, told));
         if let Err(error) = followed {
-            eprintln!("<4>{} is not followed any longer: {error}", pipe.display());
+            crate::warn(&format!("{} is not followed any longer: {error}", pipe.display()));
         }
     });
 }
@@ -62,46 +66,45 @@ fn open(pipe: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(pipe)
 }
 
-fn print_lines(pipe: impl Read, text: fn(&str) -> Option<String>) -> std::io::Result<()> {
+fn print_lines(pipe: impl Read, told: fn(&str) -> Option<Line>) -> std::io::Result<()> {
     let mut lines = BufReader::new(pipe);
     loop {
         let mut line = Vec::new();
         if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        // The standard error is the journal of the VM's unit, where <N> is a line's level.
-        if let Some(text) = text(String::from_utf8_lossy(&line).trim_end()) {
-            eprintln!("{text}");
+        if let Some((priority, text)) = told(String::from_utf8_lossy(&line).trim_end()) {
+            crate::log(priority, &text, []);
         }
     }
 }
 
 /// An entry of the log, with the level of syslog(3). The journal has a clock of its own.
-fn entry(line: &str) -> Option<String> {
+fn entry(line: &str) -> Option<Line> {
     let known = || {
         let (origin, message) = line.split_once(" [")?.1.split_once("] ")?;
         let level = match origin.rsplit(':').next()? {
-            "ERROR" => 3,
-            "WARN" => 4,
-            "INFO" => 6,
-            "DEBUG" | "TRACE" => 7,
+            "ERROR" => Priority::Error,
+            "WARN" => Priority::Warning,
+            "INFO" => Priority::Info,
+            "DEBUG" | "TRACE" => Priority::Debug,
             _ => return None,
         };
         Some((level, message))
     };
     // More lines of a message have none of this in front.
-    let (level, message) = known().unwrap_or((5, line));
+    let (level, message) = known().unwrap_or((Priority::Notice, line));
     let message = clean(message, MAX_TEXT);
-    (!message.is_empty()).then(|| format!("<{level}>vmm: {message}"))
+    (!message.is_empty()).then(|| (level, format!("vmm: {message}")))
 }
 
 /// The counters of the last minute that tell of trouble, if any does.
-fn troubles(line: &str) -> Option<String> {
+fn troubles(line: &str) -> Option<Line> {
     let metrics: Value = serde_json::from_str(line).ok()?;
     let mut found = Vec::new();
     collect("", &metrics, &mut found);
     let list = clean(&found.join(" "), MAX_TEXT);
-    (!list.is_empty()).then(|| format!("<4>vmm: trouble in the last minute: {list}"))
+    (!list.is_empty()).then(|| (Priority::Warning, format!("vmm: trouble in the last minute: {list}")))
 }
 
 fn collect(path: &str, metrics: &Value, found: &mut Vec<String>) {
@@ -127,20 +130,25 @@ pub fn clean(text: &str, limit: usize) -> String {
 mod tests {
     use super::*;
 
+    /// With the level as syslog(3) counts it.
+    fn shown(line: Option<Line>) -> Option<String> {
+        line.map(|(level, text)| format!("<{}>{text}", u8::from(level)))
+    }
+
     #[test]
     fn entries_have_the_level_of_the_log() {
-        let entry = |line| entry(line).expect("an entry");
+        let entry = |line| shown(super::entry(line)).expect("an entry");
         let line = "2026-01-02T03:04:05.678901234 [web:fc_vcpu 0:WARN] a [b:c] d";
         assert_eq!(entry(line), "<4>vmm: a [b:c] d");
         assert_eq!(entry("2026 [web:main:ERROR] no\u{1b}[31m disk"), "<3>vmm: no[31m disk");
         assert_eq!(entry("   at src/lib.rs:3"), "<5>vmm:    at src/lib.rs:3");
-        assert_eq!(super::entry(""), None);
+        assert_eq!(shown(super::entry("")), None);
     }
 
     #[test]
     fn a_line_cannot_choose_its_level_or_length() {
-        assert_eq!(entry("<0>emergency"), Some("<5>vmm: <0>emergency".into()));
-        assert!(entry(&"x".repeat(5000)).is_some_and(|text| text.len() < 2100));
+        assert_eq!(shown(entry("<0>emergency")), Some("<5>vmm: <0>emergency".into()));
+        assert!(entry(&"x".repeat(5000)).is_some_and(|(_, text)| text.len() < 2100));
     }
 
     #[test]
@@ -148,12 +156,12 @@ mod tests {
         let line = r#"{"utc_timestamp_ms": 1, "net_network": {"tx_fails": 2, "tx_count": 9, "rx_fails": 0},
             "vcpu": {"failures": 1, "exit_io_in_agg": {"max_us": 7}}, "uart": {"interrupt_count": 5}}"#;
         assert_eq!(
-            troubles(line).as_deref(),
+            shown(troubles(line)).as_deref(),
             Some("<4>vmm: trouble in the last minute: net_network.tx_fails=2 vcpu.failures=1")
         );
-        assert_eq!(troubles(r#"{"vcpu": {"failures": 0}}"#), None);
+        assert_eq!(shown(troubles(r#"{"vcpu": {"failures": 0}}"#)), None);
         for line in ["", "[]", "7", "{\"fails\": "] {
-            assert_eq!(troubles(line), None, "{line}");
+            assert_eq!(shown(troubles(line)), None, "{line}");
         }
     }
 }

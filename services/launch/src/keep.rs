@@ -29,7 +29,7 @@ pub fn begin(runtime_dir: &Path) -> Result<()> {
         let mut calls = VecDeque::new();
         loop {
             if let Err(error) = turn(&socket, &mut calls) {
-                eprintln!("<4>calls to the guest are not kept open any longer: {error}");
+                crate::warn(&format!("calls to the guest are not kept open any longer: {error}"));
                 return;
             }
         }

@@ -104,14 +104,23 @@ fn release(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
 
 /// Notes what has happened to the VM: in its own unit, as that needs nobody else.
 fn note(event: &Event<'_>) {
-    let message = event.message();
+    let priority = if event.kind().is_warning { Priority::Warning } else { Priority::Notice };
+    log(priority, &event.message(), event.fields());
+}
+
+fn warn(message: &str) {
+    log(Priority::Warning, message, []);
+}
+
+/// Standard error is the journal of the VM's unit, too, but its lines have no priority: the guest's console is
+/// among them, and is not to choose any.
+fn log(priority: Priority, message: &str, fields: impl IntoIterator<Item = (String, String)>) {
     if !connected_to_journal() {
         return eprintln!("{message}");
     }
-    let priority = if event.kind().is_warning { Priority::Warning } else { Priority::Notice };
     let program = ("SYSLOG_IDENTIFIER".to_owned(), "banger-launch".to_owned());
-    if let Err(error) = journal_send(priority, &message, event.fields().into_iter().chain([program])) {
-        eprintln!("<3>{message}, which the journal did not take as an event: {error}");
+    if let Err(error) = journal_send(priority, message, fields.into_iter().chain([program])) {
+        eprintln!("{message}, which the journal did not take as it is: {error}");
     }
 }
 

@@ -33,8 +33,7 @@ pub fn run(name: &VmName, runtime_dir: PathBuf) -> Result<()> {
     let plan = prepare(name)?;
     let prepared = now_usec();
     for warning in &plan.warnings {
-        // The standard error is the journal of the VM's unit; 4 is a warning there.
-        eprintln!("<4>{warning}");
+        crate::warn(warning);
     }
     // Before any socket is made in it.
     share(&runtime_dir, &service_users())
