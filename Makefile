@@ -180,8 +180,7 @@ dist:
 
 # What the unit tests hold later versions to.
 release-interfaces:
-	cp dbus/interfaces/*.xml dbus/released
-	$(CARGO) run --quiet --locked -p banger-man -- access >dbus/released/access
+	$(CARGO) run --quiet --locked -p banger-man -- members dbus >dbus/released
 
 # ---- tests ----
 

@@ -13,13 +13,12 @@
 //! | `@errors@` | all errors and what they mean | `banger_api::ErrorKind` |
 //! | `@events@` | all events, their ids and fields | `banger_core::event` |
 //!
-//! `banger-man access` prints who may use each member, for `dbus/released`.
+//! `banger-man members DBUS` prints what there is, for `dbus/released`.
 //!
 //! It is part of the build and not installed.
 
 mod format;
 mod interface;
-#[cfg(test)]
 mod promise;
 mod roff;
 
@@ -36,12 +35,14 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    if arguments == ["access"] {
-        print!("{}", table());
+    if let [verb, dbus] = arguments.as_slice()
+        && verb == "members"
+    {
+        print!("{}", promise::lines(&interfaces(&Path::new(dbus).join("interfaces"))?));
         return Ok(());
     }
     let [dbus, formats, out] = arguments.as_slice() else {
-        return Err("usage: banger-man DBUS FORMATS DIR | access".into());
+        return Err("usage: banger-man DBUS FORMATS DIR | members DBUS".into());
     };
     let (dbus, formats, out) = (Path::new(dbus), Path::new(formats), Path::new(out));
     fs::write(out.join("banger.catalog"), event::catalog())?;
@@ -161,13 +162,7 @@ fn who(interface: &str, member: &str) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Who may use each member, in lines of MEMBER WHO with a tab between.
-fn table() -> String {
-    let lines = interface::guarded().into_iter();
-    lines.map(|(interface, member)| format!("{interface}.{member}\t{}\n", who(interface, member))).collect()
-}
-
-/// The same for people, a table for each interface, with what polkit says at the seat where no rule does.
+/// Who may use each member, a table for each interface, with what polkit says at the seat where no rule does.
 fn access(dbus: &Path) -> Result<String> {
     let policy = policy(dbus)?;
     let row = |interface: &str, member: &str| {
@@ -263,19 +258,17 @@ mod tests {
         ] {
             assert!(table.lines().any(|shown| shown == line), "{line}: {table}");
         }
-        let classified = super::table();
-        let all = interfaces(&dbus().join("interfaces")).expect("reads");
-        let methods = all
-            .iter()
-            .flat_map(|each| each.methods.iter().map(|one| format!("{}.{}\t", each.name, one.name)));
-        for method in methods {
-            assert_eq!(classified.lines().filter(|line| line.starts_with(&method)).count(), 1, "{method}");
+        let lines = promise::lines(&interfaces(&dbus().join("interfaces")).expect("reads"));
+        let columns: Vec<Vec<_>> = lines.lines().map(|line| line.split('\t').collect()).collect();
+        for member in &columns {
+            assert!(member[1] != "method" || !member[3].is_empty(), "{member:?}");
         }
         let actions: BTreeSet<_> =
             policy(&dbus()).expect("reads").into_iter().map(|action| action.id).collect();
-        let used: BTreeSet<String> = classified
-            .split(['\t', '\n', ',', ' '])
-            .filter(|word| word.starts_with("org.") && !word.contains('1'))
+        let used: BTreeSet<String> = columns
+            .iter()
+            .flat_map(|member| member[3].split(", "))
+            .filter(|word| word.starts_with("org."))
             .map(str::to_owned)
             .collect();
         assert_eq!(actions, used);
