@@ -1,58 +1,50 @@
 //! Named sessions: they live in the guest, and what they put out is kept here.
 //!
-//! Each has a directory, `VM/NAME/` under the service's state, with [`ROW`] in it and the files of
-//! its [`log`]. A keeper, a task, drains the agent's spool into the log and writes down
+//! Each has a directory, `VM/NAME/` under the service's state, with a row in it ([`rows`]) and the files of
+//! its [`log`]. A [`keeper`], a task, drains the agent's spool into the log and writes down
 //! what becomes of the command. It tells the agent how far it is only after the bytes are in the file, so a service
 //! that is killed at any moment goes on exactly where its files end.
 
+mod discard;
+mod keeper;
+mod rows;
+
 use std::collections::HashMap;
 use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use banger_api::agent::SessionStatus;
 use banger_api::session::{LogRecord, MANAGER, SESSION, SessionRow, session_path};
-use banger_api::vm::{ManagerProxy as VmManagerProxy, VM_PREFIX, VmProxy};
+use banger_api::vm::{VM_PREFIX, VmProxy};
 use banger_api::{Error, ErrorKind, Result, SESSIOND, now_usec, path};
 use banger_core::event::Event;
 use banger_core::name::VmName;
 use banger_core::resource::Limits;
 use banger_core::session::{State, is_name};
 use banger_core::spec::Restart;
-use banger_core::spool::Parser;
 use banger_daemon::event;
-use banger_guest::{Agent, Command, Scrollback};
-use futures_util::StreamExt;
+use banger_guest::{Command, Scrollback};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, spawn_blocking};
-use tokio::time::{sleep, timeout};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use zbus::proxy::CacheProperties;
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
-use crate::bus::SessionObject;
-use crate::log::{self, Log, Wanted};
-use crate::sessions::{LIST, LOOK, Request, Sessions, note_end};
-use crate::workspace;
+use rows::{Row, blocking, load, write_row};
 
-/// The file that says what a session is.
-const ROW: &str = "session.json";
+use crate::bus::SessionObject;
+use crate::log::{self, Wanted};
+use crate::sessions::{Request, Sessions, note_end};
+
 /// Sessions kept for one VM, ended ones included. Each may take 16 MiB of the disk.
 const MAX_PER_VM: usize = 64;
 /// The most bytes that one call reads of a log.
 const CHUNK: usize = 256 * 1024;
 /// How long a call waits for more of a log.
 const FOLLOW: Duration = Duration::from_secs(20);
-/// How long an agent that has sent the last byte may take to say how the command ended.
-const LAST_WORD: Duration = Duration::from_secs(10);
-/// How long it takes at least from one status to the next: a guest could have one after the other.
-const BREATH: Duration = Duration::from_millis(100);
-const BUFFER: usize = 64 * 1024;
 /// The most the agent takes at once.
 const MAX_SEND: usize = 64 * 1024;
 
@@ -99,15 +91,6 @@ pub struct Status {
     /// The guest may have more output than is here.
     #[serde(default)]
     pub open: bool,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Row {
-    #[serde(flatten)]
-    what: What,
-    status: Status,
-    /// How far the log is, if nothing comes any more.
-    kept: u64,
 }
 
 /// What [`Sessions::start_named`] is to start.
@@ -330,109 +313,6 @@ impl Sessions {
         self.context.hub.changed(path, SESSION, changed.collect());
     }
 
-    /// Has a session followed until nothing can come of it any more.
-    fn keep(&self, session: Arc<Named>) {
-        let (sessions, hold) = (self.clone(), self.context.idle.hold());
-        let of = session.clone();
-        let task = tokio::spawn(async move {
-            let _hold = hold;
-            while let Err(error) = sessions.attend(&session).await {
-                tracing::debug!(vm = session.vm.as_str(), session = session.name, "{error}");
-                if sessions.is_over(&session, &error).await {
-                    break;
-                }
-                sleep(LOOK).await;
-            }
-        });
-        *of.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
-    }
-
-    /// Follows a session until its end, or until the way to it breaks.
-    async fn attend(&self, session: &Arc<Named>) -> Result<()> {
-        self.check_awake(&session.vm).await?;
-        let agent = self.connect(&session.vm).await?;
-        let log = open_log(session).await?;
-        let stream = agent.drain_session(&session.what.id, log.next()).await?;
-        let drained = watch::Sender::new(false);
-        let drain = async {
-            drain(session, stream, log).await?;
-            drained.send_replace(true);
-            let mut status = session.status.subscribe();
-            let told = timeout(LAST_WORD, status.wait_for(Status::is_final)).await;
-            told.map(drop)
-                .map_err(|_| ErrorKind::AgentUnreachable.error("the output of the session broke off"))
-        };
-        let follow = self.follow(session, &agent, drained.subscribe());
-        tokio::try_join!(drain, follow)?;
-        session.set(self, |status| status.open = false);
-        agent.forget_session(&session.what.id).await
-    }
-
-    /// Writes down what the agent says of a session, until its end.
-    async fn follow(&self, session: &Named, agent: &Agent, mut drained: watch::Receiver<bool>) -> Result<()> {
-        let mut serial = 0;
-        loop {
-            let news;
-            (serial, news) = agent.watch_session(&session.what.id, serial).await?;
-            let state: State = news.state.parse().map_err(|()| {
-                ErrorKind::AgentProtocol.error("the guest's agent names a state that there is not")
-            })?;
-            if state.is_final() {
-                // Who hears of the end finds all of the output.
-                let mut kept = session.kept.subscribe();
-                tokio::select! {
-                    _ = kept.wait_for(|kept| *kept >= news.end) => {}
-                    _ = drained.wait_for(|drained| *drained) => {}
-                }
-            }
-            session.set(self, |status| *status = told(&news, state));
-            if state.is_final() {
-                return Ok(());
-            }
-            sleep(BREATH).await;
-        }
-    }
-
-    /// Whether a session whose agent could not be followed has no future; then that is written down.
-    async fn is_over(&self, session: &Arc<Named>, error: &Error) -> bool {
-        let is_up = match error.kind() {
-            // There is another guest in its place, or one that has lost its mind.
-            ErrorKind::NoSuchProcess | ErrorKind::InvalidArgs => false,
-            ErrorKind::AgentProtocol | ErrorKind::NotSupported => {
-                tracing::warn!(vm = session.vm.as_str(), session = session.name, "giving it up: {error}");
-                false
-            }
-            _ => self.is_up(&session.vm).await,
-        };
-        if is_up {
-            return false;
-        }
-        if session.status.borrow().started_usec == 0 {
-            // Nobody was told that it had started.
-            self.discard(session).await;
-            return true;
-        }
-        session.set(self, |status| {
-            status.open = false;
-            if !status.is_final() {
-                status.state = State::Lost.as_str().to_owned();
-                status.ended_usec = now_usec();
-            }
-        });
-        true
-    }
-
-    /// Whether a VM has a VMM. While nobody knows, it has.
-    async fn is_up(&self, vm: &VmName) -> bool {
-        let rows = async { VmManagerProxy::new(&self.context.bus).await?.list_vms().await };
-        match timeout(LIST, rows).await {
-            Ok(Ok(rows)) => rows.iter().any(|(name, state, ..)| {
-                name == vm.as_str() && ["starting", "running", "paused", "stopping"].contains(&state.as_str())
-            }),
-            _ => true,
-        }
-    }
-
     async fn vm_created(&self, vm: &VmName) -> Result<u64> {
         let vm = VmProxy::builder(&self.context.bus).path(path::encode(VM_PREFIX, vm.as_str()));
         Ok(vm.cache_properties(CacheProperties::No).build().await?.created_timestamp().await?)
@@ -618,51 +498,6 @@ impl Sessions {
         })
     }
 
-    /// Forgets a session and removes what is kept of it.
-    async fn discard(&self, session: &Arc<Named>) {
-        let hub = &self.context.hub;
-        hub.remove(session.path().as_str()).await;
-        let body = (session.vm.to_string(), session.name.clone(), session.path());
-        hub.emit(SESSIOND.path, MANAGER, "SessionRemoved", body);
-        self.erase(session).await;
-    }
-
-    /// The same, of one that nobody has heard of.
-    async fn erase(&self, session: &Arc<Named>) {
-        let directory = session.directory.clone();
-        if let Err(error) = blocking(move || fs::remove_dir_all(directory)).await {
-            tracing::warn!(
-                vm = session.vm.as_str(),
-                session = session.name,
-                "cannot remove its log: {error}"
-            );
-        }
-        // Not if there are others.
-        let _ = session.directory.parent().map(fs::remove_dir);
-        self.known().remove(&(session.vm.clone(), session.name.clone()));
-        // For those who wait for it.
-        session.status.send_modify(|status| {
-            status.open = false;
-            if !status.is_final() {
-                status.state = State::Lost.as_str().to_owned();
-            }
-        });
-        // The last, for it may be the keeper who is here.
-        session.stop_keeping();
-    }
-
-    /// Discards the sessions of VMs that had this name before.
-    async fn discard_older(&self, vm: &VmName, created: u64) {
-        self.discard_all(|session| session.vm == *vm && session.what.vm_created_usec != created).await;
-    }
-
-    async fn discard_all(&self, which: impl Fn(&Named) -> bool) {
-        let found: Vec<_> = self.known().values().filter(|session| which(session)).cloned().collect();
-        for session in found {
-            self.discard(&session).await;
-        }
-    }
-
     /// Finds the sessions that earlier instances kept, and goes on with them.
     pub async fn load_named(&self) -> Result<()> {
         let root = self.context.state_dir.clone();
@@ -683,188 +518,5 @@ impl Sessions {
             }
         });
         Ok(())
-    }
-
-    /// Discards the sessions whose VM was deleted while nobody looked.
-    async fn discard_orphans(&self) {
-        let mut vms: Vec<VmName> = self.known().keys().map(|(vm, _)| vm.clone()).collect();
-        vms.dedup();
-        if vms.is_empty() {
-            return;
-        }
-        let rows = async { VmManagerProxy::new(&self.context.bus).await?.list_vms().await };
-        let Ok(Ok(rows)) = timeout(LIST, rows).await else { return };
-        for vm in vms {
-            if !rows.iter().any(|(name, ..)| name == vm.as_str()) {
-                self.discard_all(|session| session.vm == vm).await;
-            } else if let Ok(Ok(created)) = timeout(LIST, self.vm_created(&vm)).await {
-                self.discard_older(&vm, created).await;
-            }
-        }
-    }
-
-    /// Discards sessions when their VM is deleted.
-    async fn discard_with_vms(&self) -> Result<()> {
-        let vmd = VmManagerProxy::new(&self.context.bus).await?;
-        let mut removed = vmd.receive_vm_removed().await?;
-        while let Some(signal) = removed.next().await {
-            if let Ok(vm) = signal.args() {
-                self.discard_all(|session| session.vm.as_str() == vm.name).await;
-                workspace::forget(&self.context.runtime_dir, &vm.name);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What an agent says, as it is written down.
-fn told(news: &SessionStatus, state: State) -> Status {
-    Status {
-        state: state.as_str().to_owned(),
-        exit_status: news.exit_status,
-        exit_signal: news.exit_signal,
-        started_usec: news.started_usec.max(1),
-        ended_usec: news.ended_usec,
-        restarts: news.restarts,
-        open: true,
-    }
-}
-
-/// Copies a session's output into its log until it ends.
-async fn drain(session: &Named, stream: UnixStream, mut log: Log) -> Result<()> {
-    let (mut from, mut to) = stream.into_split();
-    let broken = |error: io::Error| {
-        ErrorKind::AgentUnreachable.error(format!("the connection into the guest broke: {error}"))
-    };
-    let mut parser = Parser::starting_at(log.next());
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let n = from.read(&mut buffer).await.map_err(broken)?;
-        if n == 0 {
-            return match parser.rest() {
-                0 => Ok(()),
-                _ => Err(broken(io::ErrorKind::UnexpectedEof.into())),
-            };
-        }
-        parser.push(&buffer[..n]);
-        let mut records = Vec::new();
-        while let Some((header, data)) = parser
-            .record()
-            .map_err(|error| ErrorKind::AgentProtocol.error(format!("the guest's agent: {error}")))?
-        {
-            records.extend_from_slice(&header.encode());
-            records.extend_from_slice(data);
-        }
-        if records.is_empty() {
-            continue;
-        }
-        let next = parser.next();
-        log = blocking(move || log.append(&records, next).map(|()| log)).await?;
-        session.kept.send_replace(next);
-        to.write_all(&next.to_le_bytes()).await.map_err(broken)?;
-    }
-}
-
-async fn open_log(session: &Named) -> Result<Log> {
-    let directory = session.directory.clone();
-    let log = blocking(move || Log::open(&directory)).await?;
-    session.kept.send_replace(log.next());
-    Ok(log)
-}
-
-/// What waits for a disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
-    Ok(spawn_blocking(work).await.map_err(Error::internal)??)
-}
-
-/// Replaces the file as a whole.
-fn write_row(directory: &Path, row: &Row) -> io::Result<()> {
-    let new = directory.join(format!("{ROW}.new"));
-    fs::write(&new, serde_json::to_vec(row)?)?;
-    fs::rename(new, directory.join(ROW))
-}
-
-/// The sessions under a directory. What is none, because its beginning was cut off, is removed.
-fn load(root: &Path) -> io::Result<Vec<Named>> {
-    let mut sessions = Vec::new();
-    for vm in subdirectories(root)? {
-        let Ok(vm_name) = VmName::new(&vm.file_name().to_string_lossy()) else { continue };
-        for directory in subdirectories(&vm.path())? {
-            let path = directory.path();
-            let name = directory.file_name().to_string_lossy().into_owned();
-            let row = fs::read(path.join(ROW)).ok().and_then(|row| serde_json::from_slice(&row).ok());
-            let Some(Row { what, status, kept }) = row.filter(|_| is_name(&name)) else {
-                tracing::warn!("{} is no session; removing it", path.display());
-                fs::remove_dir_all(path)?;
-                continue;
-            };
-            let kept = if status.open { Log::open(&path)?.next() } else { kept };
-            sessions.push(Named {
-                vm: vm_name.clone(),
-                name,
-                kept: watch::Sender::new(kept),
-                directory: path,
-                what,
-                status: watch::Sender::new(status),
-                keeper: Mutex::default(),
-            });
-        }
-    }
-    Ok(sessions)
-}
-
-fn subdirectories(directory: &Path) -> io::Result<Vec<fs::DirEntry>> {
-    let entries = fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
-    Ok(entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row() -> Row {
-        let what = What {
-            id: "0123456789abcdef".into(),
-            vm_created_usec: 7,
-            command: vec!["sh".into(), "-c".into(), "x".into()],
-            user: String::new(),
-            directory: "/tmp".into(),
-            terminal: false,
-            restart: "no".into(),
-            limits: Limits::from([("nofile".into(), 64)]),
-        };
-        let status = Status { state: "running".into(), started_usec: 5, open: true, ..Status::default() };
-        Row { what, status, kept: 0 }
-    }
-
-    #[test]
-    fn sessions_are_found_again() {
-        let root = tempfile::tempdir().unwrap();
-        for name in ["build", "half"] {
-            fs::create_dir_all(root.path().join("web").join(name)).unwrap();
-        }
-        fs::create_dir_all(root.path().join("Not A VM")).unwrap();
-        write_row(&root.path().join("web/build"), &row()).unwrap();
-        fs::write(root.path().join("web/half/session.json.new"), "{").unwrap();
-
-        let found = load(root.path()).unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!((found[0].vm.as_str(), found[0].name.as_str()), ("web", "build"));
-        assert_eq!(*found[0].status.borrow(), row().status);
-        assert_eq!(found[0].what.command, row().what.command);
-        assert!(!root.path().join("web/half").exists());
-    }
-
-    #[tokio::test]
-    async fn hostile_records_end_the_drain() {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir_all(root.path().join("web/build")).unwrap();
-        write_row(&root.path().join("web/build"), &row()).unwrap();
-        let session = load(root.path()).unwrap().remove(0);
-        let (ours, mut guest) = UnixStream::pair().unwrap();
-        guest.write_all(&[0xff; 100]).await.unwrap();
-        let log = open_log(&session).await.unwrap();
-        let error = drain(&session, ours, log).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::AgentProtocol, "{error}");
     }
 }
