@@ -179,10 +179,10 @@ pub enum Command {
     SshConfig(SshConfig),
     /// Be the server that ssh finds as NAME.banger
     #[command(hide = true)]
-    SshProxy { host: String },
+    SshProxy { destination: String },
     /// Tell ssh the host keys of a VM's own sshd
     #[command(hide = true)]
-    SshKnownHosts { host: String },
+    SshKnownHosts { destination: String },
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Write the manual pages
@@ -298,6 +298,30 @@ mod tests {
     #[test]
     fn clap_agrees() {
         Arguments::command().debug_assert();
+    }
+
+    /// Two arguments of one id are one for clap, and it panics if their types differ.
+    #[test]
+    fn no_command_has_an_argument_of_all_commands() {
+        fn ids(command: &clap::Command, global: &[String], found: &mut Vec<String>) {
+            for command in command.get_subcommands() {
+                let own = command.get_arguments().map(|arg| arg.get_id().to_string());
+                let taken =
+                    own.filter(|id| global.contains(id)).map(|id| format!("{}: {id}", command.get_name()));
+                found.extend(taken);
+                ids(command, global, found);
+            }
+        }
+        let command = Arguments::command();
+        let global: Vec<_> = command
+            .get_arguments()
+            .filter(|arg| arg.is_global_set())
+            .map(|arg| arg.get_id().to_string())
+            .collect();
+        assert!(global.len() >= 5, "{global:?}");
+        let mut found = Vec::new();
+        ids(&command, &global, &mut found);
+        assert_eq!(found, [] as [String; 0]);
     }
 
     #[test]

@@ -73,8 +73,8 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Metrics { http } => metrics::metrics(context, http).await?,
         Command::Doctor(arguments) => return doctor::doctor(context, arguments).await,
         Command::SshConfig(arguments) => ssh::config::configure(context, &arguments).await?,
-        Command::SshProxy { host } => ssh::proxy::proxy(context, &host).await?,
-        Command::SshKnownHosts { host } => ssh::known_hosts(context, &host).await?,
+        Command::SshProxy { destination } => ssh::proxy::proxy(context, &destination).await?,
+        Command::SshKnownHosts { destination } => ssh::known_hosts(context, &destination).await?,
         Command::Completion { shell } => {
             crate::output::print(&crate::complete::script(shell)?);
         }
