@@ -453,6 +453,7 @@ fn unknown(error: Error, vm: &VmName, id: &str) -> Error {
         _ => error,
     }
 }
+
 /// Notes how a session's command has ended: by its exit status, or by a signal.
 pub fn note_end(vm: &VmName, session: &str, (status, signal): (i32, i32)) {
     let (status, signal) = match signal {

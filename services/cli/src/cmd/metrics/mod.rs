@@ -25,115 +25,70 @@ use text::{Exposition, Family, Kind};
 /// How long a client may take to say what it wants, or to take a part of what it gets.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-const fn family(name: &'static str, kind: Kind, unit: &'static str, help: &'static str) -> Family {
-    Family { name, kind, unit, help }
+const fn family(name: &'static str, kind: Kind, help: &'static str) -> Family {
+    Family { name, kind, help }
 }
 
 /// All that is told.
 const FAMILIES: &[Family] = &[
-    family("banger_service", Kind::Info, "", "Services that answered, and their versions."),
-    family("banger_service_up", Kind::Gauge, "", "Whether the service answered."),
-    family("banger_jobs", Kind::Gauge, "", "Jobs under way, by service and kind."),
-    family("banger_vm", Kind::Info, "", "What the VM is made of."),
-    family("banger_vm_state", Kind::Gauge, "", "1 for the state that the VM is in."),
-    family(
-        "banger_vm_healthy",
-        Kind::Gauge,
-        "",
-        "Whether the guest gives signs of life, where that is known.",
-    ),
-    family("banger_vm_cpus", Kind::Gauge, "", "CPUs that the VM is to have."),
-    family("banger_vm_memory_bytes", Kind::Gauge, "bytes", "Memory that the VM is to have."),
-    family(
-        "banger_vm_start_time_seconds",
-        Kind::Gauge,
-        "seconds",
-        "When the VM was last started, since 1970.",
-    ),
-    family(
-        "banger_vm_cpu_seconds",
-        Kind::Counter,
-        "seconds",
-        "CPU time that the running VM took of the host.",
-    ),
-    family(
-        "banger_vm_host_memory_bytes",
-        Kind::Gauge,
-        "bytes",
-        "Memory that the running VM takes of the host.",
-    ),
-    family("banger_vm_host_memory_peak_bytes", Kind::Gauge, "bytes", "The most memory that it took."),
-    family("banger_vm_tasks", Kind::Gauge, "", "Processes and threads of the running VM on the host."),
-    family(
-        "banger_vm_host_read_bytes",
-        Kind::Counter,
-        "bytes",
-        "What the running VM read from disks of the host.",
-    ),
-    family(
-        "banger_vm_host_written_bytes",
-        Kind::Counter,
-        "bytes",
-        "What the running VM wrote to disks of the host.",
-    ),
-    family(
-        "banger_vm_disk_used_bytes",
-        Kind::Gauge,
-        "bytes",
-        "What the disks of the running VM take on the host.",
-    ),
-    family("banger_vm_network_received_bytes", Kind::Counter, "bytes", "What the guest received."),
-    family("banger_vm_network_received_packets", Kind::Counter, "", "Packets that the guest received."),
+    family("banger_service", Kind::Info, "Services that answered, and their versions."),
+    family("banger_service_up", Kind::Gauge, "Whether the service answered."),
+    family("banger_jobs", Kind::Gauge, "Jobs under way, by service and kind."),
+    family("banger_vm", Kind::Info, "What the VM is made of."),
+    family("banger_vm_state", Kind::Gauge, "1 for the state that the VM is in."),
+    family("banger_vm_healthy", Kind::Gauge, "Whether the guest gives signs of life, where that is known."),
+    family("banger_vm_cpus", Kind::Gauge, "CPUs that the VM is to have."),
+    family("banger_vm_memory_bytes", Kind::Gauge, "Memory that the VM is to have."),
+    family("banger_vm_start_time_seconds", Kind::Gauge, "When the VM was last started, since 1970."),
+    family("banger_vm_cpu_seconds", Kind::Counter, "CPU time that the running VM took of the host."),
+    family("banger_vm_host_memory_bytes", Kind::Gauge, "Memory that the running VM takes of the host."),
+    family("banger_vm_host_memory_peak_bytes", Kind::Gauge, "The most memory that it took."),
+    family("banger_vm_tasks", Kind::Gauge, "Processes and threads of the running VM on the host."),
+    family("banger_vm_host_read_bytes", Kind::Counter, "What the running VM read from disks of the host."),
+    family("banger_vm_host_written_bytes", Kind::Counter, "What the running VM wrote to disks of the host."),
+    family("banger_vm_disk_used_bytes", Kind::Gauge, "What the disks of the running VM take on the host."),
+    family("banger_vm_network_received_bytes", Kind::Counter, "What the guest received."),
+    family("banger_vm_network_received_packets", Kind::Counter, "Packets that the guest received."),
     family(
         "banger_vm_network_received_dropped_packets",
         Kind::Counter,
-        "",
         "Packets for the guest that it did not take in time.",
     ),
-    family("banger_vm_network_sent_bytes", Kind::Counter, "bytes", "What the guest sent."),
-    family("banger_vm_network_sent_packets", Kind::Counter, "", "Packets that the guest sent."),
+    family("banger_vm_network_sent_bytes", Kind::Counter, "What the guest sent."),
+    family("banger_vm_network_sent_packets", Kind::Counter, "Packets that the guest sent."),
     family(
         "banger_vm_network_sent_dropped_packets",
         Kind::Counter,
-        "",
         "Packets of the guest that the host did not take.",
     ),
-    family("banger_vm_reachable", Kind::Gauge, "", "Whether the agent in the running VM answered in time."),
-    family("banger_vm_guest_load1", Kind::Gauge, "", "Load average of the guest over a minute, as it says."),
-    family(
-        "banger_vm_guest_cpu_seconds",
-        Kind::Counter,
-        "seconds",
-        "CPU time in the guest by mode, as it says.",
-    ),
-    family("banger_vm_guest_memory_bytes", Kind::Gauge, "bytes", "Memory of the guest, as it says."),
+    family("banger_vm_reachable", Kind::Gauge, "Whether the agent in the running VM answered in time."),
+    family("banger_vm_guest_load1", Kind::Gauge, "Load average of the guest over a minute, as it says."),
+    family("banger_vm_guest_cpu_seconds", Kind::Counter, "CPU time in the guest by mode, as it says."),
+    family("banger_vm_guest_memory_bytes", Kind::Gauge, "Memory of the guest, as it says."),
     family(
         "banger_vm_guest_memory_available_bytes",
         Kind::Gauge,
-        "bytes",
         "Memory that the guest has left, as it says.",
     ),
     family(
         "banger_vm_guest_disk_read_bytes",
         Kind::Counter,
-        "bytes",
         "What the guest read from its disks, as it says.",
     ),
     family(
         "banger_vm_guest_disk_written_bytes",
         Kind::Counter,
-        "bytes",
         "What the guest wrote to its disks, as it says.",
     ),
-    family("banger_volume_size_bytes", Kind::Gauge, "bytes", "Size of the volume."),
-    family("banger_volume_vms", Kind::Gauge, "", "VMs that have the volume."),
-    family("banger_image_size_bytes", Kind::Gauge, "bytes", "Size of the image."),
-    family("banger_image_leases", Kind::Gauge, "", "VMs that use the image."),
-    family("banger_kernels", Kind::Gauge, "", "Kernels that there are."),
-    family("banger_network_leases", Kind::Gauge, "", "Addresses that VMs have."),
-    family("banger_network_pool_taps", Kind::Gauge, "", "TAP devices that are made in advance at most."),
-    family("banger_network_pool_free_taps", Kind::Gauge, "", "TAP devices that wait for VMs."),
-    family("banger_sessions", Kind::Gauge, "", "Sessions by VM and state."),
+    family("banger_volume_size_bytes", Kind::Gauge, "Size of the volume."),
+    family("banger_volume_vms", Kind::Gauge, "VMs that have the volume."),
+    family("banger_image_size_bytes", Kind::Gauge, "Size of the image."),
+    family("banger_image_leases", Kind::Gauge, "VMs that use the image."),
+    family("banger_kernels", Kind::Gauge, "Kernels that there are."),
+    family("banger_network_leases", Kind::Gauge, "Addresses that VMs have."),
+    family("banger_network_pool_taps", Kind::Gauge, "TAP devices that are made in advance at most."),
+    family("banger_network_pool_free_taps", Kind::Gauge, "TAP devices that wait for VMs."),
+    family("banger_sessions", Kind::Gauge, "Sessions by VM and state."),
 ];
 
 pub async fn metrics(context: &Context, http: bool) -> Result<()> {
@@ -367,9 +322,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_say_their_units() {
-        for Family { name, unit, kind, help } in FAMILIES {
-            assert!(unit.is_empty() || name.ends_with(&format!("_{unit}")), "{name}");
+    fn names_are_as_openmetrics_has_them() {
+        for Family { name, kind, help } in FAMILIES {
             assert!(name.starts_with("banger_") && help.ends_with('.'), "{name}");
             assert!(!name.ends_with("_total") && (*kind != Kind::Info || !name.ends_with("_info")), "{name}");
         }

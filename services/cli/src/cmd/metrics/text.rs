@@ -12,14 +12,23 @@ pub enum Kind {
     Info,
 }
 
+/// Units that names of families end with.
+const UNITS: [&str; 2] = ["bytes", "seconds"];
+
 /// What is measured.
 #[derive(Debug)]
 pub struct Family {
     /// Ends with the unit, if it has one.
     pub name: &'static str,
     pub kind: Kind,
-    pub unit: &'static str,
     pub help: &'static str,
+}
+
+impl Family {
+    fn unit(&self) -> Option<&'static str> {
+        let (_, last) = self.name.rsplit_once('_')?;
+        UNITS.contains(&last).then_some(last)
+    }
 }
 
 /// Families and their samples, in the order in which they are shown.
@@ -54,14 +63,14 @@ impl Exposition {
     pub fn text(&self) -> String {
         let mut text = String::new();
         for (family, samples) in self.0.iter().filter(|(_, samples)| !samples.is_empty()) {
-            let Family { name, kind, unit, help } = family;
+            let Family { name, kind, help } = family;
             let kind = match kind {
                 Kind::Gauge => "gauge",
                 Kind::Counter => "counter",
                 Kind::Info => "info",
             };
             let _ = writeln!(text, "# TYPE {name} {kind}");
-            if !unit.is_empty() {
+            if let Some(unit) = family.unit() {
                 let _ = writeln!(text, "# UNIT {name} {unit}");
             }
             let _ = writeln!(text, "# HELP {name} {}", escape(help));
@@ -81,10 +90,10 @@ mod tests {
     use super::*;
 
     const FAMILIES: &[Family] = &[
-        Family { name: "a_state", kind: Kind::Gauge, unit: "", help: "States." },
-        Family { name: "a_cpu_seconds", kind: Kind::Counter, unit: "seconds", help: "Of \"it\"." },
-        Family { name: "a", kind: Kind::Info, unit: "", help: "All of it." },
-        Family { name: "a_nothing", kind: Kind::Gauge, unit: "", help: "Unknown." },
+        Family { name: "a_state", kind: Kind::Gauge, help: "States." },
+        Family { name: "a_cpu_seconds", kind: Kind::Counter, help: "Of \"it\"." },
+        Family { name: "a", kind: Kind::Info, help: "All of it." },
+        Family { name: "a_nothing", kind: Kind::Gauge, help: "Unknown." },
     ];
 
     #[test]
