@@ -4,9 +4,10 @@
 LAB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 REPO=$(cd "$LAB/../.." && pwd -P)
 
-# Everything the lab makes lives here and nowhere else on the host. LAB_STATE moves it, for a
+# Everything the lab makes lives here and nowhere else on the host: not in a crate's directory, which cargo
+# walks through, and stumbles over the /proc of a machine in the making. LAB_STATE moves it, for a
 # second lab beside the first, or onto a bigger disk.
-STATE=${LAB_STATE:-$LAB/.state}
+STATE=${LAB_STATE:-$REPO/.lab}
 ROOT=$STATE/root      # the running machine's root filesystem: thrown away by `down`
 LEADER=$STATE/leader  # PID (on the host) of the lab's PID 1, and its start time
 
