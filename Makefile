@@ -8,11 +8,12 @@
 #   make rpm          target/rpm/banger-VERSION-RELEASE.ARCH.rpm (needs rpmbuild)
 #   make release-interfaces  a release's interfaces become what later versions are compared with
 #   make dist         target/dist/banger-VERSION.tar.xz: what is committed, with all crates
-#   make check        formatting, lints, unit tests, unit files, system tests (root: boots the lab)
+#   make check        formatting, lints, unit tests, packages, unit files, system tests (root: boots the lab)
 #   make check-unit   the part of it that needs no root
-#   make check-system the part of it that runs in the lab; ARGS= goes to nextest
-#   make check-packages  the packages, from the tarball to the purge: lints, file lists, and all that
-#                     can happen to them in the lab, also with dbus-broker (root)
+#   make check-packages  the part about the .deb and the .rpm: lints, file lists, and all that can
+#                     happen to them in the lab
+#   make check-system the part that runs in the lab; ARGS= goes to nextest
+#   make check-release  what a release is held to besides: the tarball, packages with dbus-broker (root)
 #   make check-newest what banger uses of the newest systemd, in a lab of Debian sid (root)
 #   make audit        whether anything bad is known of the crates (cargo-deny, from the network)
 #   make bench        how long a VM takes to be ready, beside the same VMM by hand, and how long the
@@ -72,8 +73,8 @@ LICENSES    := $(TARGET_DIR)/$(OUT)/third-party-licenses
 VERSION     := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 INSTALL     ?= install
 
-.PHONY: all build install uninstall deb rpm dist release-interfaces check check-newest check-packages check-unit check-lints unit-tests check-units check-system \
-	failpoints audit bench fuzz demo clean
+.PHONY: all build install uninstall deb rpm dist release-interfaces check check-unit check-lints unit-tests \
+	check-packages check-units check-system check-newest check-release failpoints audit bench fuzz demo clean
 
 all: build
 
@@ -193,8 +194,7 @@ ALL := --locked --workspace
 check:
 	$(CARGO) fmt --all --check
 	@tests/lab/up --no-deb >/dev/null & lab=$$!; $(MAKE) --no-print-directory check-unit && wait $$lab
-	tests/lab/up
-	tests/package/remove
+	$(MAKE) --no-print-directory check-packages
 	$(MAKE) --no-print-directory check-system
 
 check-unit: check-lints unit-tests
@@ -210,13 +210,16 @@ unit-tests:
 	$(CARGO) $(if $(NEXTEST),nextest run $(ALL) -E 'not package(banger-tests)',test $(ALL) --exclude banger-tests)
 
 check-packages:
-	tests/package/dist
 	$(MAKE) --no-print-directory deb BANGER_QUICK=1
 	$(MAKE) --no-print-directory rpm
 	tests/package/lint
 	tests/lab/up --no-deb
 	tests/package/lifecycle deb
 	tests/package/lifecycle rpm
+
+check-release:
+	tests/package/dist
+	$(MAKE) --no-print-directory deb BANGER_QUICK=1
 	LAB_BUS=dbus-broker tests/lab/up --no-deb
 	tests/package/lifecycle deb
 

@@ -20,7 +20,11 @@ PACKAGES=(
     acl attr bash-completion busybox-static ca-certificates curl dropbear-bin erofs-utils git iproute2
     iputils-ping jq kmod less libcap2-bin libglib2.0-bin minisign openssh-client procps python3
     python3-dbus-fast qemu-utils rpm rsync socat squashfs-tools-ng strace vim-tiny
+    # other shells, for what is completed in them
+    fish zsh
 )
+# A browser of the bus, and a screen for it. Debian has it no more after 13.
+[ "$SUITE" = sid ] || PACKAGES+=(d-feet xauth xvfb)
 
 # Nobody reads manuals or translations in there; without them the base is half as big.
 SLIM=(--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*')

@@ -1,4 +1,4 @@
-//! What shells offer: by the script that is installed, as bash loads it.
+//! What shells offer: by the scripts that are installed, as each shell loads them.
 
 use banger_tests::{BUSYBOX, Vm, banger, run, sh};
 
@@ -23,4 +23,20 @@ fn bash_offers_names_of_vms_by_what_they_are() {
     let mallory =
         format!("runuser -u mallory -- env COMPLETE=bash _BANGER_LINE='{line}' banger -- {line} '' 2>&1");
     assert!(sh(&mallory).ok().starts_with("--"), "options alone");
+}
+
+#[test]
+fn fish_and_zsh_offer_them_too() {
+    let _vm = Vm::named("t-shells");
+    banger(&["vm", "create", "--name", "t-shells", BUSYBOX]).ok();
+    assert_eq!(run("fish", &["-c", "complete --do-complete 'banger start t-shel'"]).ok().trim(), "t-shells");
+    assert_eq!(run("fish", &["-c", "complete --do-complete 'banger stop t-shel'"]).ok().trim(), "");
+    // zsh completes only what is typed: at a terminal, where it echoes what it made of the line.
+    let typed = r#"zmodload zsh/zpty
+        zpty shell 'TERM=dumb zsh -f -i'
+        zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u; echo re""ady'
+        zpty -r shell line '*ready*'
+        zpty -w -n shell $'banger start t-shel\t'
+        zpty -r -m shell line '*t-shells*' && print offered"#;
+    assert_eq!(run("timeout", &["30", "zsh", "-f", "-c", typed]).ok().trim(), "offered");
 }
