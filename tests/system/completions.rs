@@ -29,8 +29,11 @@ fn bash_offers_names_of_vms_by_what_they_are() {
 fn fish_and_zsh_offer_them_too() {
     let _vm = Vm::named("t-shells");
     banger(&["vm", "create", "--name", "t-shells", BUSYBOX]).ok();
-    assert_eq!(run("fish", &["-c", "complete --do-complete 'banger start t-shel'"]).ok().trim(), "t-shells");
-    assert_eq!(run("fish", &["-c", "complete --do-complete 'banger stop t-shel'"]).ok().trim(), "");
+    assert_eq!(
+        run("fish", &["-c", "complete --do-complete 'banger start t-shel'"]).ok(),
+        "t-shells\tcreated\n"
+    );
+    assert_eq!(run("fish", &["-c", "complete --do-complete 'banger stop t-shel'"]).ok(), "");
     // zsh completes only what is typed: at a terminal, where it echoes what it made of the line.
     let typed = r#"zmodload zsh/zpty
         zpty shell 'TERM=dumb zsh -f -i'
