@@ -60,6 +60,29 @@ fn calls_into_a_guest_that_stood_still() {
         assert_eq!(vm.sh("echo again >>/run/again; wc -l </run/again").status, 0);
     }
     assert_eq!(vm.sh("cat /run/again").ok(), "again\nagain\n");
+
+    // Who stops the unit asks nobody: a snapshot that is being written is none then, and the guest goes down in order.
+    let snapshot = start("banger", &["snapshot", "create", vm.name(), "three"]);
+    eventually("it is being written", || vm.state() == "paused");
+    banger_tests::run("systemctl", &["stop", &format!("banger-vm@{}", vm.name())]).ok();
+    snapshot.join().expect("joins").refused(&["was stopped"]);
+    assert_eq!(json(&["vm", "show", vm.name()])["ended"]["reason"], "stopped on request");
+    assert_eq!(json(&["snapshot", "ls", vm.name()]).as_array().map(Vec::len), Some(2));
+}
+
+/// Nothing but its agent brings this guest down: its image has nobody who hears the power button.
+#[test]
+fn a_guest_that_cannot_be_reached_is_asked_again() {
+    let vm = Vm::running("t-stop-again", BUSYBOX);
+    let unit = format!("banger-vm@{}", vm.name());
+    let socket = format!("/run/banger/vm/{}/vsock.sock", vm.name());
+    sh(&format!("mv {socket} {socket}.away")).ok();
+    let stop = start("banger", &["stop", vm.name()]);
+    let asked = format!("journalctl --boot --unit {unit} --output cat | grep -q 'asking again'");
+    eventually("it is asked in vain", || sh(&asked).status == 0);
+    sh(&format!("mv {socket}.away {socket}")).ok();
+    stop.join().expect("joins").ok();
+    assert_eq!(json(&["vm", "show", vm.name()])["ended"]["reason"], "stopped on request");
 }
 
 #[test]

@@ -58,7 +58,11 @@ async fn keep_up(mut queue: mpsc::Receiver<Word>) {
                 sys::log!(sys::INFO, "the line to the host broke off: {error}");
             }
         }
-        sleep(RETRY).await;
+        tokio::select! {
+            () = sleep(RETRY) => {}
+            // The machine's end waits for it, so it is said as soon as it can be.
+            Some(next) = queue.recv(), if word.is_none() => word = Some(next),
+        }
     }
 }
 

@@ -84,6 +84,18 @@ impl Agent {
     /// # Errors
     /// `AgentUnreachable`, or `AgentProtocol` if what answers is none of ours.
     pub async fn connect(vsock: &Path) -> Result<Self> {
+        let agent = Self::reach(vsock).await?;
+        let protocol = in_time(async { agent.proxy.protocol().await.map_err(from_guest) }).await?;
+        if protocol != PROTOCOL {
+            return Err(protocol_error(format!(
+                "the guest's agent speaks protocol {protocol}, this host {PROTOCOL}; restart the VM"
+            )));
+        }
+        Ok(agent)
+    }
+
+    /// Connects to an agent of whichever protocol.
+    async fn reach(vsock: &Path) -> Result<Self> {
         let mut stream = dial(vsock, AGENT_PORT).await?;
         let connection = in_time(async {
             let guid = authenticate(&mut stream).await?;
@@ -96,14 +108,7 @@ impl Agent {
         .await?;
         let proxy = AgentProxy::builder(&connection).cache_properties(CacheProperties::No).build();
         let proxy = in_time(async { proxy.await.map_err(from_guest) }).await?;
-        let agent = Self { vsock: vsock.to_owned(), proxy };
-        let protocol = in_time(async { agent.proxy.protocol().await.map_err(from_guest) }).await?;
-        if protocol != PROTOCOL {
-            return Err(protocol_error(format!(
-                "the guest's agent speaks protocol {protocol}, this host {PROTOCOL}; restart the VM"
-            )));
-        }
-        Ok(agent)
+        Ok(Self { vsock: vsock.to_owned(), proxy })
     }
 
     /// Starts a command and connects its streams.
@@ -335,9 +340,11 @@ impl Agent {
         Ok(left.iter().map(|line| printable(line)).collect())
     }
 
-    /// For the tests of the agent; VMs are powered off by their units.
-    pub async fn power_off(&self) -> Result<()> {
-        in_time(async { self.proxy.power_off().await.map_err(from_guest) }).await
+    /// Asks the agent of the VM with this vsock socket to power off, whichever protocol it speaks: an
+    /// older one has to end in order, too.
+    pub async fn power_off(vsock: &Path) -> Result<()> {
+        let agent = Self::reach(vsock).await?;
+        in_time(async { agent.proxy.power_off().await.map_err(from_guest) }).await
     }
 
     /// Connects one stream: the descriptor is the connection into the guest itself.

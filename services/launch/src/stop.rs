@@ -1,25 +1,26 @@
-//! `stop`: ask the guest's agent, then press the power button, and wait for the VMM to end. systemd
-//! kills it if all that takes too long.
+//! `stop`: ask the guest's agent, press the power button if it cannot be reached or takes too long, and wait for
+//! the VMM to end. systemd kills it if all that takes too long.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use banger_api::{agent, vm};
+use anyhow::{Context, Result};
+use banger_api::vm::{PAUSE_MARK, vsock_socket};
 use banger_core::event::Event;
-use banger_core::guest::AGENT_PORT;
 use banger_core::name::VmName;
+use banger_guest::Agent;
 use banger_vmm::control::{Control, RunState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use zbus::connection::AuthMechanism;
 
 use crate::{block_on, health, note};
 
 /// How long the agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// Between two calls of an agent that cannot be reached.
+const RETRY: Duration = Duration::from_millis(500);
 
 pub fn stop(name: &VmName, runtime_dir: &Path, power_button_after: Duration) -> Result<()> {
     let Some(vmm) = vmm()? else {
@@ -27,17 +28,79 @@ pub fn stop(name: &VmName, runtime_dir: &Path, power_button_after: Duration) -> 
         return Ok(());
     };
     note(&Event::VmStopping { vm: name.as_str() });
+    bring_down(&mut Running { vmm, runtime_dir, answer: ANSWER.min(power_button_after) }, power_button_after)
+}
+
+/// What can be done about a guest that is to go down.
+trait Guest {
+    /// Asks the agent to power off.
+    fn ask(&mut self) -> Result<()>;
+
+    fn press_power_button(&mut self) -> Result<()>;
+
+    /// Waits for the end of the VMM, but no longer than `within`; returns whether it came.
+    fn ended(&mut self, within: Option<Duration>) -> Result<bool>;
+}
+
+/// Returns when the guest is down. One that cannot be reached is asked again and again: it may have just woken up, or
+/// be in the middle of a snapshot. But it may have no agent any more, and listen to its power button.
+fn bring_down(guest: &mut impl Guest, power_button_after: Duration) -> Result<()> {
     let deadline = Instant::now() + power_button_after;
-    wake(runtime_dir);
-    match ask(runtime_dir, ANSWER.min(power_button_after)) {
-        Ok(()) if ended(&vmm, Some(deadline.saturating_duration_since(Instant::now())))? => return Ok(()),
-        Ok(()) => eprintln!("{name} has not ended yet: pressing its power button"),
-        Err(error) => eprintln!("{error:#}: pressing the power button of {name}"),
+    let mut pressed = false;
+    while let Err(error) = guest.ask() {
+        if guest.ended(Some(Duration::ZERO))? {
+            return Ok(());
+        }
+        if !pressed {
+            eprintln!("{error:#}: pressing the power button, and asking again");
+            pressed = press(guest);
+        }
+        if guest.ended(Some(RETRY))? {
+            return Ok(());
+        }
     }
-    block_on(async { Ok(Control::connect(runtime_dir).await?.power_button().await?) })
-        .context("cannot press the power button")?;
-    ended(&vmm, None)?;
-    Ok(())
+    if guest.ended(Some(deadline.saturating_duration_since(Instant::now())))? {
+        return Ok(());
+    }
+    eprintln!("it has not ended yet: pressing the power button");
+    press(guest);
+    guest.ended(None).map(drop)
+}
+
+/// Returns whether that worked: a VMM that is busy with a snapshot listens to nobody else.
+fn press(guest: &mut impl Guest) -> bool {
+    guest
+        .press_power_button()
+        .inspect_err(|error| eprintln!("cannot press the power button: {error:#}"))
+        .is_ok()
+}
+
+/// The guest of this unit.
+struct Running<'a> {
+    vmm: OwnedFd,
+    runtime_dir: &'a Path,
+    answer: Duration,
+}
+
+impl Guest for Running<'_> {
+    fn ask(&mut self) -> Result<()> {
+        wake(self.runtime_dir);
+        let vsock = vsock_socket(self.runtime_dir);
+        block_on(async {
+            let asked = tokio::time::timeout(self.answer, Agent::power_off(&vsock));
+            Ok(asked.await.context("the agent does not answer")??)
+        })
+    }
+
+    fn press_power_button(&mut self) -> Result<()> {
+        block_on(async { Ok(Control::connect(self.runtime_dir).await?.power_button().await?) })
+    }
+
+    fn ended(&mut self, within: Option<Duration>) -> Result<bool> {
+        let within = within.and_then(|within| Timespec::try_from(within).ok());
+        // A pidfd becomes readable when its process ends.
+        Ok(poll(&mut [PollFd::new(&self.vmm, PollFlags::IN)], within.as_ref())? > 0)
+    }
 }
 
 /// The VMM, unless it is gone already and there is nothing to stop.
@@ -51,60 +114,85 @@ fn vmm() -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Waits for the end of the VMM, but no longer than `within`; returns whether it came.
-fn ended(vmm: &OwnedFd, within: Option<Duration>) -> Result<bool> {
-    let within = within.and_then(|within| Timespec::try_from(within).ok());
-    // A pidfd becomes readable when its process ends.
-    Ok(poll(&mut [PollFd::new(vmm, PollFlags::IN)], within.as_ref())? > 0)
-}
-
-/// A paused guest hears nothing.
+/// A paused guest hears nothing, and one that was left in the middle of a snapshot has no vsock device.
 fn wake(runtime_dir: &Path) {
+    let marked = runtime_dir.join(PAUSE_MARK).symlink_metadata().is_ok();
     let woken = block_on(async {
         let mut control = Control::connect(runtime_dir).await?;
-        if control.state().await? == RunState::Paused {
+        if marked || control.state().await? == RunState::Paused {
             control.resume().await?;
         }
         Ok(())
     });
     if let Err(error) = woken {
-        eprintln!("cannot tell whether the guest is paused: {error:#}");
+        eprintln!("cannot wake the guest if it is paused: {error:#}");
     }
 }
 
-/// Asks the agent to power off.
-fn ask(runtime_dir: &Path, answer: Duration) -> Result<()> {
-    block_on(async {
-        let asked = tokio::time::timeout(answer, power_off(runtime_dir)).await;
-        asked.unwrap_or_else(|_| bail!("the agent does not answer"))
-    })
-}
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
 
-async fn power_off(runtime_dir: &Path) -> Result<()> {
-    let stream = connect(runtime_dir).context("cannot reach the guest")?;
-    // Over vsock the agent cannot tell who is calling: the socket's access list did that.
-    let builder = zbus::connection::Builder::unix_stream(stream).p2p();
-    let connection = builder.auth_mechanism(AuthMechanism::Anonymous).build().await?;
-    agent::AgentProxy::new(&connection).await?.power_off().await?;
-    Ok(())
-}
+    use super::*;
 
-/// A connection to the agent, by the convention of [`vm::vsock_socket`].
-fn connect(runtime_dir: &Path) -> Result<UnixStream> {
-    use std::io::{Read, Write};
-    let mut stream = UnixStream::connect(vm::vsock_socket(runtime_dir))?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())?;
-    // Byte by byte: what follows the line belongs to the conversation.
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while answer.len() < 32 && !answer.ends_with(b"\n") {
-        stream.read_exact(&mut byte)?;
-        answer.push(byte[0]);
+    /// A guest whose agent can be reached the `reachable`th time it is asked, and that goes down once `obeys` was done to it.
+    struct Pretended {
+        reachable: usize,
+        obeys: &'static str,
+        done: Vec<&'static str>,
     }
-    if !answer.starts_with(b"OK ") {
-        bail!("the VMM refused the connection: {}", String::from_utf8_lossy(&answer).trim_end());
+
+    impl Guest for Pretended {
+        fn ask(&mut self) -> Result<()> {
+            let asked = self.done.iter().filter(|done| done.ends_with("ask")).count();
+            if asked + 1 < self.reachable {
+                self.done.push("vain ask");
+                bail!("the connection broke");
+            }
+            self.done.push("ask");
+            Ok(())
+        }
+
+        fn press_power_button(&mut self) -> Result<()> {
+            self.done.push("press");
+            Ok(())
+        }
+
+        fn ended(&mut self, within: Option<Duration>) -> Result<bool> {
+            let ended = self.done.contains(&self.obeys);
+            assert!(ended || within.is_some(), "it would wait for ever after {:?}", self.done);
+            Ok(ended)
+        }
     }
-    stream.set_read_timeout(None)?;
-    Ok(stream)
+
+    fn done(reachable: usize, obeys: &'static str) -> Vec<&'static str> {
+        let mut guest = Pretended { reachable, obeys, done: Vec::new() };
+        bring_down(&mut guest, Duration::ZERO).expect("it goes down");
+        guest.done
+    }
+
+    #[test]
+    fn a_guest_is_asked() {
+        assert_eq!(done(1, "ask"), ["ask"]);
+    }
+
+    #[test]
+    fn one_that_breaks_the_call_off_is_asked_again() {
+        assert_eq!(done(3, "ask"), ["vain ask", "press", "vain ask", "ask"]);
+    }
+
+    #[test]
+    fn one_without_an_agent_has_its_power_button_pressed() {
+        assert_eq!(done(usize::MAX, "press"), ["vain ask", "press"]);
+    }
+
+    #[test]
+    fn one_that_takes_too_long_has_its_power_button_pressed() {
+        assert_eq!(done(1, "press"), ["ask", "press"]);
+    }
+
+    #[test]
+    fn one_that_ends_while_it_is_asked_is_left_alone() {
+        assert_eq!(done(2, "vain ask"), ["vain ask"]);
+    }
 }

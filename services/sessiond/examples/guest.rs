@@ -57,7 +57,7 @@ async fn act(verb: &str, vsock: &Path, rest: &[&str]) -> banger_api::Result<()> 
         }
         "kill" => agent.kill(rest[0], rest[1].parse().unwrap()).await,
         "resize" => agent.resize(rest[0], rest[1].parse().unwrap(), rest[2].parse().unwrap()).await,
-        "off" => agent.power_off().await,
+        "off" => Agent::power_off(vsock).await,
         _ => panic!("no verb {verb}"),
     }
 }

@@ -224,6 +224,11 @@ impl Units {
         Ok(State::of(&self.active_state(name).await?, true).is_up())
     }
 
+    /// Whether the unit runs and is not being stopped.
+    pub async fn is_active(&self, name: &VmName) -> Result<bool> {
+        Ok(State::of(&self.active_state(name).await?, true) == State::Running)
+    }
+
     /// Forgets a VM that is deleted.
     pub fn forget(&self, name: &VmName) {
         self.0.views.lock().unwrap_or_else(PoisonError::into_inner).remove(name);

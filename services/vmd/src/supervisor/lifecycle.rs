@@ -133,12 +133,16 @@ impl Supervisor {
     }
 
     pub(super) async fn stop_locked(&self, name: &VmName, timeout: Option<Duration>) -> Result<()> {
-        if self.state_of(name)? == State::Paused {
-            // A guest that stands still cannot shut down.
-            self.resume_locked(name).await?;
-        }
-        failpoint!("stop.begun");
-        let stop = self.0.units.stop(name);
+        let stop = async {
+            // A guest that stands still cannot shut down. Its unit tries as well, and has it killed in the end.
+            if self.state_of(name)? == State::Paused
+                && let Err(error) = self.resume_locked(name).await
+            {
+                tracing::warn!(vm = name.as_str(), "cannot be resumed before it is stopped: {error}");
+            }
+            failpoint!("stop.begun");
+            self.0.units.stop(name).await
+        };
         let stopped = match timeout {
             None => Ok(stop.await),
             // By value: a call that is cut off and kept holds up all others on the connection.

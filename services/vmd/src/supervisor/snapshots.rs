@@ -66,6 +66,12 @@ impl Supervisor {
             let copy = self.0.disks.copy_into_snapshot(name, &directory);
             let mut control = self.control(name).await?;
             control.snapshot(&directory, kind_of(&row), copy).await.map_err(vmm_error)?;
+            // Who has systemd stop the unit asks nobody here, and wakes the guest: its disks may have gone on while
+            // they were copied.
+            if !self.0.units.is_active(name).await? {
+                return Err(ErrorKind::Interrupted
+                    .error(format!("{name} was stopped while its snapshot was written; there is none")));
+            }
             let meta = Snapshot { created_usec: now_usec(), machine, fork };
             failpoint!("snapshot.taken");
             self.0.disks.finish_snapshot(&directory, &meta).await
