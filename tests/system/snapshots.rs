@@ -135,12 +135,24 @@ fn sessions_outlive_a_snapshot() {
 fn a_restored_vm_is_what_it_was() {
     let vm = Vm::running("t-restore", BUSYBOX);
     vm.sh("echo memory >/run/then; echo disk >/root/then; sleep 1000 >/dev/null 2>&1 &").ok();
+    // Of two sessions one ends after the snapshot and one begins after it.
+    banger(&["session", "start", "--name", "old", vm.name(), "--", "cat"]).ok();
+    banger(&["session", "send", vm.name(), "old", "before"]).ok();
+    let logs = |session: &str| banger(&["session", "logs", vm.name(), session]).text();
+    let state = |session: &str| json(&["session", "show", vm.name(), session])["state"].clone();
+    eventually("it has put that out", || logs("old") == "before\n");
     let taken = json(&["snapshot", "create", vm.name(), "first"]);
     assert_eq!(taken["snapshot"], "first");
     banger(&["snapshot", "create", vm.name(), "first"]).refused(&["first already"]);
     vm.sh("echo later >/run/later; rm /root/then; sync").ok();
+    banger(&["session", "send", vm.name(), "old", "after"]).ok();
+    eventually("it has put that out, too", || logs("old") == "before\nafter\n");
+    banger(&["session", "stop", vm.name(), "old"]).ok();
+    banger(&["session", "start", "--name", "new", vm.name(), "--", "cat"]).ok();
     banger(&["restore", vm.name(), "first"]).refused(&["stop it"]);
     banger(&["stop", vm.name()]).ok();
+    eventually("it is lost", || state("new") == "lost");
+    assert_eq!(state("old"), "exited");
     banger(&["restore", vm.name(), "none"]).refused(&["no snapshot none"]);
 
     let restored = Way::Bus.call(VMD, "RestoreVm", &["ss", vm.name(), "first"]);
@@ -150,6 +162,20 @@ fn a_restored_vm_is_what_it_was() {
         "memory\ndisk\nsleeps\n"
     );
     assert_ne!(vm.sh("cat /run/later").status, 0);
+    // What ran in it runs again, and has said no more than it had by then.
+    assert_eq!((state("old"), state("new")), ("running".into(), "lost".into()));
+    assert_eq!(logs("old"), "before\n");
+    banger(&["session", "send", vm.name(), "old", "again"]).ok();
+    eventually("its log goes on", || logs("old") == "before\nagain\n");
+    let attached = start("sh", &["-c", &format!("echo typed | banger session attach {} old", vm.name())]);
+    eventually("somebody attaches and types", || logs("old") == "before\nagain\ntyped\n");
+    banger_tests::run_with(
+        "banger",
+        &["session", "send", "--file", "-", "--eof", vm.name(), "old"],
+        b"end\n",
+    )
+    .ok();
+    assert_eq!(attached.join().expect("joins").text(), "before\nagain\ntyped\nend\n");
     // It wakes up in the present.
     let guest: i64 = vm.sh("date +%s").ok().trim().parse().expect("a number");
     let host: i64 = banger_tests::sh("date +%s").ok().trim().parse().expect("a number");

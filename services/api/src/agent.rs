@@ -96,6 +96,8 @@ pub struct SessionStatus {
     /// The offset at which the output stood when the session ended; 0 until then. What the command left behind in the
     /// guest may write more.
     pub end: u64,
+    /// The offset at which the output stands now. Unknown to older agents.
+    pub written: Option<u64>,
 }
 
 /// A port that something in the guest listens on: protocol (`tcp`, `udp`, `tcp6`, `udp6`),

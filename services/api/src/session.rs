@@ -43,6 +43,7 @@ pub const ACCESS: &[Entry] = &[
     (MANAGER, "ReadLog", Access::Action(SESSION_OPEN)),
     (MANAGER, "DescribeSession", Access::Action(SESSION_OPEN)),
     (MANAGER, "ListSessions", Access::Action(SESSION_OPEN)),
+    (MANAGER, "RecoverSessions", Access::Internal),
     (SESSION, "Kill", Access::Action(SESSION_OPEN)),
     (SESSION, "Resize", Access::Action(SESSION_OPEN)),
     (SESSION, "Wait", Access::Action(SESSION_OPEN)),
@@ -262,6 +263,10 @@ pub trait Manager {
     /// `Interrupted`, `NoSuchTransfer`.
     #[zbus(allow_interactive_auth)]
     fn wait_transfer(&self, vm: &str, id: &str) -> zbus::Result<Copied>;
+
+    /// For vmd, which has had a VM go on from a snapshot of itself: finds what has become of its named sessions. Those that ran
+    /// at the snapshot run again, and their logs go back to it. Returns how many that are.
+    fn recover_sessions(&self, vm: &str) -> zbus::Result<u32>;
 
     #[zbus(signal)]
     fn session_new(&self, vm: String, id: String, session: OwnedObjectPath) -> zbus::Result<()>;

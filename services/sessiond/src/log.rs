@@ -85,6 +85,27 @@ impl Log {
     }
 }
 
+/// Cuts off what ends after the offset `end`. Nobody may be writing.
+pub fn cut_off(directory: &Path, end: u64) -> io::Result<()> {
+    // The last first: whatever this is cut off by, what is left is a log.
+    for (base, path) in files(directory)?.into_iter().rev() {
+        if base > end {
+            std::fs::remove_file(path)?;
+            continue;
+        }
+        let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut reader = Reader::new(&mut file, base);
+        let mut length = 0;
+        while let Some((header, _)) = reader.skip()?
+            && header.end() <= end
+        {
+            length = reader.length;
+        }
+        file.set_len(length)?;
+    }
+    Ok(())
+}
+
 /// Where to begin to read, for what is wanted.
 pub fn begin(directory: &Path, wanted: Wanted) -> io::Result<u64> {
     let mut starts = Starts::default();
@@ -315,6 +336,28 @@ mod tests {
         append(&mut log, 1, b"hello");
         log.rotate().unwrap();
         assert_eq!(Log::open(directory.path()).unwrap().next(), 5);
+    }
+
+    #[test]
+    fn it_goes_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = Log::open(directory.path()).unwrap();
+        append(&mut log, 1, b"one ");
+        append(&mut log, 2, b"two ");
+        log.rotate().unwrap();
+        append(&mut log, 3, b"three ");
+        append(&mut log, 4, b"four");
+        // Further than it is, and then back, also over what is in another file.
+        for (end, left) in
+            [(99, "one two three four"), (14, "one two three "), (13, "one two "), (4, "one "), (0, "")]
+        {
+            cut_off(directory.path(), end).unwrap();
+            assert_eq!(text(directory.path(), 0), left, "{end}");
+            assert_eq!(Log::open(directory.path()).unwrap().next(), left.len() as u64, "{end}");
+        }
+        // What comes then goes on from there.
+        append(&mut Log::open(directory.path()).unwrap(), 5, b"again");
+        assert_eq!(text(directory.path(), 0), "again");
     }
 
     #[test]

@@ -195,6 +195,7 @@ impl Sessions {
             ended_usec: status.ended_usec,
             restarts: status.restarts,
             end: status.end,
+            written: Some(session.spool().end()),
         };
         Ok((status.serial, report))
     }

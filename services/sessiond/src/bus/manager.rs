@@ -234,6 +234,19 @@ impl Manager {
         self.sessions.stop_named(&vm_name(vm)?, name, signal, Duration::from_micros(grace)).await
     }
 
+    /// For vmd, which has had a VM go on from a snapshot of itself: finds what has become of its named sessions. Those that
+    /// ran at the snapshot run again, and their logs go back to it. Returns how many that are.
+    #[zbus(out_args("recovered"))]
+    async fn recover_sessions(
+        &self,
+        vm: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u32> {
+        let _call = self.gate.enter(&header, connection, &[("vm", vm)]).await?;
+        self.sessions.recover_named(&vm_name(vm)?).await
+    }
+
     /// Removes a named session that has ended, and its log. Options: force (b: kill it first).
     async fn remove_session(
         &self,

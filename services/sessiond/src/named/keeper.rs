@@ -13,12 +13,12 @@ use banger_core::spool::Parser;
 use banger_guest::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::{sleep, timeout};
 
 use super::rows::blocking;
 use super::{Named, Status};
-use crate::log::Log;
+use crate::log::{self, Log};
 use crate::sessions::{LIST, LOOK, Sessions};
 
 /// How long an agent that has sent the last byte may take to say how the command ended.
@@ -50,7 +50,7 @@ impl Sessions {
         self.check_awake(&session.vm).await?;
         let agent = self.connect(&session.vm).await?;
         let log = open_log(session).await?;
-        let stream = agent.drain_session(&session.what.id, log.next()).await?;
+        let stream = agent.drain_session(&session.what.id, log.end.next()).await?;
         let drained = watch::Sender::new(false);
         let drain = async {
             drain(session, stream, log).await?;
@@ -72,9 +72,7 @@ impl Sessions {
         loop {
             let news;
             (serial, news) = agent.watch_session(&session.what.id, serial).await?;
-            let state: State = news.state.parse().map_err(|()| {
-                ErrorKind::AgentProtocol.error("the guest's agent names a state that there is not")
-            })?;
+            let state = state_of(&news)?;
             if state.is_final() {
                 // Who hears of the end finds all of the output.
                 let mut kept = session.kept.subscribe();
@@ -132,8 +130,14 @@ impl Sessions {
     }
 }
 
+/// The state that an agent says a session is in.
+pub(super) fn state_of(news: &SessionStatus) -> Result<State> {
+    let unknown = |()| ErrorKind::AgentProtocol.error("the guest's agent names a state that there is not");
+    news.state.parse().map_err(unknown)
+}
+
 /// What an agent says, as it is written down.
-fn told(news: &SessionStatus, state: State) -> Status {
+pub(super) fn told(news: &SessionStatus, state: State) -> Status {
     Status {
         state: state.as_str().to_owned(),
         exit_status: news.exit_status,
@@ -146,12 +150,12 @@ fn told(news: &SessionStatus, state: State) -> Status {
 }
 
 /// Copies a session's output into its log until it ends.
-async fn drain(session: &Named, stream: UnixStream, mut log: Log) -> Result<()> {
+async fn drain(session: &Named, stream: UnixStream, mut log: Writer) -> Result<()> {
     let (mut from, mut to) = stream.into_split();
     let broken = |error: io::Error| {
         ErrorKind::AgentUnreachable.error(format!("the connection into the guest broke: {error}"))
     };
-    let mut parser = Parser::starting_at(log.next());
+    let mut parser = Parser::starting_at(log.end.next());
     let mut buffer = vec![0; BUFFER];
     loop {
         let n = from.read(&mut buffer).await.map_err(broken)?;
@@ -174,16 +178,35 @@ async fn drain(session: &Named, stream: UnixStream, mut log: Log) -> Result<()> 
             continue;
         }
         let next = parser.next();
-        log = blocking(move || log.append(&records, next).map(|()| log)).await?;
+        log = blocking(move || log.end.append(&records, next).map(|()| log)).await?;
         session.kept.send_replace(next);
         to.write_all(&next.to_le_bytes()).await.map_err(broken)?;
     }
 }
 
-async fn open_log(session: &Named) -> Result<Log> {
+/// The end of a session's log, and the turn to write it.
+pub(super) struct Writer {
+    end: Log,
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// Opens a session's log once nobody else writes it.
+async fn open_log(session: &Named) -> Result<Writer> {
+    rewind(session, u64::MAX).await
+}
+
+/// The same, after what was written beyond an offset is cut off.
+pub(super) async fn rewind(session: &Named, offset: u64) -> Result<Writer> {
+    let turn = session.turn.clone().lock_owned().await;
     let directory = session.directory.clone();
-    let log = blocking(move || Log::open(&directory)).await?;
-    session.kept.send_replace(log.next());
+    let log = blocking(move || {
+        if offset < u64::MAX {
+            log::cut_off(&directory, offset)?;
+        }
+        Ok(Writer { end: Log::open(&directory)?, _turn: turn })
+    });
+    let log = log.await?;
+    session.kept.send_replace(log.end.next());
     Ok(log)
 }
 
@@ -191,16 +214,32 @@ async fn open_log(session: &Named) -> Result<Log> {
 mod tests {
     use std::fs;
 
+    use futures_util::FutureExt;
+
     use super::super::rows::tests::row;
     use super::super::rows::{load, write_row};
     use super::*;
 
-    #[tokio::test]
-    async fn hostile_records_end_the_drain() {
+    fn session() -> (tempfile::TempDir, Named) {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("web/build")).unwrap();
         write_row(&root.path().join("web/build"), &row()).unwrap();
         let session = load(root.path()).unwrap().remove(0);
+        (root, session)
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time_writes_a_log() {
+        let (_root, session) = session();
+        let first = open_log(&session).await.unwrap();
+        assert!(open_log(&session).now_or_never().is_none());
+        drop(first);
+        open_log(&session).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn hostile_records_end_the_drain() {
+        let (_root, session) = session();
         let (ours, mut guest) = UnixStream::pair().unwrap();
         guest.write_all(&[0xff; 100]).await.unwrap();
         let log = open_log(&session).await.unwrap();

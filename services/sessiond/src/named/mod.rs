@@ -7,6 +7,7 @@
 
 mod discard;
 mod keeper;
+mod recover;
 mod rows;
 
 use std::collections::HashMap;
@@ -61,6 +62,8 @@ pub struct Named {
     /// How far the log is.
     kept: watch::Sender<u64>,
     keeper: Mutex<Option<AbortHandle>>,
+    /// Whose turn it is to write the log: of a keeper that was told to stop, a write may be under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a session is, from its beginning on.
@@ -277,6 +280,7 @@ impl Sessions {
             status: watch::Sender::new(status),
             kept: watch::Sender::new(0),
             keeper: Mutex::default(),
+            turn: Arc::default(),
         });
         known.insert((vm, name), session.clone());
         Ok(session)

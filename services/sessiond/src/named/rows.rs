@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use banger_api::{Error, Result};
 use banger_core::name::VmName;
@@ -64,6 +64,7 @@ pub(super) fn load(root: &Path) -> io::Result<Vec<Named>> {
                 what,
                 status: watch::Sender::new(status),
                 keeper: Mutex::default(),
+                turn: Arc::default(),
             });
         }
     }

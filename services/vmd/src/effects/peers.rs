@@ -7,6 +7,7 @@ use banger_api::image::{ImageProxy, ImagesProxy, KernelProxy};
 use banger_api::job::JobProxy;
 use banger_api::network::{AcquireOptions, NetworkProxy, PolicyOptions};
 use banger_api::options::OptionsBuilder;
+use banger_api::session::ManagerProxy as SessionsProxy;
 use banger_api::{Error, ErrorKind, IMAGED, Result};
 use banger_core::network::Policy;
 use banger_daemon::Progress;
@@ -21,7 +22,7 @@ use crate::supervisor::Promotion;
 pub use banger_api::image::BootSet;
 pub use banger_api::network::{Counters as NetCounters, Lease as NetLease};
 
-/// imaged and netd as vmd uses them. Properties are asked for once: to keep up with their changes would take
+/// The other services as vmd uses them. Properties are asked for once: to keep up with their changes would take
 /// more calls than it saves.
 #[derive(Debug, Clone)]
 pub struct Peers {
@@ -42,6 +43,11 @@ impl Peers {
 
     async fn images(&self) -> Result<ImagesProxy<'static>> {
         Ok(ImagesProxy::new(&self.bus).await?)
+    }
+
+    /// Has sessiond find the sessions again of a VM that has gone on from a snapshot of itself.
+    pub async fn recover_sessions(&self, vm: &str) -> Result<u32> {
+        Ok(SessionsProxy::new(&self.bus).await?.recover_sessions(vm).await?)
     }
 
     async fn network(&self) -> Result<NetworkProxy<'static>> {

@@ -143,7 +143,14 @@ impl Supervisor {
         progress.stage("reconfigure");
         let row = &self.get(name)?;
         self.adjust_restored(row).await?;
-        self.reconfigure(row).await
+        self.reconfigure(row).await?;
+        // The sessions in a fork are nobody's.
+        if of == name
+            && let Err(error) = self.0.peers.recover_sessions(name.as_str()).await
+        {
+            tracing::warn!(vm = name.as_str(), "its sessions stay lost: {error}");
+        }
+        Ok(())
     }
 
     /// Tells a guest that woke up from a snapshot who it is, and what time.
