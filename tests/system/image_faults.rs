@@ -189,22 +189,87 @@ fn a_kernel_is_whole_or_nothing() {
     }
 }
 
-/// imaged with this little room for everything it stores.
-struct Small;
+/// A service with this little room for everything it stores.
+struct Small {
+    service: &'static str,
+}
 
 impl Small {
-    fn new(kib: u32) -> Self {
-        sh("systemctl stop banger-imaged.service").ok();
-        let options = format!("size={kib}k,mode=0750,uid=banger-imaged,gid=banger-vm");
-        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", STATE]).ok();
-        Self
+    fn new(service: &'static str, group: &str, kib: u32) -> Self {
+        let small = Self { service };
+        // Its directory is made with its first start.
+        sh(&format!("systemctl start banger-{service}.service && systemctl stop banger-{service}.service"))
+            .ok();
+        let options = format!("size={kib}k,mode=0750,uid=banger-{service},gid={group}");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", &small.state()]).ok();
+        small
+    }
+
+    fn state(&self) -> String {
+        format!("/var/lib/banger/{}", self.service)
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let _ = sh(&format!("cat /dev/zero >>{}/filled", self.state()));
+        sh(&format!("test $(stat -fc %f {}) = 0", self.state())).ok();
     }
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = sh(&format!("systemctl stop banger-imaged.service; umount {STATE}"));
+        let service = self.service;
+        let _ = sh(&format!("systemctl stop banger-{service}.service; umount {}", self.state()));
     }
+}
+
+/// A disk that somebody else fills, at once again after whatever was removed. What adds something is refused,
+/// what removes something is not.
+#[test]
+fn on_a_full_disk_images_can_be_removed() {
+    let small = Small::new("imaged", "banger-vm", 8 << 10);
+    banger(&["image", "import", "--name", "t-full-a", &Source::new(b"a").path()]).ok();
+    banger(&["image", "import", "--name", "t-full-b", &Source::new(b"b").path()]).ok();
+    small.fill();
+    let name = |n: u32| format!("t-full-{n}-{}", "x".repeat(80));
+    // Until the database would have to grow: what was promised to the log is not what gives way.
+    let refused = (0..200).find_map(|n| {
+        let tag = banger(&["image", "tag", "t-full-a", &name(n)]);
+        (tag.status != 0).then_some((n, tag))
+    });
+    let (tagged, refused) = refused.expect("a disk without room has no room for names");
+    refused.refused(&["the disk is full", "free some space"]);
+    assert_eq!(files("staging"), BTreeSet::new());
+    // The next instance begins with nothing but the log to read.
+    sh("systemctl stop banger-imaged.service").ok();
+    for n in 0..tagged {
+        banger(&["image", "rm", &name(n)]).ok();
+        small.fill();
+    }
+    banger(&["image", "rm", "t-full-a"]).ok();
+    small.fill();
+    banger(&["image", "prune", "--all"]).ok();
+    assert_eq!(whole("a full disk"), BTreeSet::new());
+    assert_eq!(blobs(), BTreeSet::new());
+}
+
+#[test]
+fn on_a_full_disk_vms_can_be_removed() {
+    let small = Small::new("vmd", "banger-vmd", 32 << 10);
+    let (vm, other) = (Vm::named("t-full-vm"), Vm::named("t-full-other"));
+    let create = |name: &str| banger(&["vm", "create", "--name", name, BUSYBOX]);
+    create(vm.name()).ok();
+    banger(&["volume", "create", "t-full-volume"]).ok();
+    small.fill();
+    create(other.name()).refused(&["No space left on device", "free some space and try again"]);
+    assert_eq!(sh(&format!("ls {}/vms", small.state())).ok(), format!("{}\n", vm.name()));
+    banger(&["reset", vm.name()]).ok();
+    small.fill();
+    sh("systemctl stop banger-vmd.service").ok();
+    banger(&["volume", "rm", "t-full-volume"]).ok();
+    small.fill();
+    banger(&["rm", vm.name()]).ok();
+    assert_eq!(sh(&format!("ls {}/vms", small.state())).ok(), "");
 }
 
 /// Wherever the room ends: in a blob, in what is noted of a layer, in the root filesystem, in the
@@ -215,9 +280,9 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     let content: Vec<u8> = (0..400 * KIB / 4).flat_map(|n: u32| n.to_le_bytes()).collect();
     let crafted = oci::push_layers("t-full", &[&oci::tar(&[("a", &content)]), &oci::tar(&[("b", &content)])]);
     let (mut refused, mut done) = (0, 0);
-    // Two layers of 400 KiB, and the same again as a root filesystem; the database wants some, too.
-    for kib in (200..=2600).step_by(120) {
-        let small = Small::new(kib);
+    // Two layers of 400 KiB, and the same again as a root filesystem; the database wants 1 MiB and some.
+    for kib in (1200..=3600).step_by(120) {
+        let small = Small::new("imaged", "banger-vm", kib);
         if banger(&["image", "ls"]).status != 0 {
             // Not even the database has room.
             let _ = sh("systemctl reset-failed banger-imaged.service banger-imaged.socket");

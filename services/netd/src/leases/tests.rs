@@ -22,9 +22,12 @@ impl Host {
 
     /// As after `kill -9` and a start.
     async fn restarted(self) -> Self {
-        let leases = open(self._dir.path()).await;
+        let Self { leases, _dir } = self;
+        // One at a time has the database.
+        drop(leases);
+        let leases = open(_dir.path()).await;
         leases.reconcile().await.expect("reconciles");
-        Self { leases, _dir: self._dir }
+        Self { leases, _dir }
     }
 
     /// Has somebody change what is written down.
@@ -168,7 +171,9 @@ async fn ipv6_is_this_hosts_own_and_can_be_switched_off() {
     let again = host.leases.acquire_row(row("web", 2)).await.expect("acquires");
     assert_eq!(again.address6, Some(address));
 
-    let store = Store::open(&host._dir.path().join("netd.db"), store::MIGRATIONS).expect("opens");
+    let Host { leases, _dir } = host;
+    drop(leases);
+    let store = Store::open(&_dir.path().join("netd.db"), store::MIGRATIONS).expect("opens");
     let config = Config { ipv6: false, ..Config::default() };
     let without = open_with(config, store).await;
     let lease = without.acquire_row(row("web", 2)).await.expect("acquires");

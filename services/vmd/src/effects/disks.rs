@@ -165,7 +165,15 @@ impl Disks {
     pub async fn reset(&self, name: &VmName, spec: &Spec) -> Result<()> {
         // Renamed into the old one's place, so that there is a whole one at every instant.
         let disk = self.directory(name).join("disk.img");
-        let fresh = draft(&disk, spec.disk).await?;
+        let fresh = match draft(&disk, spec.disk).await {
+            // Without room for both at once, the old one goes first. Until the new one is there the VM has
+            // none, and does not start.
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                fs::remove_file(&disk).await?;
+                draft(&disk, spec.disk).await?
+            }
+            drafted => drafted?,
+        };
         publish(&fresh, &disk).await
     }
 
@@ -304,7 +312,11 @@ async fn make(disk: &Path, bytes: u64) -> Result<()> {
 async fn draft(disk: &Path, bytes: u64) -> Result<PathBuf> {
     let draft = disk.with_extension(DRAFT);
     fs::File::create(&draft).await?.set_len(bytes).await?;
-    mke2fs(&draft, "", &[]).await?;
+    if let Err(error) = mke2fs(&draft, "", &[]).await {
+        // On a full disk it would be in the way of the next one.
+        let _ = fs::remove_file(&draft).await;
+        return Err(error.into());
+    }
     failpoint!("disk.drafted");
     Ok(draft)
 }

@@ -122,8 +122,7 @@ pub fn space(storage: &Storage) -> Vec<Finding> {
     let Storage { mounted_at, free, size: all, .. } = storage;
     let room = format!("{} of {} free at {mounted_at}", size(*free), size(*all));
     let mut findings = Vec::new();
-    let remedy =
-        "banger image prune (banger image df says what takes how much), or more disk at /var/lib/banger";
+    let remedy = "banger image prune --all (banger image df says what takes how much), or banger rm, snapshot rm and volume rm, which work on a full disk, too; or more disk at /var/lib/banger";
     if storage.read_only {
         findings.push(Finding::fail(
             format!("{mounted_at} is read-only"),
