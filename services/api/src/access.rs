@@ -36,3 +36,43 @@ pub const COMMON: &[Entry] = &[
     (crate::service::INTERFACE, "Subscribe", Access::Read),
     (crate::service::INTERFACE, "Unsubscribe", Access::Read),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::Access;
+
+    /// The calls of proxies let polkit ask for a password, wherever one may be needed.
+    #[test]
+    fn whatever_takes_rights_may_ask_for_them() {
+        let sources = [
+            (crate::vm::ACCESS, include_str!("vm.rs")),
+            (crate::image::ACCESS, include_str!("image.rs")),
+            (crate::network::ACCESS, include_str!("network.rs")),
+            (crate::session::ACCESS, include_str!("session.rs")),
+        ];
+        let job = include_str!("job.rs");
+        for (access, source) in sources {
+            let guarded = access.iter().filter(|(_, _, access)| matches!(access, Access::Action(_)));
+            for (interface, member, _) in guarded {
+                let source = if *interface == crate::job::INTERFACE { job } else { source };
+                let mut name = String::new();
+                for c in member.chars() {
+                    if c.is_uppercase() && !name.is_empty() {
+                        name.push('_');
+                    }
+                    name.extend(c.to_lowercase());
+                }
+                let mut before = "";
+                let mut found = 0;
+                for line in source.lines().map(str::trim) {
+                    if line.starts_with(&format!("fn {name}(")) {
+                        assert_eq!(before, "#[zbus(allow_interactive_auth)]", "{interface}.{member}");
+                        found += 1;
+                    }
+                    before = line;
+                }
+                assert!(found > 0, "{interface}.{member} has no proxy");
+            }
+        }
+    }
+}

@@ -98,6 +98,7 @@ pub struct BootSet {
 pub trait Images {
     /// Pulls `HOST[:PORT]/REPO[:TAG|@DIGEST]`, or a short name of docker.io. The job's outcome is
     /// the image's name. Options: `name s`, `platform s`, `insecure b`, `credentials h`.
+    #[zbus(allow_interactive_auth)]
     fn pull(
         &self,
         reference: &str,
@@ -107,6 +108,7 @@ pub trait Images {
     /// Imports a root filesystem archive or an OCI layout. Options: `sha256 s`, `signature s`,
     /// `partition u`, `like s`, `root b` (a root filesystem's archive and nothing else, with its end),
     /// `replace b`, and those of [`ImageSettings`](crate::ImageSettings).
+    #[zbus(allow_interactive_auth)]
     fn import(
         &self,
         path: &str,
@@ -114,6 +116,7 @@ pub trait Images {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
+    #[zbus(allow_interactive_auth)]
     fn import_fd(
         &self,
         file: OwnedFd,
@@ -123,6 +126,7 @@ pub trait Images {
 
     /// Makes an image of a root filesystem and of the kernel of its VMs, both or nothing. Options: those of
     /// `Import` but `root`, `kernel_name s`, `kernel_sha256 as`, `modules s`, `description s`.
+    #[zbus(allow_interactive_auth)]
     fn register_image(
         &self,
         rootfs: &str,
@@ -131,6 +135,7 @@ pub trait Images {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
+    #[zbus(allow_interactive_auth)]
     fn register_image_fd(
         &self,
         rootfs: OwnedFd,
@@ -140,6 +145,7 @@ pub trait Images {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Writes an image to a file or pipe. Option: `format s`, `oci` or `bundle`.
+    #[zbus(allow_interactive_auth)]
     fn export(
         &self,
         image: &str,
@@ -156,13 +162,16 @@ pub trait Images {
     fn list_images_filtered(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Vec<ImageRow>>;
 
     /// One more name for an image. Option: `replace b`.
+    #[zbus(allow_interactive_auth)]
     fn tag_image(&self, image: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     /// Makes an image that differs from another only in what it says of programs. Options: `replace b`, and
     /// those of [`ImageSettings`](crate::ImageSettings).
+    #[zbus(allow_interactive_auth)]
     fn derive_image(&self, image: &str, name: &str, options: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
 
     /// Options: `labels as`, `unused_for t` (seconds), `max_size t` (bytes), `build_cache b`, `dry_run b`.
+    #[zbus(allow_interactive_auth)]
     fn prune_images(&self, options: HashMap<&str, Variant<'_>>) -> zbus::Result<Vec<PrunedRow>>;
 
     fn disk_usage(&self) -> zbus::Result<Vec<UsageRow>>;
@@ -171,10 +180,12 @@ pub trait Images {
     /// the id.
     fn get_image(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
 
+    #[zbus(allow_interactive_auth)]
     fn remove_image(&self, name: &str) -> zbus::Result<()>;
 
     /// Imports a kernel: `host`, or the path of a package, an archive, a vmlinuz or vmlinux. An empty
     /// name stands for the version. Options: `with as`, `modules s`, `description s`.
+    #[zbus(allow_interactive_auth)]
     fn import_kernel(
         &self,
         source: &str,
@@ -182,6 +193,7 @@ pub trait Images {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
+    #[zbus(allow_interactive_auth)]
     fn import_kernel_fd(
         &self,
         files: Vec<OwnedFd>,
@@ -190,6 +202,7 @@ pub trait Images {
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
     /// Pulls a kernel from a registry. Options: `platform s`, `insecure b`, `credentials h`, `description s`.
+    #[zbus(allow_interactive_auth)]
     fn pull_kernel(
         &self,
         reference: &str,
@@ -202,8 +215,10 @@ pub trait Images {
     /// By name; the empty name is the default kernel.
     fn get_kernel(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
 
+    #[zbus(allow_interactive_auth)]
     fn remove_kernel(&self, name: &str) -> zbus::Result<()>;
 
+    #[zbus(allow_interactive_auth)]
     fn set_default_kernel(&self, name: &str) -> zbus::Result<()>;
 
     /// Keeps an image (by id) and a kernel (by name) for `holder` and tells where they are.
@@ -231,10 +246,13 @@ pub trait Images {
     assume_defaults = false
 )]
 pub trait Image {
+    #[zbus(allow_interactive_auth)]
     fn remove(&self) -> zbus::Result<()>;
     /// Chooses the kernel of VMs that name none; the empty name is the default kernel.
+    #[zbus(allow_interactive_auth)]
     fn set_kernel(&self, kernel: &str) -> zbus::Result<()>;
     /// Reads the root filesystem and compares it with its digest.
+    #[zbus(allow_interactive_auth)]
     fn verify(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
     /// Everything about the image as JSON.
     fn describe(&self) -> zbus::Result<String>;
@@ -255,6 +273,7 @@ pub trait Image {
     assume_defaults = false
 )]
 pub trait Kernel {
+    #[zbus(allow_interactive_auth)]
     fn remove(&self) -> zbus::Result<()>;
     /// Everything about the kernel as JSON.
     fn describe(&self) -> zbus::Result<String>;

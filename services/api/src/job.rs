@@ -15,6 +15,7 @@ pub trait Job {
     /// unless it is done before it takes notice.
     ///
     /// Errors: `JobEnded`.
+    #[zbus(allow_interactive_auth)]
     fn cancel(&self) -> zbus::Result<()>;
 
     /// Returns once the job has ended: its outcome, or the error it failed with.
