@@ -82,7 +82,7 @@ fn a_paused_vm_has_figures_of_the_host_alone() {
         assert_eq!(error_name(VMD, method, &["s", vm.name()]), "org.banger.Error.VmNotRunning");
         assert_eq!(error_name(VMD, method, &["s", "t-none"]), "org.banger.Error.NoSuchVm");
     }
-    banger(&["stats", vm.name()]).refused(&["start it first"]);
+    banger(&["stats", vm.name()]).refused(&["starts it"]);
     assert!(!banger(&["stats"]).ok().contains(vm.name()));
 }
 

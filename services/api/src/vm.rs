@@ -265,7 +265,7 @@ pub trait Manager {
     /// (seconds, 0: for ever), `expiry s` (`stop`, `delete`), `memory_max t` (bytes),
     /// `cpu_quota u` (percent of one CPU), `io_weight u`, `tasks_max t`, `disk_bandwidth t` (bytes a
     /// second of each disk), `disk_iops t` (operations a second of each disk), `network_bandwidth t`
-    /// and `network_packets t` (a second and direction; `NotSupported` with QEMU) (0: no limit).
+    /// and `network_packets t` (a second and direction) (0: no limit).
     /// Memory of a running VM follows by its balloon, up to what it was started with.
     #[zbus(allow_interactive_auth)]
     fn set_vm(

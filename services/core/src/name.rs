@@ -15,11 +15,20 @@ pub struct VmName(String);
 
 /// Why a string is not a VM name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a VM name: use 1 to {MAX_LENGTH} lowercase letters, digits and hyphens, \
-     with a letter or digit at both ends"
-)]
+#[error("{}", self.of("VM"))]
 pub struct InvalidName(String);
+
+impl InvalidName {
+    /// The same of something else whose names have this form, such as a volume.
+    #[must_use]
+    pub fn of(&self, what: &str) -> String {
+        format!(
+            "{:?} is not a {what} name: use 1 to {MAX_LENGTH} lowercase letters, digits and hyphens, \
+             with a letter or digit at both ends",
+            self.0
+        )
+    }
+}
 
 impl VmName {
     /// # Errors
@@ -112,6 +121,9 @@ mod tests {
         {
             assert!(VmName::new(bad).is_err(), "{bad:?}");
         }
+        let error = VmName::new("A b").expect_err("invalid");
+        assert!(error.to_string().starts_with("\"A b\" is not a VM name: use 1 to 27 "));
+        assert!(error.of("volume").contains("is not a volume name"));
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub enum Error {
         shown(.images)
     )]
     KernelOfImages { kernel: String, images: Vec<String> },
-    #[error("kernel {0} cannot be used: {1}")]
+    #[error("{0} cannot be used as a kernel: {1}")]
     KernelUnsupported(String, String),
     #[error("cannot build the initramfs: the agent {path} cannot be read: {reason}; install banger-agent")]
     NoAgent { path: String, reason: String },

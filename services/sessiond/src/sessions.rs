@@ -340,8 +340,12 @@ impl Sessions {
             Ok(Err(_)) | Err(_) => return error,
         };
         match rows.iter().find(|(name, ..)| name == vm.as_str()).map(|(_, state, ..)| state.as_str()) {
-            None => ErrorKind::NoSuchVm.error(format!("no VM {vm}; `banger ps -a` lists them")),
+            None => ErrorKind::NoSuchVm
+                .error(format!("there is no VM {:?}; `banger ps -a` lists all", vm.as_str())),
             Some("running") => error,
+            Some(state @ ("starting" | "stopping")) => {
+                ErrorKind::VmNotRunning.error(format!("VM {vm} is {state}; try again in a moment"))
+            }
             Some(state) => ErrorKind::VmNotRunning
                 .error(format!("VM {vm} is {state}; start it with `banger start {vm}`")),
         }

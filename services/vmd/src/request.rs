@@ -19,12 +19,32 @@ pub fn vm_name(name: &str) -> Result<VmName> {
     VmName::new(name).map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))
 }
 
-/// The name of a new snapshot, which has the form of a VM's; an empty one is made up.
+/// The name of a volume, which has the form of a VM's.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn volume_name(name: &str) -> Result<VmName> {
+    VmName::new(name).map_err(|error| ErrorKind::InvalidArgs.error(error.of("volume")))
+}
+
+/// The name of a snapshot, which has the form of a VM's.
 ///
 /// # Errors
 /// `InvalidArgs`.
 pub fn snapshot_name(name: &str) -> Result<VmName> {
-    if name.is_empty() { Ok(VmName::generated(uuid::Uuid::new_v4().as_u64_pair().0)) } else { vm_name(name) }
+    VmName::new(name).map_err(|error| ErrorKind::InvalidArgs.error(error.of("snapshot")))
+}
+
+/// The name of a new snapshot; an empty one is made up.
+///
+/// # Errors
+/// `InvalidArgs`.
+pub fn new_snapshot_name(name: &str) -> Result<VmName> {
+    if name.is_empty() {
+        Ok(VmName::generated(uuid::Uuid::new_v4().as_u64_pair().0))
+    } else {
+        snapshot_name(name)
+    }
 }
 
 /// A request to create a VM.

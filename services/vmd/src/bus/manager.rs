@@ -13,7 +13,8 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant, interface};
 
 use crate::config::Config;
 use crate::request::{
-    Change, Create, delete_options, listen_of, new_forward, snapshot_name, stop_options, vm_name,
+    Change, Create, delete_options, listen_of, new_forward, new_snapshot_name, snapshot_name, stop_options,
+    vm_name, volume_name,
 };
 use crate::supervisor::{self, Promotion, Supervisor, vm_path};
 
@@ -161,7 +162,7 @@ impl Manager {
     /// on-failure, always), autostart (b), ttl (t, seconds, 0: for ever), expiry (s: stop,
     /// delete), memory_max (t, bytes), cpu_quota (u, percent of one CPU), io_weight (u), tasks_max
     /// (t), disk_bandwidth (t, bytes a second of each disk), disk_iops (t, operations a second of
-    /// each disk), network_bandwidth and network_packets (t, a second and direction; not with QEMU)
+    /// each disk), network_bandwidth and network_packets (t, a second and direction)
     /// (0: no limit). Memory of a running VM follows by its balloon, up to what it was started with.
     #[zbus(out_args("live", "next_start"))]
     async fn set_vm(
@@ -263,7 +264,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
-        self.supervisor.snapshot_job(vm_name(name)?, snapshot_name(snapshot)?).await
+        self.supervisor.snapshot_job(vm_name(name)?, new_snapshot_name(snapshot)?).await
     }
 
     async fn delete_snapshot(
@@ -274,7 +275,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<()> {
         let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
-        self.supervisor.delete_snapshot(&vm_name(name)?, &vm_name(snapshot)?).await
+        self.supervisor.delete_snapshot(&vm_name(name)?, &snapshot_name(snapshot)?).await
     }
 
     /// Snapshots of a VM, oldest first: name, time (microseconds since 1970), bytes that it takes,
@@ -300,7 +301,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("vm", name)]).await?;
-        self.supervisor.restore_job(vm_name(name)?, vm_name(snapshot)?).await
+        self.supervisor.restore_job(vm_name(name)?, snapshot_name(snapshot)?).await
     }
 
     /// Makes VMs that go on from where a running one is now, each with its own name, address,
@@ -356,7 +357,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<()> {
         let _call = self.gate.enter(&header, connection, &[("volume", name)]).await?;
-        self.supervisor.create_volume(vm_name(name)?, bytes).await
+        self.supervisor.create_volume(volume_name(name)?, bytes).await
     }
 
     /// Deletes a volume that no VM has.
@@ -367,7 +368,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<()> {
         let _call = self.gate.enter(&header, connection, &[("volume", name)]).await?;
-        self.supervisor.delete_volume(vm_name(name)?).await
+        self.supervisor.delete_volume(volume_name(name)?).await
     }
 
     /// All volumes: name, size in bytes, time of creation (microseconds since 1970), the VMs that

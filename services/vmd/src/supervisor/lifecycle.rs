@@ -129,7 +129,7 @@ impl Supervisor {
             return Ok(state);
         }
         Err(ErrorKind::VmNotRunning
-            .error(format!("{name} does not run (it is {}); start it first", state.as_str())))
+            .error(format!("{name} does not run, it is {}; `banger start {name}` starts it", state.as_str())))
     }
 
     pub(super) async fn stop_locked(&self, name: &VmName, timeout: Option<Duration>) -> Result<()> {
