@@ -1,6 +1,12 @@
 //! Exit codes, all of them.
 
+use std::ffi::OsString;
+
 use banger_api::{Error, ErrorKind};
+use clap::CommandFactory;
+
+use crate::args::Arguments;
+use crate::output::tell;
 
 /// For `--help` and the manual.
 pub const HELP: &str = "\
@@ -15,7 +21,7 @@ Exit status:
   7    banger doctor found something that does not work
   130  interrupted: the work was canceled
 
-run, exec, shell and session attach and wait exit as the command in the guest did, with 128 + N if signal N ended it. What
+run, exec, shell and session attach and wait exit as the command in the guest did, with 128 + N if signal N ended it. What \
 goes wrong before that:
   125  banger failed (any of the above)
   126  the command cannot be executed
@@ -50,8 +56,11 @@ pub fn code(error: &Error, guest_command: bool) -> u8 {
         ErrorKind::InvalidArgs => USAGE,
         ErrorKind::NoSuchJob
         | ErrorKind::NoSuchVm
+        | ErrorKind::NoSuchSnapshot
+        | ErrorKind::NoSuchVolume
         | ErrorKind::NoSuchImage
         | ErrorKind::NoSuchKernel
+        | ErrorKind::NoSuchForward
         | ErrorKind::NoSuchLease
         | ErrorKind::NoSuchSession
         | ErrorKind::NoSuchProcess
@@ -64,6 +73,34 @@ pub fn code(error: &Error, guest_command: bool) -> u8 {
         ErrorKind::ServiceUnavailable => UNAVAILABLE,
         ErrorKind::BootstrapFailed => STEP_FAILED,
         _ => FAILURE,
+    }
+}
+
+/// Prints what clap says instead of arguments (help, version, what is wrong with them), and tells the exit code.
+pub fn answer(said: &clap::Error, words: impl IntoIterator<Item = OsString>) -> u8 {
+    let printed = said.print();
+    match said.use_stderr() {
+        true if would_run_guest_command(words) => BEFORE_COMMAND,
+        true => USAGE,
+        false => match printed {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                say(&format!("cannot write to standard output: {error}"));
+                FAILURE
+            }
+            _ => SUCCESS,
+        },
+    }
+}
+
+/// Whether words that are no command line as a whole begin one whose exit code is that of a command in a guest.
+fn would_run_guest_command(words: impl IntoIterator<Item = OsString>) -> bool {
+    let command = Arguments::command().ignore_errors(true);
+    let matches = command.try_get_matches_from(words).unwrap_or_default();
+    match matches.subcommand() {
+        Some(("run", run)) => !run.get_flag("detach"),
+        Some(("exec" | "shell", _)) => true,
+        Some(("session", session)) => matches!(session.subcommand_name(), Some("attach" | "wait")),
+        _ => false,
     }
 }
 
@@ -88,7 +125,7 @@ pub fn complain(error: &Error) {
 
 /// The same, of what is no error of banger's.
 pub fn say(what: &str) {
-    eprintln!("banger: {}", line(what));
+    tell(format_args!("banger: {}", line(what)));
 }
 
 /// The bus, whose own words these may be, does not know what to do about a service that is not
@@ -109,6 +146,8 @@ fn line(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -119,8 +158,30 @@ mod tests {
             let before = code(&error, true);
             assert!(before >= BEFORE_COMMAND, "{kind:?} would look like the command's own {before}");
         }
-        assert_eq!(code(&ErrorKind::NoSuchVm.error("x"), false), 3);
+        for kind in ErrorKind::ALL.iter().filter(|kind| kind.name().contains(".NoSuch")) {
+            assert_eq!(code(&kind.error("x"), false), 3, "{kind:?}");
+        }
         assert_eq!(code(&ErrorKind::NoSuchVm.error("x"), true), 125);
+    }
+
+    #[test]
+    fn words_of_no_command_line_have_codes_too() {
+        for (line, code) in [
+            ("banger --help", 0),
+            ("banger run --help", 0),
+            ("banger nonsense", 2),
+            ("banger stop", 2),
+            ("banger run", 125),
+            ("banger --json run --cpus x img ls", 125),
+            ("banger run -d --cpus x img", 2),
+            ("banger exec web", 125),
+            ("banger session attach web", 125),
+            ("banger session logs web", 2),
+        ] {
+            let words = || line.split(' ').map(OsString::from);
+            let said = Arguments::try_parse_from(words()).expect_err(line);
+            assert_eq!(answer(&said, words()), code, "{line}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use zbus::fdo::PropertiesProxy;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::Context;
-use crate::output::size;
+use crate::output::{size, tell};
 
 /// What a job left.
 #[derive(Debug, Clone)]
@@ -228,7 +228,7 @@ impl<'a> Reporter<'a> {
         }
         event["job"] = json!(self.id);
         event["title"] = json!(self.title);
-        eprintln!("{event}");
+        tell(event);
     }
 }
 

@@ -10,10 +10,13 @@
 //! - [`journal`]: the system's, by journalctl(1)
 //! - [`job`]: progress of long work, and Ctrl-C
 //! - [`stream`], [`terminal`]: the bytes of commands in guests
+//! - [`objects`]: a service's objects with their properties
 //! - [`lines`]: their output line by line
 //! - [`shell`]: words of shells
 //! - [`dirs`]: where files of the user's are
 //! - [`exit`]: exit codes
+
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic; see `output`
 
 mod args;
 mod away;
@@ -29,6 +32,7 @@ mod exit;
 mod job;
 mod journal;
 mod lines;
+mod objects;
 mod output;
 mod patience;
 mod shell;
@@ -53,7 +57,10 @@ pub struct Context {
 
 fn main() -> ExitCode {
     complete::answer();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return ExitCode::from(exit::answer(&answer, std::env::args_os())),
+    };
     let runs_guest_command = arguments.command.runs_guest_command();
     match run(arguments) {
         Ok(code) => ExitCode::from(code),

@@ -1,5 +1,6 @@
 //! What is printed: results on standard output, everything else on standard error.
 
+use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
 
 use banger_api::{Error, Result, now_usec};
@@ -27,8 +28,8 @@ impl Output {
             return;
         }
         match &self.bars {
-            Some(bars) => bars.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bars) => bars.suspend(|| tell(text)),
+            None => tell(text),
         }
     }
 
@@ -80,13 +81,18 @@ impl Output {
     }
 }
 
+/// A line on standard error. That nobody reads it is no reason to leave what is under way alone, as a panic would.
+pub fn tell(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Prints, and leaves if nobody reads any more (`banger ps | head -1`).
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     if let Err(error) = written {
         if error.kind() != ErrorKind::BrokenPipe {
-            eprintln!("banger: cannot write to standard output: {error}");
+            tell(format_args!("banger: cannot write to standard output: {error}"));
         }
         std::process::exit(1);
     }
@@ -137,14 +143,31 @@ fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
         }
         Value::Number(number) => {
             let text = match number.as_u64() {
-                Some(bytes) if prefix.ends_with("bytes") || prefix.ends_with("size") => size(bytes),
-                Some(time) if prefix.ends_with("timestamp") || prefix.ends_with("_usec") => ago(time),
+                Some(bytes) if is_size(prefix) => size(bytes),
+                Some(time) if prefix.ends_with("timestamp") || prefix.ends_with("usec") => ago(time),
                 _ => number.to_string(),
             };
             lines.push((prefix.to_owned(), text));
         }
         other => lines.push((prefix.to_owned(), or_dash(&scalar(other)))),
     }
+}
+
+/// Whether a number by this name is of bytes.
+fn is_size(key: &str) -> bool {
+    const SIZES: [&str; 9] = [
+        "bytes",
+        "size",
+        "memory",
+        "memory_max",
+        "disk",
+        "disk_used",
+        "work",
+        "disk_bandwidth",
+        "network_bandwidth",
+    ];
+    let name = key.rsplit('.').next().unwrap_or(key);
+    SIZES.contains(&name) || name.ends_with("_bytes") || name.ends_with("_size")
 }
 
 fn scalar(value: &Value) -> String {
@@ -249,14 +272,24 @@ mod tests {
     fn descriptions_are_flat_and_readable() {
         let value = serde_json::json!({
             "name": "web", "memory_bytes": 1_073_741_824u64, "cmd": ["sh", "-c"], "network": {"nat": true},
-            "address": "", "disks": [{"path": "/a"}],
+            "address": "", "disks": [{"path": "/a"}], "spec": {"memory": 0, "cpus": 2}, "ended": {"usec": 0},
         });
         let mut lines = Vec::new();
         flatten("", &value, &mut lines);
         let text: Vec<String> = lines.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(
             text,
-            ["address=-", "cmd=sh -c", "disks.0.path=/a", "memory_bytes=1G", "name=web", "network.nat=yes"]
+            [
+                "address=-",
+                "cmd=sh -c",
+                "disks.0.path=/a",
+                "ended.usec=-",
+                "memory_bytes=1G",
+                "name=web",
+                "network.nat=yes",
+                "spec.cpus=2",
+                "spec.memory=0B",
+            ]
         );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -83,6 +84,31 @@ pub fn feed(to: OwnedFd) {
         // A command that does not read its input is none of our business.
         let _ = copy(io::stdin().as_fd(), to.as_fd());
         close_write(&to);
+    });
+}
+
+/// The same for a terminal there. At the end it gets what Ctrl-D types, for a hang-up would end the command before it has
+/// read what came; again and again, since a terminal whose settings change meanwhile, as a shell's do when it starts, drops it, and whoever
+/// reads on is at the end as well.
+pub fn type_into(to: OwnedFd) {
+    const CTRL_D: u8 = 4;
+    const AGAIN: Duration = Duration::from_millis(500);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; BUFFER];
+        let mut last = b'\n';
+        while let Ok(length @ 1..) = read_some(io::stdin().as_fd(), &mut buffer) {
+            if write_all(to.as_fd(), &buffer[..length]).is_err() {
+                return;
+            }
+            last = buffer[length - 1];
+        }
+        // In the middle of a line Ctrl-D ends nothing.
+        if last != b'\n' && write_all(to.as_fd(), b"\n").is_err() {
+            return;
+        }
+        while write_all(to.as_fd(), &[CTRL_D]).is_ok() {
+            std::thread::sleep(AGAIN);
+        }
     });
 }
 

@@ -25,7 +25,8 @@ pub fn size() -> Option<(u16, u16)> {
             .find(|fd| get_window_size(*fd, &raw mut size).is_ok())?;
         size
     };
-    Some((size.ws_row, size.ws_col))
+    // Those that nobody has told their size have none.
+    Some((size.ws_row, size.ws_col)).filter(|(rows, columns)| *rows > 0 && *columns > 0)
 }
 
 /// Standard input in raw mode, until this is dropped.

@@ -1,7 +1,7 @@
 //! The real binary against pretended services on a bus of our own.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
@@ -158,12 +158,70 @@ impl Vms {
         vec![row("web", "running", "10.209.0.2", "healthy"), row("old", "stopped", "", "unknown")]
     }
 
+    fn get_vm(&self, name: &str) -> Result<OwnedObjectPath> {
+        match name {
+            "taken" => Ok(path("/x")),
+            _ => Err(ErrorKind::NoSuchVm.error(format!("there is no VM {name}"))),
+        }
+    }
+
     fn list_snapshots(&self, vm: &str) -> Vec<(String, u64, u64, String)> {
         vec![(format!("of-{vm}"), 0, 0, String::new())]
     }
 
     fn list_forwards(&self) -> Vec<ForwardRow> {
         vec![("web".into(), "tcp".into(), "127.0.0.1:8080".into(), 80, false, true)]
+    }
+}
+
+/// `org.banger.Vm1.Vm`: those that `ListVms` lists.
+struct Vm {
+    name: &'static str,
+    state: &'static str,
+    address: &'static str,
+    health: &'static str,
+}
+
+#[interface(name = "org.banger.Vm1.Vm")]
+impl Vm {
+    #[zbus(property)]
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> &str {
+        self.state
+    }
+
+    #[zbus(property)]
+    fn image(&self) -> &'static str {
+        "debian:12"
+    }
+
+    #[zbus(property)]
+    fn address(&self) -> &str {
+        self.address
+    }
+
+    #[zbus(property)]
+    fn health(&self) -> &str {
+        self.health
+    }
+
+    #[zbus(property)]
+    fn labels(&self) -> HashMap<String, String> {
+        HashMap::from([("team".into(), self.name.into())])
+    }
+
+    #[zbus(property)]
+    fn created_timestamp(&self) -> u64 {
+        7
+    }
+
+    #[zbus(property)]
+    fn started_timestamp(&self) -> u64 {
+        banger_api::now_usec() - 90_000_000
     }
 }
 
@@ -300,7 +358,7 @@ impl Sessions {
         Ok((id, path("/org/banger/Session1/session/1"), next(), next(), next()))
     }
 
-    /// A terminal that echoes until it reads a `q`.
+    /// A terminal that echoes until it reads a `q` or Ctrl-D.
     fn open_shell(
         &self,
         vm: &str,
@@ -314,10 +372,25 @@ impl Sessions {
         std::thread::spawn(move || {
             let mut byte = [0];
             while ours.read_exact(&mut byte).is_ok() && byte != *b"q" {
-                ours.write_all(&byte).expect("writes");
+                let echo: &[u8] = if byte == [4] { b"^D" } else { &byte };
+                ours.write_all(echo).expect("writes");
+                if byte == [4] {
+                    break;
+                }
             }
         });
         ("shell".into(), path("/org/banger/Session1/session/2"), OwnedFd::from(theirs).into())
+    }
+
+    fn start_session(
+        &self,
+        _vm: &str,
+        _name: &str,
+        _argv: Vec<String>,
+        _environment: HashMap<String, String>,
+        _options: Options,
+    ) -> (String, OwnedObjectPath) {
+        ("made-up".into(), path("/x"))
     }
 
     fn resize_session(&self, _vm: &str, _id: &str, rows: u16, columns: u16) {
@@ -351,6 +424,15 @@ async fn serve(address: &str, calls: &Arc<Mutex<Vec<String>>>) -> zbus::Result<C
     let job = |endless| PretendedJob { canceled: watch::Sender::new(false), endless };
     connection::Builder::address(address)
         .serve_at("/org/banger/Vm1", Vms(log.clone()))
+        .serve_at("/org/banger/Vm1", zbus::fdo::ObjectManager)
+        .serve_at(
+            "/org/banger/Vm1/vm/web",
+            Vm { name: "web", state: "running", address: "10.209.0.2", health: "healthy" },
+        )
+        .serve_at(
+            "/org/banger/Vm1/vm/old",
+            Vm { name: "old", state: "stopped", address: "", health: "unknown" },
+        )
         .serve_at("/org/banger/Vm1/job/1", job(false))
         .serve_at("/org/banger/Vm1/job/2", job(true))
         .serve_at("/org/banger/Image1", Images(log.clone()))
@@ -412,9 +494,9 @@ fn errors_are_one_line_and_have_codes() {
         ("start missing", 3, "banger: there is no VM missing\n"),
         ("rm locked", 4, "banger: not allowed\n"),
         ("rm -f missing", 0, ""),
-        ("vm create --name taken debian:12", 1, "banger: there is a VM taken; choose another name\n"),
+        ("vm create --name taken debian:12", 1, "banger: there is a VM taken already: "),
         ("exec web nothing", 127, "banger: there is no command nothing in the guest\n"),
-        ("run --name taken debian:12 -- true", 125, "banger: there is a VM taken; choose another name\n"),
+        ("run --name taken debian:12 -- true", 125, "banger: there is a VM taken already: "),
         (
             "image import --name x /nonexistent",
             2,
@@ -458,13 +540,76 @@ fn tables_are_for_people_and_json_for_programs() {
     let world = World::new();
     assert_eq!(
         world.banger("ps").out,
-        "NAME   STATE     HEALTH    IMAGE       ADDRESS      PORTS\n\
-         web    running   healthy   debian:12   10.209.0.2   127.0.0.1:8080->80/tcp\n"
+        "NAME   STATE     HEALTH    IMAGE       ADDRESS      STARTED        PORTS\n\
+         web    running   healthy   debian:12   10.209.0.2   1 minute ago   127.0.0.1:8080->80/tcp\n"
     );
     assert!(world.banger("vm ls").out.contains("old    stopped   -         debian:12   -            -"));
-    assert!(world.banger("ps --json").out.contains("\"health\": \"healthy\""));
     assert_eq!(world.banger("ps -a -q").out, "web\nold\n");
-    assert!(world.banger("ps --json").out.contains("\"address\": \"10.209.0.2\""));
+    let listed: serde_json::Value = serde_json::from_str(&world.banger("ls -a --json").out).expect("JSON");
+    assert_eq!((&listed[0]["address"], &listed[0]["health"]), (&"10.209.0.2".into(), &"healthy".into()));
+    assert_eq!((&listed[0]["labels"]["team"], &listed[0]["created_usec"]), (&"web".into(), &7.into()));
+    assert_eq!((&listed[1]["name"], &listed[1]["started_usec"]), (&"old".into(), &0.into()));
+    let session = world.banger("--json session start web make").out;
+    let session: serde_json::Value = serde_json::from_str(&session).expect("JSON");
+    assert_eq!(session["name"], "made-up");
+}
+
+#[test]
+fn ps_lists_those_that_are_wanted() {
+    let world = World::new();
+    for (line, names) in [
+        ("ps -q w*", "web\n"),
+        ("ps -q o*", ""),
+        ("ps -a -q ?ld", "old\n"),
+        ("ps -q --state stopped", "old\n"),
+        ("ps -q --state stopped --state running", "web\nold\n"),
+        ("ps -a -q --label team", "web\nold\n"),
+        ("ps -a -q --label team=old", "old\n"),
+        ("ps -a -q -l team=old -l tier", ""),
+    ] {
+        assert_eq!(world.banger(line).out, names, "{line}");
+    }
+    assert_eq!(world.banger("ps --state asleep").code, Some(2));
+}
+
+#[test]
+fn what_is_wrong_with_a_name_is_said_before_an_image_is_pulled() {
+    let world = World::new();
+    for line in ["run --name taken busybox true", "create --name taken busybox"] {
+        assert!(world.banger(line).err.contains("there is a VM taken already"), "{line}");
+    }
+    assert_eq!(world.calls(), [] as [&str; 0]);
+}
+
+/// `banger run … 2>&1 | head -1`: the VM is to go all the same.
+#[test]
+fn nobody_has_to_read_what_is_said() {
+    let world = World::new();
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux");
+    let mut command = world.command(&["run", "--rm", "--timings", "busybox", "true"]);
+    let run = Run::new(&command.stderr(full).output().expect("runs"));
+    assert_eq!(run.code, Some(125), "what the command itself has to say there is lost");
+    assert_eq!(world.calls().last().map(String::as_str), Some("delete web force"));
+    for line in ["start missing", "nonsense"] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux");
+        let mut command = world.command(&line.split(' ').collect::<Vec<_>>());
+        let code = command.stderr(full).status().expect("runs").code();
+        assert_eq!(code, Some(if line == "nonsense" { 2 } else { 3 }), "{line}");
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux");
+    let run = Run::new(&world.command(&["--help"]).stdout(full).output().expect("runs"));
+    assert_eq!((run.code, run.err.lines().count()), (Some(1), 1), "{run:?}");
+}
+
+#[test]
+fn help_is_a_command_too() {
+    let world = World::new();
+    let help = world.banger("help image build");
+    assert_eq!((help.code, &help.out), (Some(0), &world.banger("image build --help").out));
+    assert!(world.banger("help").out.contains("Commands:"));
+    let wrong = world.banger("help image bulid");
+    assert_eq!((wrong.code, wrong.out.as_str()), (Some(2), ""));
+    assert!(wrong.err.contains("image bulid"), "{wrong:?}");
 }
 
 #[test]
@@ -514,6 +659,19 @@ fn a_session_service_that_restarts_is_asked_again() {
     let world = World::new();
     let run = world.banger("exec web restarted");
     assert_eq!((run.code, run.out.as_str()), (Some(7), "to stdout\n"), "{run:?}");
+}
+
+/// A hang-up would end a shell before it has read the script.
+#[test]
+fn the_end_of_what_is_piped_into_a_shell_is_typed() {
+    let world = World::new();
+    for (piped, typed) in [("make\n", "make\n^D"), ("make", "make\n^D"), ("", "^D")] {
+        let mut script = tempfile::tempfile().expect("a file");
+        script.write_all(piped.as_bytes()).expect("writes");
+        script.rewind().expect("seeks");
+        let run = Run::new(&world.command(&["shell", "web"]).stdin(script).output().expect("runs"));
+        assert_eq!((run.code, run.out.as_str()), (Some(7), typed), "{run:?}");
+    }
 }
 
 #[test]

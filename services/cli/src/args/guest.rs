@@ -11,11 +11,11 @@ use crate::cmd::{DEFAULT_PATH, Mode, Place};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without COMMAND: a shell if this is a terminal; else the image's own command, if it names one; else as
-with -d.
-The image is pulled if it is not there, and the host's own kernel imported if there is none.
-When COMMAND has ended the VM is stopped, or deleted with --rm. With --workspace it is first shown on standard error what
-COMMAND changed in the repository's files; `--patch` keeps it. What the repository needs is got before COMMAND; see
+Without COMMAND: a shell if this is a terminal; else the image's own command, if it names one; else as \
+with -d. \
+The image is pulled if it is not there, and the host's own kernel imported if there is none. \
+When COMMAND has ended the VM is stopped, or deleted with --rm. With --workspace it is first shown on standard error what \
+COMMAND changed in the repository's files; `--patch` keeps it. What the repository needs is got before COMMAND; see \
 `banger workspace prepare --help`. With --preset, COMMAND is the coding agent unless there is another.")]
 pub struct Run {
     /// Name of the VM; a readable one is made up without it
@@ -114,7 +114,7 @@ pub struct Settings {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-COMMAND may be a program that every VM has: @sftp, a server of SFTP on standard input and output, or @connect HOST PORT (or the
+COMMAND may be a program that every VM has: @sftp, a server of SFTP on standard input and output, or @connect HOST PORT (or the \
 PATH of a Unix socket), which connects both to there.")]
 pub struct Exec {
     #[command(flatten)]
@@ -137,18 +137,18 @@ pub struct Shell {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-One of SRC and DEST is VM:PATH, where PATH begins at the root of the VM's files; the other is a path of the
+One of SRC and DEST is VM:PATH, where PATH begins at the root of the VM's files; the other is a path of the \
 host, or - for a tar stream on standard input or output. ./a:b is a path of the host.
 
-If DEST is a directory SRC goes into it; else it becomes DEST, whose directory must be there. SRC/. stands for what is in
+If DEST is a directory SRC goes into it; else it becomes DEST, whose directory must be there. SRC/. stands for what is in \
 SRC. A tar stream is unpacked into DEST, a directory; it must not be compressed.
 
-Files that were there are replaced, each when the new one is whole; directories are filled, and stay as they
-are. Modes, times, symbolic and hard links, holes and attributes named user.* are kept. Without --archive files become root's in the
-VM, and the caller's on the host, and lose set-user-ID and set-group-ID bits; devices are made in VMs alone, and
+Files that were there are replaced, each when the new one is whole; directories are filled, and stay as they \
+are. Modes, times, symbolic and hard links, holes and attributes named user.* are kept. Without --archive files become root's in the \
+VM, and the caller's on the host, and lose set-user-ID and set-group-ID bits; devices are made in VMs alone, and \
 with --archive.
 
-Nothing is written outside of DEST, and no symbolic link below it is followed: where one is in the way of a
+Nothing is written outside of DEST, and no symbolic link below it is followed: where one is in the way of a \
 directory, the copy fails. A copy that fails leaves what it had copied by then.")]
 pub struct Cp {
     /// Keep owners, and with them set-user-ID bits, capabilities and access lists
@@ -187,18 +187,18 @@ pub enum Workspace {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The VM gets the files of the repository as they are, changed and new ones, too, but none that are ignored, and a .git of its own
-by which git in the VM says of them what it says here; submodules are treated alike. The second time only what has changed since is
+The VM gets the files of the repository as they are, changed and new ones, too, but none that are ignored, and a .git of its own \
+by which git in the VM says of them what it says here; submodules are treated alike. The second time only what has changed since is \
 sent, and what is gone is removed. git runs on the host alone; the VM needs none.
 
-Files that were changed in the VM meanwhile are not overwritten without --force, unless they are what the host now has;
+Files that were changed in the VM meanwhile are not overwritten without --force, unless they are what the host now has; \
 ignored ones, such as a build's results, are left alone.
 
 What was sent is remembered in ~/.local/state/banger/workspaces, and in the repository as the commit refs/banger/VM.
 
-Then the VM gets what the repository asks for by its files, such as Cargo.toml or package.json: programs, as packages of the VM's
-system, and what is run in the repository, such as `npm ci`. What that will be is shown first; it runs as the session \"bootstrap\" of
-the VM, whose log is kept. Where a step fails the next prepare goes on; what is done is not done again until it
+Then the VM gets what the repository asks for by its files, such as Cargo.toml or package.json: programs, as packages of the VM's \
+system, and what is run in the repository, such as `npm ci`. What that will be is shown first; it runs as the session \"bootstrap\" of \
+the VM, whose log is kept. Where a step fails the next prepare goes on; what is done is not done again until it \
 changes. `banger workspace tools` lists what asks for what, and workspace.conf says it; `bootstrap = false` there has it left out.")]
 pub struct WorkspacePrepare {
     /// What of the repository the VM gets
@@ -249,8 +249,8 @@ pub struct WorkspacePlan {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The patch is what `git diff --binary` would say, on standard output; `git apply` takes it. It has all that changed: in commits made in the VM, staged,
-unstaged and new files, but none that are ignored there. It is empty if nothing changed. Neither the files and index here nor those in the
+The patch is what `git diff --binary` would say, on standard output; `git apply` takes it. It has all that changed: in commits made in the VM, staged, \
+unstaged and new files, but none that are ignored there. It is empty if nothing changed. Neither the files and index here nor those in the \
 VM are touched.")]
 pub struct WorkspaceExport {
     /// Compare with this commit, rather than with what was sent
@@ -272,13 +272,14 @@ pub struct WorkspaceExport {
 pub enum Session {
     /// Start a command in a running VM that goes on by itself
     Start(SessionStart),
-    /// List the commands that run in VMs, and those with a name that have ended
+    /// List the commands that run in VMs, and those that have ended: with a name until they are removed, others for a while
     #[command(visible_alias = "list")]
     Ls {
         /// Only those of this VM
         vm: Option<String>,
     },
     /// Show all about a session
+    #[command(visible_alias = "inspect")]
     Show {
         #[command(flatten)]
         session: Which,
@@ -333,8 +334,8 @@ pub struct Which {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The command goes on whatever becomes of this terminal and of banger's services; it ends with its VM.
-Its last 8 to 16 MiB of output are kept until the session is removed or the VM deleted.
+The command goes on whatever becomes of this terminal and of banger's services; it ends with its VM. \
+Its last 8 to 16 MiB of output are kept until the session is removed or the VM deleted. \
 Its input stays open: `banger session send --eof` ends it.")]
 pub struct SessionStart {
     /// Name of the session; a readable one is made up without it
@@ -382,7 +383,7 @@ pub struct SessionLogs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-When the session ends this exits as its command did. On a terminal the keys of --detach-keys end it before that;
+When the session ends this exits as its command did. On a terminal the keys of --detach-keys end it before that; \
 without one, Ctrl-C does. The command does not notice.")]
 pub struct SessionAttach {
     /// Type nothing
@@ -420,13 +421,13 @@ pub struct SessionSend {
 #[command(after_help = "\
 Without --install and --uninstall: prints the configuration for ssh. It takes OpenSSH 8.5 or later.
 
-NAME.banger leads into the running VM NAME of any image, without a network or an sshd in it: commands, shells,
-sftp, and with them scp, rsync, git and the remote modes of editors, as well as forwards with -L and -D and connections
-with -J and -W. Without USER@ they run as the image's user. scp -O, rsync and git need their programs in the image. There are no
+NAME.banger leads into the running VM NAME of any image, without a network or an sshd in it: commands, shells, \
+sftp, and with them scp, rsync, git and the remote modes of editors, as well as forwards with -L and -D and connections \
+with -J and -W. Without USER@ they run as the image's user. scp -O, rsync and git need their programs in the image. There are no \
 forwards with -R, -A and -X.
 
-NAME.banger.internal, or what the domain of VMs is, leads to the VM's own sshd, if it has one, over the network. Its host keys are
-asked of the VM. banger's key lets you in if the VM was made with
+NAME.banger.internal, or what the domain of VMs is, leads to the VM's own sshd, if it has one, over the network. Its host keys are \
+asked of the VM. banger's key lets you in if the VM was made with \
 --ssh-key ~/.local/share/banger/ssh/id_ed25519.pub.
 
 Keys are made in ~/.local/share/banger/ssh and belong to banger; your own are neither used nor changed.")]

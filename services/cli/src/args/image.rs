@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use banger_core::units::parse_seconds;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::parse::{Words, parse_limit, parse_pair, parse_words};
 
@@ -30,9 +30,9 @@ pub enum Format {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-PATH is an archive (tar, compressed or not) of a root filesystem, of an OCI layout, of `docker save`, or a
-bundle of `banger image export --format bundle`; a filesystem (squashfs, erofs, ext4); a disk with one (raw,
-qcow2); a directory with a root filesystem or an OCI layout; or - for standard input.
+PATH is an archive (tar, compressed or not) of a root filesystem, of an OCI layout, of `docker save`, or a \
+bundle of `banger image export --format bundle`; a filesystem (squashfs, erofs, ext4); a disk with one (raw, \
+qcow2); a directory with a root filesystem or an OCI layout; or - for standard input. \
 If PATH.minisig is there, one of the keys in /etc/banger/keys.d must have made it.")]
 pub struct Import {
     /// Name of the image; that of the file without it
@@ -103,9 +103,9 @@ FILE is TOML, for example:
   entrypoint = []                      # for the image alone, as labels are
   command = [\"nginx\", \"-g\", \"daemon off;\"]
 
-The steps are done in a VM that is deleted afterwards. After each script and each installation of packages an
-image is kept (build/DIGEST, see banger images --all), and a later build goes on from the last one whose steps, files and base are
-still the same. banger image prune --build-cache removes them. What the steps write is shown as they write it. If one fails, the exit
+The steps are done in a VM that is deleted afterwards. After each script and each installation of packages an \
+image is kept (build/DIGEST, see banger images --all), and a later build goes on from the last one whose steps, files and base are \
+still the same. banger image prune --build-cache removes them. What the steps write is shown as they write it. If one fails, the exit \
 status is 6.")]
 pub struct Build {
     /// Name of the image, instead of the file's; it is taken from the image that has it
@@ -126,8 +126,8 @@ pub struct Build {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-ROOTFS is a filesystem (squashfs, erofs, ext4), a disk with one (raw, qcow2) or an archive of one, as banger image
-import takes it. It is copied, by sharing its blocks where the filesystem beneath can; a hard link would let whoever may write the file change the image.
+ROOTFS is a filesystem (squashfs, erofs, ext4), a disk with one (raw, qcow2) or an archive of one, as banger image \
+import takes it. It is copied, by sharing its blocks where the filesystem beneath can; a hard link would let whoever may write the file change the image. \
 Image and kernel are both there afterwards, or neither.")]
 pub struct Register {
     /// vmlinuz, vmlinux, package or archive; several if they are a kernel together
@@ -181,9 +181,10 @@ pub struct Images {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").args(["all", "unused_for", "max_size", "build_cache"]).required(true).multiple(true)))]
 pub struct Prune {
     /// All that no VM uses
-    #[arg(short, long, required_unless_present_any = ["unused_for", "max_size", "build_cache"])]
+    #[arg(short, long)]
     pub all: bool,
     /// Those that nobody has used for so long, such as 30d
     #[arg(long, value_name = "SPAN", value_parser = parse_seconds, conflicts_with = "all")]
@@ -238,6 +239,7 @@ pub enum Image {
         name: String,
     },
     /// List images
+    #[command(visible_alias = "list")]
     Ls(Images),
     /// List the images that have short names
     Presets,
@@ -267,6 +269,7 @@ pub enum Image {
     /// Show what images and kernels take of the disk
     Df,
     /// Show everything about an image
+    #[command(visible_alias = "inspect")]
     Show { image: String },
     /// Choose the kernel of VMs that are made of an image and name none
     Set {
@@ -279,11 +282,12 @@ pub enum Image {
         no_kernel: bool,
     },
     /// Check that stored images are what was pulled or imported
+    #[command(group(ArgGroup::new("which").args(["images", "all"]).required(true)))]
     Verify {
-        #[arg(required_unless_present = "all", value_name = "IMAGE")]
+        #[arg(value_name = "IMAGE")]
         images: Vec<String>,
         /// Every image there is
-        #[arg(long, conflicts_with = "images")]
+        #[arg(short, long)]
         all: bool,
     },
     /// Remove images
@@ -331,8 +335,10 @@ pub enum Kernel {
         insecure: bool,
     },
     /// List kernels
+    #[command(visible_alias = "list")]
     Ls,
     /// Show everything about a kernel; without a name, the default one
+    #[command(visible_alias = "inspect")]
     Show { kernel: Option<String> },
     /// Remove kernels
     Rm {

@@ -7,7 +7,7 @@ use banger_core::network::Rule;
 use banger_core::units::{parse_seconds, parse_size};
 use clap::{Args, ValueEnum};
 
-use super::parse::{Attachment, parse_limit, parse_pair, parse_percent, parse_volume};
+use super::parse::{Attachment, parse_cpus, parse_limit, parse_pair, parse_percent, parse_volume};
 
 #[derive(Debug, Args)]
 pub struct Create {
@@ -37,7 +37,7 @@ pub struct Machine {
 #[derive(Debug, Args)]
 pub struct Spec {
     /// Number of virtual CPUs
-    #[arg(long, value_name = "N", help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = parse_cpus, help_heading = "Machine")]
     pub cpus: Option<u32>,
     /// Memory, such as 512M or 2G
     #[arg(short, long, value_name = "SIZE", value_parser = parse_size, help_heading = "Machine")]
@@ -209,7 +209,7 @@ pub enum Expiry {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Says which changes are in effect now, and which from the VM's next start. Disks only grow. For limits, 0
+Says which changes are in effect now, and which from the VM's next start. Disks only grow. For limits, 0 \
 means none.")]
 pub struct Set {
     pub vm: String,

@@ -97,7 +97,13 @@ pub enum Command {
     #[command(subcommand)]
     Workspace(Workspace),
     /// List VMs
+    #[command(visible_alias = "ls", alias = "list")]
     Ps(Ps),
+    /// Show everything about a VM
+    #[command(visible_alias = "inspect")]
+    Show { vm: String },
+    /// Show what a VM's console and its VMM have said
+    Logs(Logs),
     /// Show what VMs take of the host, and what goes on in them
     Stats(Stats),
     /// Show what running VMs take, with the past, until q is pressed
@@ -113,6 +119,8 @@ pub enum Command {
     /// Show where the time of a VM's last start went
     #[command(subcommand)]
     Analyze(Analyze),
+    /// Create a VM
+    Create(Create),
     /// Start VMs
     Start(Start),
     /// Stop VMs
@@ -130,6 +138,7 @@ pub enum Command {
     /// Change what a VM is to be
     Set(Set),
     /// Delete VMs and their disks
+    #[command(alias = "remove", alias = "delete")]
     Rm(Rm),
     /// Pull an image from a registry
     Pull(Pull),
@@ -183,6 +192,12 @@ pub enum Command {
     /// Tell ssh the host keys of a VM's own sshd
     #[command(hide = true)]
     SshKnownHosts { destination: String },
+    /// Print the help of a command, as COMMAND --help does
+    Help {
+        /// Such as `image build`
+        #[arg(value_name = "COMMAND")]
+        words: Vec<String>,
+    },
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Write the manual pages
@@ -204,6 +219,32 @@ impl Command {
             _ => false,
         }
     }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It is read from the journal of the system, which takes root or membership of the group systemd-journal or adm. What the VMM \
+says begins with \"vmm:\". Control characters of the guest's become spaces. With --json each line is an object: time, \
+time_usec (microseconds since 1970), message. `journalctl -u banger-vm@VM` shows the same with what systemd says of the VM.
+
+TIME is as in journalctl(1): 2026-01-31 12:00, yesterday, today, -1h.")]
+pub struct Logs {
+    /// Go on with what is said from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// From this time on
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// Up to this time
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub until: Option<String>,
+    /// Only so many lines from the end; with --follow and without --since 10, else all
+    #[arg(short = 'n', long, visible_alias = "tail", value_name = "LINES")]
+    pub lines: Option<u32>,
+    /// Put the time (UTC, by the host's clock) in front of each line
+    #[arg(short, long)]
+    pub timestamps: bool,
+    pub vm: String,
 }
 
 #[derive(Debug, Default, Args)]
@@ -274,7 +315,7 @@ pub enum Net {
 pub enum ForwardCommand {
     /// Lead a port of the host to one of a VM
     #[command(after_help = "\
-It listens while the VM runs. With on-demand it listens as long as there is the VM, which the first connection
+It listens while the VM runs. With on-demand it listens as long as there is the VM, which the first connection \
 starts. Without ADDRESS it is for this host alone; 0.0.0.0 is for everybody.")]
     Add {
         vm: String,
@@ -282,6 +323,7 @@ starts. Without ADDRESS it is for this host alone; 0.0.0.0 is for everybody.")]
         forwards: Vec<Forward>,
     },
     /// List what leads where
+    #[command(visible_alias = "list")]
     Ls,
     /// Take forwards away
     Rm {

@@ -65,6 +65,13 @@ pub fn parse_resource(text: &str) -> Result<(String, u64), String> {
     Ok(limit)
 }
 
+/// As many as the guest sees.
+pub fn parse_cpus(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| {
+        format!("{text:?} is not a number of CPUs; --cpu-quota 150% limits what they take of the host's")
+    })
+}
+
 /// `150` or `150%`.
 pub fn parse_percent(text: &str) -> Result<u32, String> {
     let number = text.strip_suffix('%').unwrap_or(text);
@@ -124,6 +131,8 @@ mod tests {
 
     #[test]
     fn volumes_and_signals() {
+        assert_eq!(parse_cpus("2"), Ok(2));
+        assert!(parse_cpus("1.5").is_err_and(|said| said.contains("--cpu-quota")));
         assert_eq!(parse_volume("data:/srv"), Ok(("data".into(), "/srv".into(), false)));
         assert_eq!(parse_volume("data:/srv:ro"), Ok(("data".into(), "/srv".into(), true)));
         for bad in ["data", "data:srv", ":/srv", "data:/srv:rw", ""] {

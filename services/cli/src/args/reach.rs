@@ -29,9 +29,11 @@ impl Command {
             }
             Self::SshProxy { .. } | Self::SshKnownHosts { .. } => Reach::Streams { terminal: false },
             // The journal is read here.
-            Self::Doctor(_) | Self::SshConfig(_) | Self::Events(_) | Self::Metrics { http: true } => {
-                Reach::Host
-            }
+            Self::Doctor(_)
+            | Self::SshConfig(_)
+            | Self::Events(_)
+            | Self::Logs(_)
+            | Self::Metrics { http: true } => Reach::Host,
             Self::Session(_)
             | Self::Kernel(_)
             | Self::Ps(_)
@@ -40,6 +42,8 @@ impl Command {
             | Self::Ping { .. }
             | Self::Ports { .. }
             | Self::Analyze(_)
+            | Self::Show { .. }
+            | Self::Create(_)
             | Self::Start(_)
             | Self::Stop(_)
             | Self::Restart(_)
@@ -58,6 +62,7 @@ impl Command {
             | Self::Volume(_)
             | Self::Net(_)
             | Self::Metrics { http: false }
+            | Self::Help { .. }
             | Self::Completion { .. }
             | Self::Man { .. } => Reach::Bus,
         }
@@ -155,6 +160,7 @@ mod tests {
             ("workspace export web", Reach::Repository),
             ("doctor", Reach::Host),
             ("events -f", Reach::Host),
+            ("logs -f web", Reach::Host),
             ("metrics", bus),
         ] {
             let arguments =

@@ -1,10 +1,12 @@
 //! What is done with VMs, their snapshots and volumes.
 
 use banger_core::units::parse_size;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
 use super::machine::{Create, Set};
 use super::parse::parse_signal;
+use crate::cmd::states;
 
 #[derive(Debug, Subcommand)]
 pub enum Vm {
@@ -27,12 +29,15 @@ pub enum Vm {
     /// Change what a VM is to be
     Set(Set),
     /// Delete VMs and their disks
+    #[command(alias = "remove", alias = "delete")]
     Rm(Rm),
     /// Show everything about a VM
+    #[command(visible_alias = "inspect")]
     Show { vm: String },
     /// Say what keeps a VM from starting
     Check { vm: String },
     /// List all VMs
+    #[command(visible_alias = "list")]
     Ls,
     /// Remove what belongs to no VM, such as what a crash left, and say what it was
     Reconcile,
@@ -97,17 +102,25 @@ pub struct Rm {
     pub vms: Vms,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Ps {
     /// VMs that do not run, too
     #[arg(short, long)]
     pub all: bool,
+    /// Only those with a label; may be repeated
+    #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
+    pub labels: Vec<String>,
+    /// Only those in a state; may be repeated
+    #[arg(long = "state", value_name = "STATE", value_parser = PossibleValuesParser::new(states::ANY))]
+    pub states: Vec<String>,
+    /// Only names like this, with * and ?
+    pub pattern: Option<String>,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Goes on until Ctrl-C on a terminal; elsewhere, and with --json, figures are printed once. CPU is in percent
-of one CPU of the host, MEMORY what the guest uses of what it has, DISK what the VM's disks take on the host.")]
+Goes on until Ctrl-C on a terminal; elsewhere, and with --json, figures are printed once. CPU is in percent \
+of one CPU of the host, MEMORY what the guest uses of what it has, ON HOST what the VM takes of the host's, DISK what the VM's disks take on the host.")]
 pub struct Stats {
     /// Go on, wherever it is printed
     #[arg(short, long)]
@@ -142,6 +155,7 @@ pub enum Snapshot {
         snapshot: Option<String>,
     },
     /// List the snapshots of a VM
+    #[command(visible_alias = "list")]
     Ls { vm: String },
     /// Delete snapshots of a VM
     Rm {
@@ -161,6 +175,7 @@ pub enum Volume {
         volume: String,
     },
     /// List volumes, and who has them
+    #[command(visible_alias = "list")]
     Ls,
     /// Delete volumes and what is in them
     Rm {

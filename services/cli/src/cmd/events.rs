@@ -4,13 +4,11 @@
 //! comes, nothing is missing while a service is away, and none has to stay for whoever listens.
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
 
-use banger_api::{Error, ErrorKind, Result};
+use banger_api::{Error, Result};
 use banger_core::event::{KINDS, Kind, journal_field};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::output::utc;
 use crate::{Context, args, journal};
@@ -19,36 +17,16 @@ use crate::{Context, args, journal};
 const NUMBERS: [&str; 4] = ["bytes", "job", "signal", "status"];
 
 pub async fn events(context: &Context, arguments: args::Events) -> Result<()> {
-    if !journal::is_readable() {
-        return Err(journal::unreadable());
-    }
-    let mut child = journal::reader(&fields())
-        .args(selection(&arguments))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| Error::internal(format!("cannot run journalctl: {error}")))?;
-    let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(Error::internal("journalctl has no output"));
-    };
-    let mut lines = BufReader::new(stdout).split(b'\n');
-    while let Some(line) = lines.next_segment().await? {
-        let Some(event) = serde_json::from_slice(&line).ok().and_then(|entry| Noted::read(&entry)) else {
-            continue;
-        };
-        match context.output.json {
-            true => context.output.line(&serde_json::to_string(&event).map_err(Error::internal)?),
-            false => context.output.line(&event.line()),
+    let show = |entry: &Map<String, Value>| {
+        if let Some(event) = Noted::read(entry) {
+            context.output.line(&match context.output.json {
+                true => serde_json::to_string(&event).map_err(Error::internal)?,
+                false => event.line(),
+            });
         }
-    }
-    let mut said = String::new();
-    stderr.read_to_string(&mut said).await?;
-    match child.wait().await?.success() {
-        true => Ok(()),
-        false => Err(ErrorKind::InvalidArgs.error(format!("journalctl failed: {}", said.trim()))),
-    }
+        Ok(())
+    };
+    journal::read(&fields(), &selection(&arguments), show).await
 }
 
 /// All fields that are read.
@@ -64,17 +42,8 @@ fn fields() -> String {
 
 /// What of the journal is wanted, for journalctl(1).
 fn selection(arguments: &args::Events) -> Vec<String> {
-    let mut selection = Vec::new();
-    if arguments.follow {
-        selection.push("--follow".to_owned());
-    }
-    for (option, value) in [
-        ("since", &arguments.since),
-        ("until", &arguments.until),
-        ("lines", &arguments.lines.map(|it| it.to_string())),
-    ] {
-        selection.extend(value.as_ref().map(|value| format!("--{option}={value}")));
-    }
+    let args::Events { follow, since, until, lines, .. } = arguments;
+    let mut selection = journal::range(*follow, since, until, *lines);
     let wanted = |kind: &&Kind| {
         arguments.events.is_empty() || arguments.events.iter().any(|event| kind.is_called(event))
     };

@@ -6,11 +6,13 @@ use std::io::{stdin, stdout};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use banger_api::image::{BUILD_PREFIX, ImageProxy};
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, IMAGED, ImageSettings, Result, Service, VMD};
 use serde::Serialize;
+use serde_json::json;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use crate::Context;
@@ -50,7 +52,7 @@ pub async fn dispatch(context: &Context, command: Image) -> Result<u8> {
         }
         Image::Verify { images, all } => {
             let images = if all { ids(context).await? } else { images };
-            return super::each(images, async |name| verify(context, &name).await).await;
+            return verify(context, images).await;
         }
         Image::Rm { images } => {
             return super::each(images, async |name| {
@@ -185,9 +187,25 @@ async fn ids(context: &Context) -> Result<Vec<String>> {
     Ok(ids.into_iter().collect())
 }
 
-async fn verify(context: &Context, name: &str) -> Result<()> {
-    let verifying = object(context, name).await?.verify().await?;
-    finish(context, verifying, &format!("verify {name}")).await
+/// Checks several at once. As JSON, those that are as they should be are one list.
+async fn verify(context: &Context, images: Vec<String>) -> Result<u8> {
+    let verified = Mutex::new(Vec::new());
+    let code = super::each(images, async |image| {
+        let verifying = object(context, &image).await?.verify().await?;
+        let ended = job::follow(context, IMAGED, verifying, &format!("verify {image}")).await?;
+        match context.output.json {
+            true => {
+                verified.lock().unwrap_or_else(PoisonError::into_inner).push(json!({"name": ended.outcome}));
+            }
+            false => context.output.line(&ended.outcome),
+        }
+        Ok(())
+    })
+    .await?;
+    if context.output.json {
+        context.output.value(&verified.into_inner().unwrap_or_else(PoisonError::into_inner))?;
+    }
+    Ok(code)
 }
 
 async fn show(context: &Context, name: &str) -> Result<()> {

@@ -7,6 +7,7 @@ mod doctor;
 mod events;
 mod image;
 mod kernel;
+mod logs;
 mod metrics;
 mod named;
 mod network;
@@ -23,8 +24,8 @@ mod vm;
 mod volume;
 mod workspace;
 
-use banger_api::Result;
-use clap::CommandFactory;
+use banger_api::{ErrorKind, Result};
+use clap::{CommandFactory, Parser};
 use futures_util::{StreamExt, stream};
 
 use crate::Context;
@@ -43,12 +44,15 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Shell(arguments) => return session::shell(context, arguments).await,
         Command::Cp(arguments) => copy::copy(context, arguments).await?,
         Command::Workspace(command) => workspace::dispatch(context, command).await?,
-        Command::Ps(arguments) => vm::list(context, arguments.all).await?,
+        Command::Ps(arguments) => vm::list(context, &arguments).await?,
+        Command::Show { vm } => vm::show(context, &vm).await?,
+        Command::Logs(arguments) => logs::logs(context, arguments).await?,
         Command::Stats(arguments) => stats::stats(context, arguments).await?,
         Command::Top { interval } => top::top(context, interval).await?,
         Command::Ping { vm } => stats::ping(context, &vm).await?,
         Command::Ports { vm } => stats::ports(context, &vm).await?,
         Command::Analyze(command) => analyze::dispatch(context, command).await?,
+        Command::Create(arguments) => vm::create_command(context, arguments).await?,
         Command::Start(arguments) => return vm::start(context, arguments).await,
         Command::Stop(arguments) => return vm::stop(context, arguments).await,
         Command::Restart(arguments) => return vm::restart(context, arguments).await,
@@ -75,6 +79,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::SshConfig(arguments) => ssh::config::configure(context, &arguments).await?,
         Command::SshProxy { destination } => ssh::proxy::proxy(context, &destination).await?,
         Command::SshKnownHosts { destination } => ssh::known_hosts(context, &destination).await?,
+        Command::Help { words } => return help(&words),
         Command::Completion { shell } => {
             crate::output::print(&crate::complete::script(shell)?);
         }
@@ -84,6 +89,19 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<u8> {
         }
     }
     Ok(SUCCESS)
+}
+
+/// What `--help` of the command that these words are says.
+fn help(words: &[String]) -> Result<u8> {
+    let mut command = &Arguments::command();
+    for word in words {
+        command = command.find_subcommand(word).ok_or_else(|| {
+            ErrorKind::InvalidArgs
+                .error(format!("there is no command {}; see `banger help`", words.join(" ")))
+        })?;
+    }
+    let line = ["banger"].into_iter().chain(words.iter().map(String::as_str)).chain(["--help"]);
+    Ok(Arguments::try_parse_from(line).map_or_else(|said| crate::exit::answer(&said, []), |_| SUCCESS))
 }
 
 /// Bytes as text, such as those of a digest.

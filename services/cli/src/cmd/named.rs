@@ -19,7 +19,7 @@ use crate::Context;
 use crate::args::{Session, SessionAttach, SessionLogs, SessionSend, SessionStart, Which};
 use crate::detach::{self, Typed};
 use crate::exit::{SUCCESS, Status};
-use crate::output::{ago, headline, or_dash, utc};
+use crate::output::{ago, headline, or_dash, tell, utc};
 use crate::terminal::{self, RawMode};
 use crate::{patience, stream};
 
@@ -77,7 +77,10 @@ async fn start(context: &Context, arguments: SessionStart) -> Result<u8> {
     let name = name.unwrap_or_default();
     let (name, _) = sessions.start_session(&vm, &name, &argv, &environment, options).await?;
     if !attach {
-        context.output.line(&name);
+        match context.output.json {
+            true => context.output.value(&serde_json::json!({"name": name}))?,
+            false => context.output.line(&name),
+        }
         return Ok(SUCCESS);
     }
     let detach_keys = detach::parse(detach::DEFAULT).map_err(Error::internal)?;
@@ -251,7 +254,7 @@ impl Printer {
         let (offset, time_usec, stream, data) = record;
         let data = data.as_ref();
         if *offset > self.next {
-            eprintln!("[{} bytes lost]", offset - self.next);
+            tell(format_args!("[{} bytes lost]", offset - self.next));
         }
         self.next = offset + data.len() as u64;
         let (out, err) = (stdout(), stderr());

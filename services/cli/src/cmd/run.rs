@@ -11,7 +11,7 @@ use crate::Context;
 use crate::args::{Bootstrap, Process, Pull, Run, WorkspacePrepare};
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
-use crate::output::table;
+use crate::output::{table, tell};
 use crate::terminal;
 
 pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
@@ -23,6 +23,9 @@ pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
         ));
     }
     let tooling = Tooling::load(&arguments.bootstrap)?;
+    if let Some(name) = &arguments.name {
+        vm::check_free(context, name).await?;
+    }
     for ended in provide(context, &arguments.image, arguments.machine.kernel.is_none()).await? {
         timings.stages(&ended);
     }
@@ -60,8 +63,8 @@ pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
         timings.total(begun.elapsed());
         // Standard output is the guest's.
         match context.output.json {
-            true => eprintln!("{}", timings.json()),
-            false => eprint!("{}", timings.table()),
+            true => tell(timings.json()),
+            false => tell(timings.table().trim_end()),
         }
     }
     code

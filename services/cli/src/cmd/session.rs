@@ -72,7 +72,7 @@ pub async fn on_terminal(
     let (id, _, pty) = sessions.open_shell(vm, &argv, &environment, options).await?;
     let pty = OwnedFd::from(pty);
     let raw = RawMode::enter()?;
-    stream::feed(pty.try_clone()?);
+    stream::type_into(pty.try_clone()?);
     let streams = async { stream::drain(pty, stdout().as_fd().try_clone_to_owned()?).await };
     let status = conduct(context, vm, &id, streams, &mut signals).await;
     drop(raw);
@@ -127,7 +127,11 @@ async fn conduct(
 /// between can be asked again.
 pub async fn wait(context: &Context, vm: &str, id: &str) -> Result<Status> {
     let ended = patience::ask(async || Ok(context.bus.sessions().await?.wait_session(vm, id).await?)).await;
-    let (status, signal) = ended.map_err(|error| error.context(format!("lost the command in {vm}")))?;
+    let (status, signal) = ended.map_err(|error| match error.kind() {
+        // It says so itself.
+        ErrorKind::NoSuchSession | ErrorKind::NoSuchVm => error,
+        _ => error.context(format!("lost the command in {vm}")),
+    })?;
     Ok(Status { status, signal })
 }
 

@@ -36,6 +36,7 @@ pub async fn top(context: &Context, seconds: u64) -> Result<()> {
     let _screen = Screen::enter();
     let mut keys = keys();
     let mut resized = signal(SignalKind::window_change())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
     let mut ended = signal(SignalKind::terminate())?;
     let mut hung_up = signal(SignalKind::hangup())?;
     let mut ticks = interval(Duration::from_secs(seconds));
@@ -50,6 +51,7 @@ pub async fn top(context: &Context, seconds: u64) -> Result<()> {
                 _ => return Ok(()),
             },
             _ = resized.recv() => {}
+            _ = interrupted.recv() => return Ok(()),
             _ = ended.recv() => return Ok(()),
             _ = hung_up.recv() => return Ok(()),
             _ = ticks.tick() => {

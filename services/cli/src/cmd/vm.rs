@@ -1,11 +1,12 @@
 //! `banger vm`, and its short forms.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use banger_api::options::OptionsBuilder;
-use banger_api::vm::VmProxy;
-use banger_api::{ErrorKind, Result, VMD};
+use banger_api::vm::{ForwardRow, VM, VmProxy, VmRow};
+use banger_api::{Error, ErrorKind, Result, VMD};
+use banger_core::glob;
 use serde::Serialize;
 use zbus::{OwnedObjectPath, Variant};
 
@@ -13,12 +14,13 @@ use super::states::{ANY, DOWN, UP};
 use super::workspace;
 use crate::Context;
 use crate::args::{
-    Attachment, Create, Egress, Expiry, Init, Kill, Machine, Restart, RestartPolicy, Rm, Set, Several, Spec,
-    Start, Stop, Vm, Vmm, Vms,
+    Attachment, Create, Egress, Expiry, Init, Kill, Machine, Ps, Restart, RestartPolicy, Rm, Set, Several,
+    Spec, Start, Stop, Vm, Vmm, Vms,
 };
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
-use crate::output::or_dash;
+use crate::objects::{Objects, Properties};
+use crate::output::{ago, or_dash};
 
 pub async fn dispatch(context: &Context, command: Vm) -> Result<u8> {
     match command {
@@ -34,13 +36,13 @@ pub async fn dispatch(context: &Context, command: Vm) -> Result<u8> {
         Vm::Rm(arguments) => return remove(context, arguments).await,
         Vm::Show { vm } => show(context, &vm).await?,
         Vm::Check { vm } => return check(context, &vm).await,
-        Vm::Ls => list(context, true).await?,
+        Vm::Ls => list(context, &Ps { all: true, ..Ps::default() }).await?,
         Vm::Reconcile => reconcile(context).await?,
     }
     Ok(SUCCESS)
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct Row {
     name: String,
     state: String,
@@ -48,28 +50,66 @@ struct Row {
     address: String,
     health: String,
     ports: Vec<String>,
+    labels: BTreeMap<String, String>,
+    created_usec: u64,
+    /// 0 if it does not run.
+    started_usec: u64,
+}
+
+impl Row {
+    /// `vm` is the VM's object, if it is there already, or still.
+    fn read(listed: VmRow, vm: Option<&Properties<'_>>, forwards: &[ForwardRow]) -> Self {
+        let (name, state, image, address, health, _) = listed;
+        let ports = forwards.iter().filter(|forward| forward.0 == name).map(super::network::arrow).collect();
+        let labels = vm.and_then(|vm| vm.get::<HashMap<String, String>>("Labels")).unwrap_or_default();
+        let time = |property| vm.and_then(|vm| vm.get(property)).unwrap_or(0);
+        Self {
+            labels: labels.into_iter().collect(),
+            created_usec: time("CreatedTimestamp"),
+            started_usec: if UP.contains(&state.as_str()) { time("StartedTimestamp") } else { 0 },
+            name,
+            state,
+            image,
+            address,
+            health,
+            ports,
+        }
+    }
+
+    fn is_wanted(&self, wanted: &Ps) -> bool {
+        let states = match wanted.states.is_empty() {
+            false => wanted.states.contains(&self.state),
+            true => wanted.all || UP.contains(&self.state.as_str()),
+        };
+        let labels = wanted.labels.iter().all(|label| match label.split_once('=') {
+            Some((key, value)) => self.labels.get(key).is_some_and(|found| found == value),
+            None => self.labels.contains_key(label),
+        });
+        states && labels && wanted.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, &self.name))
+    }
 }
 
 /// `ps`, and `vm ls`.
-pub async fn list(context: &Context, all: bool) -> Result<()> {
+pub async fn list(context: &Context, wanted: &Ps) -> Result<()> {
     let vms = context.bus.vms().await?;
-    let (listed, forwards) = tokio::try_join!(vms.list_vms(), vms.list_forwards())?;
-    let rows: Vec<Row> = listed
-        .into_iter()
-        .map(|(name, state, image, address, health, _)| {
-            let ports =
-                forwards.iter().filter(|forward| forward.0 == name).map(super::network::arrow).collect();
-            Row { name, state, image, address, health, ports }
-        })
-        .filter(|row| all || matches!(row.state.as_str(), "starting" | "running" | "paused" | "stopping"))
-        .collect();
-    context.output.rows(&rows, &["NAME", "STATE", "HEALTH", "IMAGE", "ADDRESS", "PORTS"], |row| {
+    let (listed, forwards, objects) =
+        tokio::join!(vms.list_vms(), vms.list_forwards(), Objects::at(context, VMD));
+    let (listed, forwards, objects) = (listed?, forwards?, objects?);
+    let objects: HashMap<String, Properties<'_>> = objects.of(VM).map(|vm| (vm.text("Name"), vm)).collect();
+    let row = |listed: VmRow| {
+        let vm = objects.get(&listed.0);
+        Row::read(listed, vm, &forwards)
+    };
+    let mut rows: Vec<Row> = listed.into_iter().map(row).collect();
+    rows.retain(|row| row.is_wanted(wanted));
+    context.output.rows(&rows, &["NAME", "STATE", "HEALTH", "IMAGE", "ADDRESS", "STARTED", "PORTS"], |row| {
         vec![
             row.name.clone(),
             row.state.clone(),
             or_dash(known(&row.health)),
             row.image.clone(),
             or_dash(&row.address),
+            ago(row.started_usec),
             or_dash(&row.ports.join(", ")),
         ]
     })
@@ -86,16 +126,22 @@ async fn reconcile(context: &Context) -> Result<()> {
         return context.output.value(&repairs);
     }
     repairs.iter().for_each(|repair| context.output.line(repair));
+    if repairs.is_empty() {
+        context.output.note("there was nothing to remove");
+    }
     Ok(())
 }
 
-async fn show(context: &Context, name: &str) -> Result<()> {
+pub async fn show(context: &Context, name: &str) -> Result<()> {
     let path = context.bus.vms().await?.get_vm(name).await?;
     let vm: VmProxy<'static> = context.bus.object(VMD, &path).await?;
     context.output.description(&vm.describe().await?)
 }
 
-async fn create_command(context: &Context, arguments: Create) -> Result<()> {
+pub async fn create_command(context: &Context, arguments: Create) -> Result<()> {
+    if let Some(name) = &arguments.name {
+        check_free(context, name).await?;
+    }
     super::run::provide(context, &arguments.image, arguments.machine.kernel.is_none()).await?;
     let name = arguments.name.as_deref().unwrap_or_default();
     let created = create(context, name, &arguments.image, &arguments.machine, arguments.start).await?;
@@ -104,6 +150,17 @@ async fn create_command(context: &Context, arguments: Create) -> Result<()> {
     }
     context.output.line(&created.outcome);
     Ok(())
+}
+
+/// Refuses a name before an image is pulled for it. The service says it with more certainty, later.
+pub async fn check_free(context: &Context, name: &str) -> Result<()> {
+    match context.bus.vms().await?.get_vm(name).await.map_err(Error::from) {
+        Ok(_) => Err(ErrorKind::NameTaken.error(format!(
+            "there is a VM {name} already: choose another name, or delete it with `banger rm {name}`"
+        ))),
+        Err(error) if error.kind() == ErrorKind::NoSuchVm => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates a VM. The job's outcome is its name.
@@ -219,7 +276,13 @@ pub async fn set(context: &Context, arguments: Set) -> Result<()> {
     if arguments.no_ssh_keys {
         builder = builder.set("authorized_keys", Some(Vec::<String>::new()));
     }
-    let (live, next_start) = context.bus.vms().await?.set_vm(&arguments.vm, builder.build()).await?;
+    let options = builder.build();
+    if options.is_empty() {
+        return Err(
+            ErrorKind::InvalidArgs.error("nothing is to be changed; `banger set --help` lists what can be")
+        );
+    }
+    let (live, next_start) = context.bus.vms().await?.set_vm(&arguments.vm, options).await?;
     if context.output.json {
         return context.output.value(&serde_json::json!({"live": live, "next_start": next_start}));
     }
@@ -304,6 +367,9 @@ async fn check(context: &Context, name: &str) -> Result<u8> {
         context.output.value(&serde_json::json!({"problems": shown, "warnings": warnings}))?;
     } else {
         warnings.iter().for_each(|warning| context.output.note(warning));
+    }
+    if problems.is_empty() && !context.output.json {
+        context.output.note(&format!("nothing keeps {name} from starting"));
     }
     let mut code = SUCCESS;
     for (error, message) in problems.into_iter().rev() {

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::plan::Task;
-use crate::output::Output;
+use crate::output::{Output, tell};
 
 pub struct Log<'a> {
     output: &'a Output,
@@ -64,6 +64,6 @@ impl<'a> Log<'a> {
         event["step"] = json!(task.number);
         event["steps"] = json!(self.steps);
         event["title"] = json!(task.title);
-        eprintln!("{event}");
+        tell(event);
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::Context;
 use crate::job::{filling, pace, spinner};
-use crate::output::size;
+use crate::output::{size, tell};
 
 /// How often a bar is drawn anew, and a line of JSON written.
 const DRAW: Duration = Duration::from_millis(200);
@@ -62,7 +62,7 @@ impl Meter {
                 bar.set_position(if total > 0 { bytes.min(total) } else { bytes });
                 bar.set_message(message(bytes, total, bar.per_sec()));
             } else if json {
-                eprintln!("{}", json!({"title": title, "completed": bytes, "total": total, "unit": "bytes"}));
+                tell(json!({"title": title, "completed": bytes, "total": total, "unit": "bytes"}));
             }
         };
         if let Some(bar) = bar {

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use banger_api::service::ServiceProxy;
 use banger_api::vm::VmStats;
-use banger_api::{Error, IMAGED, NETD, Result, SERVICES, SESSIOND, Service, VMD};
+use banger_api::{IMAGED, NETD, Result, SERVICES, SESSIOND, Service, VMD};
 use futures_util::future::join_all;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use zbus::fdo::{ManagedObjects, ObjectManagerProxy};
-use zbus::{OwnedVariant, names::OwnedInterfaceName};
 
 use crate::Context;
 use crate::cmd::stats;
+use crate::exit;
+use crate::objects::{Objects, Properties};
 use crate::output::print;
 use text::{Exposition, Family, Kind};
 
@@ -117,7 +117,7 @@ async fn take(context: &Context) -> String {
             _ => sessions(context, &mut exposition).await,
         };
         let up = outcome
-            .inspect_err(|error| eprintln!("banger: banger-{}: {}", service.id, error.message()))
+            .inspect_err(|error| exit::say(&format!("banger-{}: {}", service.id, error.message())))
             .is_ok();
         exposition.add("banger_service_up", &[("service", service.id)], Some(f64::from(up)));
     }
@@ -129,14 +129,7 @@ async fn objects(context: &Context, service: Service, exposition: &mut Expositio
     let proxy: ServiceProxy<'_> = context.bus.object(service, service.path).await?;
     let version = proxy.version().await?;
     exposition.add("banger_service", &[("service", service.id), ("version", &version)], Some(1.0));
-    let connection = context.bus.connect(service).await?;
-    let manager = ObjectManagerProxy::builder(&connection)
-        .destination(service.bus_name)
-        .path(service.path)
-        .build()
-        .await
-        .map_err(Error::from)?;
-    let objects = Objects(manager.get_managed_objects().await.map_err(zbus::Error::from)?);
+    let objects = Objects::at(context, service).await?;
     let running = objects.of(banger_api::job::INTERFACE).filter(|job| job.text("State") == "running");
     let running: Vec<String> = running.map(|job| job.text("Kind")).collect();
     for (kind, count) in counted(running) {
@@ -279,42 +272,6 @@ fn counted<T: Ord>(things: impl IntoIterator<Item = T>) -> std::collections::BTr
     counts
 }
 
-/// What is at a service.
-struct Objects(ManagedObjects);
-
-impl Objects {
-    /// Those with this interface.
-    fn of<'a>(&'a self, interface: &'a str) -> impl Iterator<Item = Properties<'a>> {
-        let has = move |(name, _): &(&OwnedInterfaceName, _)| name.as_str() == interface;
-        self.0
-            .values()
-            .filter_map(move |interfaces| interfaces.iter().find(has))
-            .map(|(_, properties)| Properties(properties))
-    }
-}
-
-/// Those of one object. What is not there, or something else than thought, is nothing.
-struct Properties<'a>(&'a std::collections::HashMap<String, OwnedVariant>);
-
-impl Properties<'_> {
-    fn text(&self, name: &str) -> String {
-        self.get(name).unwrap_or_default()
-    }
-
-    fn number(&self, name: &str) -> Option<f64> {
-        let number = self.get::<u64>(name).or_else(|| self.get::<u32>(name).map(u64::from));
-        number.map(|number| number as f64)
-    }
-
-    fn length(&self, name: &str) -> f64 {
-        self.get::<Vec<String>>(name).map_or(0, |list| list.len()) as f64
-    }
-
-    fn get<T: TryFrom<OwnedVariant>>(&self, name: &str) -> Option<T> {
-        T::try_from(self.0.get(name)?.try_clone().ok()?).ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use banger_api::agent::{DiskCounters, Stats};
@@ -356,7 +313,8 @@ mod tests {
 
     #[test]
     fn what_is_there_is_described() {
-        let value = |value: zbus::Variant<'static>| OwnedVariant::try_from(value).expect("no descriptors");
+        let value =
+            |value: zbus::Variant<'static>| zbus::OwnedVariant::try_from(value).expect("no descriptors");
         let properties = std::collections::HashMap::from([
             ("Name".to_owned(), value("web".into())),
             ("State".to_owned(), value("running".into())),

@@ -26,7 +26,7 @@ use super::record::Record;
 use super::source;
 use crate::Context;
 use crate::args::Bootstrap as Arguments;
-use crate::output::or_dash;
+use crate::output::{or_dash, tell};
 use config::{Config, Preset};
 use facts::{Answer, Question};
 pub use plan::Row;
@@ -235,7 +235,7 @@ fn note(record: &mut Record, asked: &[Ask], plan: &Plan) {
 
 fn show(context: &Context, plan: &Plan) {
     if context.output.json && !context.output.quiet {
-        eprintln!("{}", json!({ "plan": plan.rows }));
+        tell(json!({ "plan": plan.rows }));
     } else {
         context.output.note(plan.table().trim_end());
     }

@@ -11,12 +11,12 @@ use serde_json::json;
 
 use super::plan::Step;
 use super::{Place, ROOT};
-use crate::Context;
 use crate::args::Which;
 use crate::cmd::named;
 use crate::cmd::session::{Event, Signals, wait};
 use crate::exit::Status;
 use crate::lines::Lines;
+use crate::{Context, output};
 
 /// The session. What is run as another user than what is before it has the second one.
 const NAMES: [&str; 2] = ["bootstrap", "bootstrap-2"];
@@ -225,7 +225,7 @@ impl<'a> Screen<'a> {
 /// Returns that more is wanted.
 fn tell(session: &str, stream: &str, line: &[u8]) -> bool {
     let line = String::from_utf8_lossy(line);
-    eprintln!("{}", json!({ "session": session, "stream": stream, "line": line }));
+    output::tell(json!({ "session": session, "stream": stream, "line": line }));
     true
 }
 
