@@ -226,6 +226,10 @@ fn several_attach_to_one_session_and_anybody_sends() {
 #[test]
 fn a_terminal_is_attached_to_and_detached_from() {
     let vm = Vm::running("t-session-tty", BUSYBOX);
+    // Whoever reads a terminal to its end is not hung up for that, nor is a script that is piped into a shell.
+    assert_eq!(banger(&["exec", "-t", vm.name(), "cat"]).ok(), "");
+    let script = format!("printf 'echo $((6*7))\n' | banger shell {}", vm.name());
+    assert!(run("sh", &["-c", &script]).ok().contains("42"));
     session("start", &["--name", "shell", "-t", vm.name()]).ok();
     let attach = |typed: &str| {
         let line = format!(

@@ -26,6 +26,8 @@ const MAX_STREAMS: usize = 2048;
 const MAX_TOKEN: usize = 64;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const BUFFER: usize = 64 * 1024;
+/// How long a command may go on without the terminal that it has closed.
+const LAST_STEPS: Duration = Duration::from_secs(1);
 /// How long a write may be stuck before the device is asked to look after the other end.
 const STUCK: Duration = Duration::from_secs(1);
 
@@ -89,6 +91,10 @@ async fn handle(connection: Connection, table: &Table) -> io::Result<()> {
                 whole = drain(&master, &connection) => whole,
                 () = feed(&connection, &master) => false,
             };
+            if whole {
+                // Programs close their terminal on the way to their end, and a hang-up is not to be that.
+                let _ = timeout(LAST_STEPS, table.wait(&id)).await;
+            }
             table.release_terminal(&id);
             drop(master);
             if whole {
