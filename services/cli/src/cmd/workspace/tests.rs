@@ -371,7 +371,7 @@ fn hostile_files() {
     world.prepare(&world.wish(Mode::Clone), false).expect("prepares");
     world.sh("mkdir outside; echo safe >outside/file; cd guest; echo '* filter=evil diff=evil' >.gitattributes; echo 2 >new
         rm -r dir; ln -s ../outside dir; ln -s /etc .gitignore; printf '[core]\\n\\tfsmonitor = touch ../ran\\n' >>.git/config
-        mkdir -p inner/.git; echo x >inner/.git/config; echo y >inner/file; chmod 0 inner/file");
+        mkdir -p inner/.git; echo x >inner/.git/config; echo y >inner/file; chmod 6400 inner/file");
     let exported = world.export(&Aim::default()).expect("exports");
     fs::write(world.at("patch"), &exported.patch).expect("writes");
     assert!(!world.at("ran").exists());
