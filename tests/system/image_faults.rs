@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use banger_api::IMAGED;
 use banger_tests::faults::{Mortal, failpoints};
 use banger_tests::tar::{Entry, Tar};
-use banger_tests::{BUSYBOX, Vm, Way, banger, job_error, json, oci, run, sh};
+use banger_tests::{BUSYBOX, Vm, Way, banger, json, oci, run, sh};
 
 const STATE: &str = "/var/lib/banger/imaged";
 
@@ -32,7 +32,7 @@ fn no_failpoint_is_forgotten() {
     assert_eq!(failpoints("imaged"), tried);
 }
 
-fn files(directory: &str) -> BTreeSet<String> {
+pub fn files(directory: &str) -> BTreeSet<String> {
     let listed = std::fs::read_dir(format!("{STATE}/{directory}")).expect("reads");
     listed.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect()
 }
@@ -46,7 +46,7 @@ fn column(list: &[&str], key: &str) -> BTreeSet<String> {
 /// Rows and files are of the same images and kernels, and nothing is unfinished. Returns the names
 /// of the images.
 #[track_caller]
-fn whole(point: &str) -> BTreeSet<String> {
+pub fn whole(point: &str) -> BTreeSet<String> {
     let names = column(&["image", "ls"], "name");
     assert_eq!(files("images"), column(&["image", "ls"], "id"), "after {point}");
     assert_eq!(files("kernels"), column(&["kernel", "ls"], "name"), "after {point}");
@@ -54,7 +54,7 @@ fn whole(point: &str) -> BTreeSet<String> {
     names
 }
 
-fn blobs() -> BTreeSet<String> {
+pub fn blobs() -> BTreeSet<String> {
     files("blobs/sha256")
 }
 
@@ -63,12 +63,12 @@ fn leases() -> String {
 }
 
 /// The archive of an OCI layout with two layers that no other image has.
-struct Source {
+pub struct Source {
     dir: tempfile::TempDir,
 }
 
 impl Source {
-    fn new(content: &[u8]) -> Self {
+    pub fn new(content: &[u8]) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let layer = |name: &str| Tar::default().file(name, content).finish();
         let layout = dir.path().join("oci");
@@ -77,7 +77,7 @@ impl Source {
         Self { dir }
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         self.dir.path().join("oci.tar").display().to_string()
     }
 }
@@ -187,130 +187,6 @@ fn a_kernel_is_whole_or_nothing() {
         assert!(!is_there(), "after {point}");
         whole(point);
     }
-}
-
-/// A service with this little room for everything it stores.
-struct Small {
-    service: &'static str,
-}
-
-impl Small {
-    fn new(service: &'static str, group: &str, kib: u32) -> Self {
-        let small = Self { service };
-        // Its directory is made with its first start.
-        let unit = format!("banger-{service}.service");
-        sh(&format!("test -d {} || systemctl start {unit}; systemctl stop {unit}", small.state())).ok();
-        let options = format!("size={kib}k,mode=0750,uid=banger-{service},gid={group}");
-        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", &small.state()]).ok();
-        small
-    }
-
-    fn state(&self) -> String {
-        format!("/var/lib/banger/{}", self.service)
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let _ = sh(&format!("cat /dev/zero >>{}/filled", self.state()));
-        sh(&format!("test $(stat -fc %f {}) = 0", self.state())).ok();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let service = self.service;
-        let _ = sh(&format!("systemctl stop banger-{service}.service; umount {}", self.state()));
-        // It has begun more often than a service may that nobody stops.
-        let _ = sh(&format!(
-            "systemctl reset-failed banger-{service}.service banger-{service}.socket; systemctl start banger-{service}.socket"
-        ));
-    }
-}
-
-/// A disk that somebody else fills, at once again after whatever was removed. What adds something is refused,
-/// what removes something is not.
-#[test]
-fn on_a_full_disk_images_can_be_removed() {
-    let small = Small::new("imaged", "banger-vm", 8 << 10);
-    banger(&["image", "import", "--name", "t-full-a", &Source::new(b"a").path()]).ok();
-    banger(&["image", "import", "--name", "t-full-b", &Source::new(b"b").path()]).ok();
-    small.fill();
-    let name = |n: u32| format!("t-full-{n}-{}", "x".repeat(80));
-    // Until the database would have to grow: what was promised to the log is not what gives way.
-    let refused = (0..200).find_map(|n| {
-        let tag = banger(&["image", "tag", "t-full-a", &name(n)]);
-        (tag.status != 0).then_some((n, tag))
-    });
-    let (tagged, refused) = refused.expect("a disk without room has no room for names");
-    refused.refused(&["the disk is full", "free some space"]);
-    assert_eq!(files("staging"), BTreeSet::new());
-    // The next instance begins with nothing but the log to read.
-    sh("systemctl stop banger-imaged.service").ok();
-    for n in 0..tagged {
-        banger(&["image", "rm", &name(n)]).ok();
-        small.fill();
-    }
-    banger(&["image", "rm", "t-full-a"]).ok();
-    small.fill();
-    banger(&["image", "prune", "--all"]).ok();
-    assert_eq!(whole("a full disk"), BTreeSet::new());
-    assert_eq!(blobs(), BTreeSet::new());
-}
-
-#[test]
-fn on_a_full_disk_vms_can_be_removed() {
-    let small = Small::new("vmd", "banger-vmd", 32 << 10);
-    let (vm, other) = (Vm::named("t-full-vm"), Vm::named("t-full-other"));
-    let create = |name: &str| banger(&["vm", "create", "--name", name, BUSYBOX]);
-    create(vm.name()).ok();
-    banger(&["volume", "create", "t-full-volume"]).ok();
-    small.fill();
-    create(other.name()).refused(&["No space left on device", "free some space and try again"]);
-    assert_eq!(sh(&format!("ls {}/vms", small.state())).ok(), format!("{}\n", vm.name()));
-    banger(&["reset", vm.name()]).ok();
-    small.fill();
-    sh("systemctl stop banger-vmd.service").ok();
-    banger(&["volume", "rm", "t-full-volume"]).ok();
-    small.fill();
-    banger(&["rm", vm.name()]).ok();
-    assert_eq!(sh(&format!("ls {}/vms", small.state())).ok(), "");
-}
-
-/// Wherever the room ends: in a blob, in what is noted of a layer, in the root filesystem, in the
-/// database.
-#[test]
-fn a_full_disk_is_told_and_leaves_nothing() {
-    const KIB: u32 = 1024;
-    let content: Vec<u8> = (0..400 * KIB / 4).flat_map(|n: u32| n.to_le_bytes()).collect();
-    let crafted = oci::push_layers("t-full", &[&oci::tar(&[("a", &content)]), &oci::tar(&[("b", &content)])]);
-    let (mut refused, mut done) = (0, 0);
-    // Two layers of 400 KiB, and the same again as a root filesystem; the database wants 1 MiB and some.
-    for kib in (1200..=3600).step_by(120) {
-        let small = Small::new("imaged", "banger-vm", kib);
-        if banger(&["image", "ls"]).status != 0 {
-            // Not even the database has room.
-            continue;
-        }
-        let before = files("images").len() + blobs().len();
-        let pull = banger(&["pull", &crafted.reference]);
-        match pull.status {
-            0 => {
-                done += 1;
-                banger(&["image", "verify", &crafted.reference]).ok();
-                banger(&["image", "rm", &crafted.reference]).ok();
-            }
-            _ => {
-                refused += 1;
-                pull.refused(&["free some space and try again"]);
-                let name = job_error(IMAGED, "Pull", &["sa{sv}", &crafted.reference, "0"]);
-                assert_eq!(name, "org.banger.Error.NoSpace", "with {kib} KiB");
-            }
-        }
-        assert_eq!(whole(&format!("{kib} KiB")), BTreeSet::new());
-        assert_eq!(files("images").len() + blobs().len(), before, "with {kib} KiB");
-        drop(small);
-    }
-    assert!(refused > 5 && done > 2, "{refused} refused, {done} done");
 }
 
 /// What imaged has had in memory at most since it began, KiB.

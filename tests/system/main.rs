@@ -17,6 +17,7 @@ mod events;
 mod faults;
 mod files;
 mod forwards;
+mod full_disk;
 mod guests;
 mod health;
 mod image_faults;

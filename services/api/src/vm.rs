@@ -430,7 +430,7 @@ pub trait Vm {
     /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `failed`.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
-    /// `unknown`, `healthy` or `unresponsive`; see `banger_core::health`.
+    /// `unknown`, `healthy`, `unresponsive` or `stalled`; see `banger_core::health`.
     #[zbus(property)]
     fn health(&self) -> zbus::Result<String>;
     /// When the guest last gave a sign of life, microseconds since 1970; 0: never in this run.

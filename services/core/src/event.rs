@@ -97,7 +97,9 @@ events! {
     VmResumed = "vm-resumed" "dd41ee0bfee24225b7a94988185ff9e8" UNIT { vm } "VM {vm} goes on";
     /// Its guest has not given a sign of life for half a minute.
     VmUnresponsive = "vm-unresponsive" "35476e91bb7042399f107cc3bd779abe" UNIT warning { vm } "VM {vm} does not answer";
-    /// Its guest gives signs of life again, after it was unresponsive.
+    /// The host has no room for what its guest writes, so the guest stands still. It loses nothing, and goes on when there is room.
+    VmStalled = "vm-stalled" "30c8763483914b61b5061fd20c446e04" UNIT warning { vm } "VM {vm} stands still: the host has no room for what it writes";
+    /// Its guest gives signs of life again, after it was unresponsive or stalled.
     VmHealthy = "vm-healthy" "0938c17c0e214897a46cc4ae7a2d666f" UNIT { vm } "VM {vm} answers again";
     /// Its guest is asked to shut down. There is no such event where the VM ends otherwise.
     VmStopping = "vm-stopping" "61997a7c023b47d59a9dc41423035cc1" UNIT { vm } "VM {vm} is stopping";

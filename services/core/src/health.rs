@@ -20,6 +20,8 @@ pub enum Health {
     Healthy,
     /// Nothing was heard for [`SILENCE`].
     Unresponsive,
+    /// Its VMM has it stand still, as the host has no room for what it writes.
+    Stalled,
 }
 
 impl Health {
@@ -28,12 +30,14 @@ impl Health {
             Health::Unknown => "unknown",
             Health::Healthy => "healthy",
             Health::Unresponsive => "unresponsive",
+            Health::Stalled => "stalled",
         }
     }
 
     /// From what the VM does and the last status of its unit.
     pub fn of(state: State, status: &str) -> Self {
-        let known = [Health::Healthy, Health::Unresponsive].into_iter().find(|it| it.as_str() == status);
+        let known = [Health::Healthy, Health::Unresponsive, Health::Stalled];
+        let known = known.into_iter().find(|it| it.as_str() == status);
         known.filter(|_| state == State::Running).unwrap_or(Health::Unknown)
     }
 }
@@ -46,6 +50,7 @@ mod tests {
     fn only_of_a_guest_that_runs_anything_is_known() {
         assert_eq!(Health::of(State::Running, "healthy"), Health::Healthy);
         assert_eq!(Health::of(State::Running, "unresponsive"), Health::Unresponsive);
+        assert_eq!(Health::of(State::Running, "stalled"), Health::Stalled);
         for status in ["", "ready", "unknown", "paused"] {
             assert_eq!(Health::of(State::Running, status), Health::Unknown, "{status:?}");
         }

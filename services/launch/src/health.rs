@@ -21,7 +21,7 @@ use banger_core::event::Event;
 use banger_core::guest::{ALIVE_KEY, PANIC_SEEN_KEY};
 use banger_core::health::{Health, SILENCE};
 use banger_core::name::VmName;
-use banger_vmm::control::{QEMU_EVENTS, QEMU_HELLO, finish};
+use banger_vmm::control::{QEMU_EVENTS, QEMU_GO_ON, QEMU_HELLO, finish, stalls};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
@@ -29,7 +29,7 @@ use crate::attend::{self, GOODBYE};
 use crate::note;
 
 /// The longest line that is heard; what is longer says nothing.
-const MAX_LINE: usize = 256;
+const MAX_LINE: usize = 1024;
 
 /// Name of a file in the runtime directory that is there while the VMM may still tell of its guest's end.
 const LISTENING: &str = "listening";
@@ -47,6 +47,9 @@ pub fn settle(runtime_dir: &Path) {
 
 /// However fast a guest speaks, systemd and the journal are told no more often than this.
 const RESPITE: Duration = Duration::from_millis(100);
+
+/// How often a guest for whose writes there is no room tries again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Watches over the guest until the VMM ends, and this process with it.
 pub fn watch(name: &VmName, listener: UnixListener, runtime_dir: &Path) -> Result<()> {
@@ -96,7 +99,8 @@ impl Watch {
             vec![PollFd::new(&self.marks, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
         let calls = self.call.iter().chain(&self.vmm);
         waits.extend(calls.map(|call| PollFd::new(&call.stream, PollFlags::IN)));
-        let left = self.pulse.deadline().map(|end| end.saturating_duration_since(Instant::now()));
+        let next = self.pulse.deadline().into_iter().chain(self.pulse.retry()).min();
+        let left = next.map(|next| next.saturating_duration_since(Instant::now()));
         let left = left.map(Timespec::try_from).transpose()?;
         match poll(&mut waits, left.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -109,6 +113,7 @@ impl Watch {
         // After what was said meanwhile.
         let words = self.pulse.expire(Instant::now());
         self.tell(words);
+        self.try_again();
         if heard {
             thread::sleep(RESPITE);
         }
@@ -185,6 +190,21 @@ impl Watch {
             self.vmm = None;
             let _ = fs::remove_file(self.runtime_dir.join(LISTENING));
         }
+        if lines.iter().any(|line| stalls(line)) {
+            let words = self.pulse.stall(Instant::now());
+            self.tell(words);
+        }
+    }
+
+    /// Has a guest that stands still for want of room go on. It stands still again if there is none yet.
+    fn try_again(&mut self) {
+        if !self.pulse.is_to_try(Instant::now()) {
+            return;
+        }
+        let Some(vmm) = &mut self.vmm else { return };
+        if let Err(error) = vmm.stream.write_all(QEMU_GO_ON) {
+            eprintln!("cannot have the guest go on: {error}");
+        }
     }
 
     fn note_goodbye(&mut self, goodbye: Goodbye) {
@@ -260,6 +280,7 @@ struct Words {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Unresponsive,
+    Stalled,
     Healthy,
     Paused,
     Resumed,
@@ -269,6 +290,7 @@ impl Change {
     fn event(self, vm: &str) -> Event<'_> {
         match self {
             Change::Unresponsive => Event::VmUnresponsive { vm },
+            Change::Stalled => Event::VmStalled { vm },
             Change::Healthy => Event::VmHealthy { vm },
             Change::Paused => Event::VmPaused { vm },
             Change::Resumed => Event::VmResumed { vm },
@@ -281,6 +303,8 @@ struct Pulse {
     health: Health,
     /// Since when nothing was heard; `None` while the clock stands still.
     silent_since: Option<Instant>,
+    /// When a guest that stands still for want of room is to try again.
+    retry: Option<Instant>,
     paused: bool,
     /// Whether the guest has said how it goes down.
     ending: bool,
@@ -290,7 +314,14 @@ struct Pulse {
 
 impl Pulse {
     fn new(watchdog: Option<String>) -> Self {
-        Self { health: Health::Unknown, silent_since: None, paused: false, ending: false, watchdog }
+        Self {
+            health: Health::Unknown,
+            silent_since: None,
+            retry: None,
+            paused: false,
+            ending: false,
+            watchdog,
+        }
     }
 
     /// systemd would start its clock by itself, when the unit is active.
@@ -301,7 +332,8 @@ impl Pulse {
     fn beat(&mut self, now: Instant) -> Words {
         let mut words = Words::default();
         if self.health != Health::Healthy {
-            words.change = (self.health == Health::Unresponsive).then_some(Change::Healthy);
+            let was_told = matches!(self.health, Health::Unresponsive | Health::Stalled);
+            words.change = was_told.then_some(Change::Healthy);
             self.health = Health::Healthy;
             words.states.extend(self.status());
         }
@@ -330,6 +362,35 @@ impl Pulse {
             words.states.extend(self.run_watchdog());
         }
         words
+    }
+
+    /// The VMM has the guest stand still, for want of room.
+    fn stall(&mut self, now: Instant) -> Words {
+        self.retry = Some(now + RETRY);
+        let ran = self.silent_since.take().is_some();
+        let mut words = Words::default();
+        if self.health != Health::Stalled {
+            self.health = Health::Stalled;
+            words = Words { states: self.status(), change: Some(Change::Stalled) };
+        }
+        if ran {
+            words.states.extend(self.hold_watchdog());
+        }
+        words
+    }
+
+    /// When the guest is to try again. One that is paused stays so.
+    fn retry(&self) -> Option<Instant> {
+        self.retry.filter(|_| !self.paused)
+    }
+
+    /// Whether that is now. It is once: whoever still has no room is told to be stalled again.
+    fn is_to_try(&mut self, now: Instant) -> bool {
+        let due = self.retry().is_some_and(|retry| now >= retry);
+        if due {
+            self.retry = None;
+        }
+        due
     }
 
     /// The guest goes down in order, which has limits of its own.
@@ -429,6 +490,33 @@ mod tests {
         let states = pulse.pause(false, resumed).states;
         assert_eq!(states, ["STATUS=healthy", "WATCHDOG_USEC=60000000", "WATCHDOG=1"]);
         assert_eq!(pulse.deadline(), Some(resumed + SILENCE));
+    }
+
+    #[test]
+    fn a_guest_without_room_tries_again_until_it_answers() {
+        let (mut pulse, now) = pulse();
+        pulse.beat(now);
+        let stalled = pulse.stall(now);
+        assert_eq!(stalled.states, ["STATUS=stalled", "WATCHDOG_USEC=0"]);
+        assert_eq!(stalled.change, Some(Change::Stalled));
+        assert_eq!(pulse.deadline(), None);
+        for tries in 0..3 {
+            let now = now + tries * RETRY;
+            assert!(!pulse.is_to_try(now));
+            assert_eq!(pulse.retry(), Some(now + RETRY));
+            assert!(pulse.is_to_try(now + RETRY));
+            assert_eq!(pulse.retry(), None);
+            assert_eq!(pulse.stall(now + RETRY), Words::default());
+        }
+        // Whoever pauses it has the say.
+        pulse.pause(true, now);
+        assert_eq!(pulse.retry(), None);
+        pulse.pause(false, now);
+        assert_eq!(pulse.stall(now).states, ["WATCHDOG_USEC=0"]);
+        assert!(pulse.is_to_try(now + RETRY));
+        let healthy = pulse.beat(now + 2 * RETRY);
+        assert_eq!(healthy.states, ["STATUS=healthy", "WATCHDOG_USEC=60000000", "WATCHDOG=1"]);
+        assert_eq!(healthy.change, Some(Change::Healthy));
     }
 
     #[test]

@@ -221,8 +221,8 @@ impl VmObject {
         Ok(self.supervisor.state(&self.row()?).as_str().to_owned())
     }
 
-    /// unknown, healthy or unresponsive: whether the guest's agent is heard, every 10 s. unknown of a VM
-    /// that does not run, or is paused.
+    /// unknown, healthy or unresponsive: whether the guest's agent is heard, every 10 s. stalled while the host has
+    /// no room for what the guest writes. unknown of a VM that does not run, or is paused.
     #[zbus(property)]
     fn health(&self) -> fdo::Result<String> {
         Ok(self.supervisor.health(&self.row()?).as_str().to_owned())

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::RateLimit;
 use firecracker::Api;
 use qmp::Qmp;
-pub use qmp::finish;
+pub use qmp::{finish, stalls};
 
 /// Names of the VMMs' sockets in the runtime directory.
 pub const QEMU_SOCKET: &str = "qmp.sock";
@@ -26,6 +26,8 @@ pub const FIRECRACKER_SOCKET: &str = "firecracker.sock";
 /// Name of the socket at which QEMU tells a second client what happens, once it was sent [`QEMU_HELLO`].
 pub const QEMU_EVENTS: &str = "events.sock";
 pub const QEMU_HELLO: &[u8] = b"{\"execute\": \"qmp_capabilities\"}\n";
+/// Has a guest go on that QEMU has stopped: what it could not write is written again.
+pub const QEMU_GO_ON: &[u8] = b"{\"execute\": \"cont\"}\n";
 
 /// Name of the file in the runtime directory that holds the [`Restore`] of a VM that starts from
 /// a snapshot.

@@ -315,6 +315,13 @@ pub fn finish(line: &str) -> Option<Finish> {
     }
 }
 
+/// Whether a line of QEMU's says that the guest stands still as the host has no room for what it writes: the one error of
+/// a disk for which QEMU stops by itself (`BLOCK_IO_ERROR`; `werror=enospc`).
+pub fn stalls(line: &str) -> bool {
+    let Ok(event) = serde_json::from_str::<Value>(line) else { return false };
+    event["event"] == "BLOCK_IO_ERROR" && event["data"]["action"] == "stop"
+}
+
 /// From QEMU's `RunState`.
 fn state(status: &str) -> RunState {
     match status {
@@ -376,6 +383,20 @@ mod tests {
         );
         let (_dir, qmp) = talk(GREETING, &[answer]).await;
         assert_eq!(qmp.expect("connected").state().await.expect("a state"), RunState::Running);
+    }
+
+    #[test]
+    fn no_room_is_the_error_that_qemu_stops_for() {
+        let line = |action: &str| {
+            json!({"timestamp": {"seconds": 1, "microseconds": 2}, "event": "BLOCK_IO_ERROR",
+                "data": {"device": "", "nospace": true, "node-name": "root", "operation": "write", "action": action,
+                "reason": "No space left on device", "qom-path": "/machine/peripheral-anon/device[3]/virtio-backend"}})
+            .to_string()
+        };
+        assert!(stalls(&line("stop")));
+        for other in [&line("report"), "", "[]", r#"{"event": "STOP"}"#] {
+            assert!(!stalls(other), "{other}");
+        }
     }
 
     #[test]
