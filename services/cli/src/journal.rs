@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::args::Range;
+
 /// Whether there is a journal of the system, and it can be read.
 pub fn is_readable() -> bool {
     ["/var/log/journal", "/run/log/journal"].into_iter().any(|root| {
@@ -15,13 +17,9 @@ pub fn is_readable() -> bool {
     })
 }
 
-/// What journalctl(1) is told of the time.
-pub fn range(
-    follow: bool,
-    since: &Option<String>,
-    until: &Option<String>,
-    lines: Option<u32>,
-) -> Vec<String> {
+/// The options of journalctl(1) for a range.
+pub fn options(range: &Range) -> Vec<String> {
+    let Range { follow, since, until, lines } = range;
     let lines = lines.map(|lines| lines.to_string());
     let values = [("since", since), ("until", until), ("lines", &lines)];
     let values =

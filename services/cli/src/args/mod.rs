@@ -221,15 +221,10 @@ impl Command {
     }
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "\
-It is read from the journal of the system, which takes root or membership of the group systemd-journal or adm. What the VMM \
-says begins with \"vmm:\". Control characters of the guest's become spaces. With --json each line is an object: time, \
-time_usec (microseconds since 1970), message. `journalctl -u banger-vm@VM` shows the same with what systemd says of the VM.
-
-TIME is as in journalctl(1): 2026-01-31 12:00, yesterday, today, -1h.")]
-pub struct Logs {
-    /// Go on with what is said from now on
+/// What of the journal is shown.
+#[derive(Debug, Default, Args)]
+pub struct Range {
+    /// Go on with what comes from now on
     #[arg(short, long)]
     pub follow: bool,
     /// From this time on
@@ -238,9 +233,21 @@ pub struct Logs {
     /// Up to this time
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub until: Option<String>,
-    /// Only so many lines from the end; with --follow and without --since 10, else all
-    #[arg(short = 'n', long, visible_alias = "tail", value_name = "LINES")]
+    /// Only so many from the end; with --follow and without --since 10, else all
+    #[arg(short = 'n', long, visible_alias = "tail", value_name = "COUNT")]
     pub lines: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It is read from the journal of the system, which takes root or membership of the group systemd-journal or adm. What the VMM \
+says begins with \"vmm:\". Control characters of the guest's become spaces. With --json each line is an object: time, \
+time_usec (microseconds since 1970), message. `journalctl -u banger-vm@VM` shows the same with what systemd says of the VM.
+
+TIME is as in journalctl(1): 2026-01-31 12:00, yesterday, today, -1h.")]
+pub struct Logs {
+    #[command(flatten)]
+    pub range: Range,
     /// Put the time (UTC, by the host's clock) in front of each line
     #[arg(short, long)]
     pub timestamps: bool,
@@ -256,18 +263,8 @@ as banger-events(7) lists them.
 
 TIME is as in journalctl(1): 2026-01-31 12:00, yesterday, today, -1h.")]
 pub struct Events {
-    /// Go on with what happens from now on
-    #[arg(short, long)]
-    pub follow: bool,
-    /// From this time on
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
-    pub since: Option<String>,
-    /// Up to this time
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
-    pub until: Option<String>,
-    /// Only so many of the last; with --follow and without --since 10, else all
-    #[arg(short = 'n', long, value_name = "COUNT")]
-    pub lines: Option<u32>,
+    #[command(flatten)]
+    pub range: Range,
     /// Only those of this VM; more than once for several
     #[arg(long = "vm", value_name = "VM")]
     pub vms: Vec<String>,

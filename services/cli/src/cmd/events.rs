@@ -42,8 +42,7 @@ fn fields() -> String {
 
 /// What of the journal is wanted, for journalctl(1).
 fn selection(arguments: &args::Events) -> Vec<String> {
-    let args::Events { follow, since, until, lines, .. } = arguments;
-    let mut selection = journal::range(*follow, since, until, *lines);
+    let mut selection = journal::options(&arguments.range);
     let wanted = |kind: &&Kind| {
         arguments.events.is_empty() || arguments.events.iter().any(|event| kind.is_called(event))
     };
@@ -215,11 +214,9 @@ mod tests {
         let all = selection(&args::Events::default());
         assert_eq!(all.len(), KINDS.len());
         let some = args::Events {
-            follow: true,
-            lines: Some(3),
+            range: args::Range { follow: true, lines: Some(3), ..args::Range::default() },
             vms: vec!["web".into()],
             events: vec!["snapshot".into(), "vm-ready".into()],
-            ..args::Events::default()
         };
         assert_eq!(
             selection(&some),

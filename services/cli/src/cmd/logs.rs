@@ -12,7 +12,7 @@ use crate::{Context, args, journal};
 
 pub async fn logs(context: &Context, arguments: args::Logs) -> Result<()> {
     let vm = VmName::new(&arguments.vm).map_err(|error| ErrorKind::InvalidArgs.error(error.to_string()))?;
-    let args::Logs { follow, timestamps, .. } = arguments;
+    let (follow, timestamps) = (arguments.range.follow, arguments.timestamps);
     if follow {
         exists(context, &vm).await?;
     }
@@ -37,8 +37,7 @@ async fn exists(context: &Context, vm: &VmName) -> Result<()> {
 
 /// What of the journal is wanted, for journalctl(1).
 fn selection(arguments: &args::Logs, vm: &VmName) -> Vec<String> {
-    let range = journal::range(arguments.follow, &arguments.since, &arguments.until, arguments.lines);
-    [range, vec![format!("_SYSTEMD_UNIT={}", vm.unit())]].concat()
+    [journal::options(&arguments.range), vec![format!("_SYSTEMD_UNIT={}", vm.unit())]].concat()
 }
 
 /// An entry, as `--json` shows it.
@@ -85,6 +84,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::args::Range;
 
     fn said(message: Value) -> Said {
         let entry = json!({"__REALTIME_TIMESTAMP": "1709251199500000", "MESSAGE": message});
@@ -108,10 +108,7 @@ mod tests {
     #[test]
     fn journalctl_selects_the_unit() {
         let arguments = args::Logs {
-            follow: true,
-            since: Some("-1h".into()),
-            until: None,
-            lines: Some(3),
+            range: Range { follow: true, since: Some("-1h".into()), until: None, lines: Some(3) },
             timestamps: false,
             vm: "web".into(),
         };
