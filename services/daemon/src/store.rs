@@ -100,6 +100,7 @@ fn transaction<T>(
 fn place_pages(transaction: &Transaction<'_>) -> Result<()> {
     let pages: i64 = transaction.pragma_query_value(None, "page_count", |row| row.get(0)).map_err(db)?;
     let mut size = pages * i64::from(PAGE);
+    // SQLite does not say what kept it from growing the file.
     transaction.file_control(Some(MAIN_DB), FileControl::SizeHint(&mut size)).map_err(|_| no_space())
 }
 
@@ -129,7 +130,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.file_control(Some(MAIN_DB), FileControl::PersistWal(&mut 1))?;
     // The unit in which the file grows, without which hints of its size are not heard.
-    connection.file_control(Some(MAIN_DB), FileControl::ChunkSize(&mut PAGE.clone()))
+    let mut unit = PAGE;
+    connection.file_control(Some(MAIN_DB), FileControl::ChunkSize(&mut unit))
 }
 
 /// Has the log take its room. Each start looks, since there may have been none, or somebody may have

@@ -169,8 +169,11 @@ impl Disks {
             // Without room for both at once, the old one goes first. Until the new one is there the VM has
             // none, and does not start.
             Err(error) if error.kind() == ErrorKind::NoSpace => {
-                fs::remove_file(&disk).await?;
-                draft(&disk, spec.disk).await?
+                match fs::remove_file(&disk).await {
+                    // It went the last time, when there was no room even then.
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                    _ => draft(&disk, spec.disk).await?,
+                }
             }
             drafted => drafted?,
         };

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use banger_api::{Result, now_usec};
+use banger_core::health::Health;
 use banger_core::name::VmName;
 use banger_core::spec::Expiry;
 use banger_core::vm::State;
@@ -60,7 +61,9 @@ impl Supervisor {
         let path = self.0.context.runtime_dir.join("idle.json");
         let before = idle::load(&path)?;
         let rows = self.0.store.list();
-        let running = rows.iter().filter(|row| self.state(row) == State::Running);
+        // Whoever waits for room has something to do.
+        let works = |row: &&VmRow| self.state(row) == State::Running && self.health(row) != Health::Stalled;
+        let running = rows.iter().filter(works);
         let seen = running.map(|row| async {
             let sample = self.look(row, before.get(&row.name), limits.idle_cpu).await;
             sample.map(|sample| (row.name.clone(), sample))
