@@ -62,6 +62,32 @@ fn systemctl_is_an_equal_way() {
 }
 
 #[test]
+fn who_wants_a_vm_up_or_down_does_not_ask_which_it_is() {
+    let vm = Vm::named("t-wanted");
+    banger(&["vm", "create", "--name", vm.name(), BUSYBOX]).ok();
+    banger(&["stop", vm.name()]).ok();
+    assert_eq!(vm.state(), "created");
+    // Two who start it, and systemd itself, wait for one start.
+    run("systemctl", &["start", "--no-block", &vm.unit()]).ok();
+    let other = start("banger", &["start", vm.name()]);
+    banger(&["start", vm.name()]).ok();
+    other.join().expect("joins").ok();
+    assert_eq!(vm.state(), "running");
+    let pid = vm.pid();
+    let started = Way::Bus.call(VMD, "StartVm", &["s", vm.name()]);
+    assert_eq!(Way::Bus.wait(VMD, started).ok(), "s \"t-wanted\"\n");
+    assert_eq!(vm.pid(), pid);
+    // To stand still is neither.
+    banger(&["pause", vm.name()]).ok();
+    banger(&["start", vm.name()]).refused(&["banger resume t-wanted"]);
+    for _ in 0..2 {
+        let stopped = Way::Bus.call(VMD, "StopVm", &["sa{sv}", vm.name(), "0"]);
+        Way::Bus.wait(VMD, stopped).ok();
+        assert_eq!(vm.state(), "stopped");
+    }
+}
+
+#[test]
 fn a_vmm_that_dies_is_a_failed_vm_that_can_be_started_again() {
     let vm = Vm::running("t-dies", BUSYBOX);
     run("kill", &["-9", &vm.pid().to_string()]).ok();

@@ -207,12 +207,13 @@ pub trait Manager {
         options: HashMap<&str, Variant<'_>>,
     ) -> zbus::Result<(u32, OwnedObjectPath)>;
 
-    /// Starts a VM; the job ends when the guest is ready.
+    /// Starts a VM; the job ends when the guest is ready. One that runs is left as it is, one that starts is
+    /// waited for.
     #[zbus(allow_interactive_auth)]
     fn start_vm(&self, name: &str) -> zbus::Result<(u32, OwnedObjectPath)>;
 
-    /// Stops a VM: the guest is asked first. Options: `timeout u`, seconds after which it is
-    /// killed (default: as the unit says).
+    /// Stops a VM, if it runs: the guest is asked first. Options: `timeout u`, seconds after which it
+    /// is killed (default: as the unit says).
     #[zbus(allow_interactive_auth)]
     fn stop_vm(
         &self,

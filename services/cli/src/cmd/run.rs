@@ -177,8 +177,8 @@ async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Ti
             "{name} is stopped; banger start {name} starts it again, banger rm {name} deletes it"
         )),
         Ok(()) => {}
-        // It may have powered itself off, or been deleted from elsewhere.
-        Err(error) if matches!(error.kind(), ErrorKind::VmNotRunning | ErrorKind::NoSuchVm) => {}
+        // It may have been deleted from elsewhere.
+        Err(error) if error.kind() == ErrorKind::NoSuchVm => {}
         // The command has run, and its exit code is what was asked for.
         Err(error) => exit::complain(&error.context(format!("{name} is left running"))),
     }

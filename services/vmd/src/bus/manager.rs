@@ -50,7 +50,8 @@ impl Manager {
         Ok(self.supervisor.create_job(request).await)
     }
 
-    /// Starts a VM; the job ends when the guest is ready.
+    /// Starts a VM; the job ends when the guest is ready. One that runs is left as it is, one that starts is
+    /// waited for.
     #[zbus(out_args("job_id", "job"))]
     async fn start_vm(
         &self,
@@ -62,8 +63,8 @@ impl Manager {
         self.supervisor.start_job(vm_name(name)?).await
     }
 
-    /// Stops a VM: the guest is asked first. Options: timeout (u), seconds after which it is
-    /// killed.
+    /// Stops a VM, if it runs: the guest is asked first. Options: timeout (u), seconds after which it
+    /// is killed.
     #[zbus(out_args("job_id", "job"))]
     async fn stop_vm(
         &self,

@@ -22,24 +22,47 @@ use crate::effects::runtime;
 const INTERRUPTED: &str = "interrupted";
 
 impl Supervisor {
-    /// Starts the job that starts a VM.
+    /// Starts the job that starts a VM, unless it runs.
     pub async fn start_job(&self, name: VmName) -> Result<(u32, OwnedObjectPath)> {
         self.get(&name)?;
         let this = self.clone();
         let subject = name.to_string();
         let work = |progress: Progress| async move {
             let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
-            this.start_locked(&name, &progress).await?;
+            this.bring_up(&name, &progress).await?;
             Ok(name.to_string())
         };
         Ok(self.0.context.jobs.start("start", &subject, work).await)
     }
 
+    /// As systemd does with units, whom this asks, since it may have changed its mind an instant ago: one that
+    /// runs is what was wanted, and one on its way is waited for.
+    async fn bring_up(&self, name: &VmName, progress: &Progress) -> Result<()> {
+        if !self.0.units.is_active(name).await? {
+            return self.start_unit(name, progress).await;
+        }
+        match self.state_of(name)? {
+            State::Paused => {
+                Err(ErrorKind::VmPaused
+                    .error(format!("{name} is paused; `banger resume {name}` lets it go on")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// For whoever means a run of its own.
+    ///
+    /// # Errors
+    /// `VmRunning` if somebody was quicker.
     pub(super) async fn start_locked(&self, name: &VmName, progress: &Progress) -> Result<()> {
         let state = self.state_of(name)?;
         if state.is_up() {
             return Err(ErrorKind::VmRunning.error(format!("{name} is {} already", state.as_str())));
         }
+        self.start_unit(name, progress).await
+    }
+
+    async fn start_unit(&self, name: &VmName, progress: &Progress) -> Result<()> {
         progress.stage(Stage::Start.as_str());
         failpoint!("start.begun");
         // Somebody wants it now: what it did before counts no longer against it.
@@ -97,17 +120,16 @@ impl Supervisor {
             .error(format!("{name} did not come up: {reason}; see journalctl -u {}", name.unit()))
     }
 
-    /// Starts the job that stops a VM. After `timeout` the guest is not asked any longer.
+    /// Starts the job that stops a VM, if it runs. After `timeout` the guest is not asked any longer.
     pub async fn stop_job(&self, name: VmName, timeout: Option<Duration>) -> Result<(u32, OwnedObjectPath)> {
-        self.check_up(&name)?;
+        self.get(&name)?;
         let this = self.clone();
         let subject = name.to_string();
         let work = |progress: Progress| async move {
             progress.stage("stop");
             this.interrupt(&name);
             let _guard = this.lock(&name).await;
-            // One that ran only to be read is down by now.
-            if this.state_of(&name)?.is_up() {
+            if this.0.units.is_up(&name).await? {
                 this.stop_locked(&name, timeout).await?;
             }
             Ok(name.to_string())
@@ -118,7 +140,7 @@ impl Supervisor {
     /// Stops a VM that may have stopped by itself meanwhile.
     pub(super) async fn stop_now(&self, name: &VmName) -> Result<()> {
         let _guard = self.lock(name).await;
-        if self.state_of(name)?.is_up() { self.stop_locked(name, None).await } else { Ok(()) }
+        if self.0.units.is_up(name).await? { self.stop_locked(name, None).await } else { Ok(()) }
     }
 
     /// # Errors
@@ -172,10 +194,10 @@ impl Supervisor {
             progress.stage("stop");
             this.interrupt(&name);
             let _guard = this.lock(&name).await;
-            if this.state_of(&name)?.is_up() {
+            if this.0.units.is_up(&name).await? {
                 this.stop_locked(&name, timeout).await?;
             }
-            this.start_locked(&name, &progress).await?;
+            this.bring_up(&name, &progress).await?;
             Ok(name.to_string())
         };
         Ok(self.0.context.jobs.start("restart", &subject, work).await)

@@ -131,16 +131,13 @@ impl Supervisor {
         drop(open);
         match imported {
             // Its stream ended too early.
-            Err(error) if error.kind() == ErrorKind::InvalidImage && !self.runs(name).await? => {
+            Err(error)
+                if error.kind() == ErrorKind::InvalidImage && !self.0.units.is_active(name).await? =>
+            {
                 Err(went_down(name))
             }
             imported => imported,
         }
-    }
-
-    /// Whether the VM runs now and is not about to end. What vmd has seen may be an instant behind.
-    async fn runs(&self, name: &VmName) -> Result<bool> {
-        Ok(State::of(&self.0.units.active_state(name).await?, true) == State::Running)
     }
 }
 
