@@ -31,6 +31,17 @@ fn busctl_alone_creates_starts_lists_stops_and_deletes() {
 }
 
 #[test]
+fn a_vm_that_is_left_running_goes_on_with_its_command() {
+    let vm = Vm::named("t-left");
+    let command = "echo $A in $PWD; read line; echo $line; exit 3";
+    let run = ["run", "-d", "--name", vm.name(), "-e", "A=1", "-w", "/tmp", BUSYBOX, "sh", "-c", command];
+    assert_eq!(banger(&run).ok(), "t-left\n");
+    banger(&["session", "send", vm.name(), "main", "go on"]).ok();
+    assert_eq!(banger(&["session", "wait", vm.name(), "main"]).status, 3);
+    assert_eq!(banger(&["session", "logs", vm.name(), "main"]).text(), "1 in /tmp\ngo on\n");
+}
+
+#[test]
 fn the_cli_works_over_the_sockets_too() {
     let done = banger(&[
         "--peer",

@@ -21,8 +21,8 @@ pub struct Run {
     /// Name of the VM; a readable one is made up without it
     #[arg(long)]
     pub name: Option<String>,
-    /// Leave the VM running and print its name
-    #[arg(short, long, conflicts_with_all = ["rm", "tty", "command"])]
+    /// Leave the VM running and print its name; a command goes on by itself, as its session `main`
+    #[arg(short, long, conflicts_with_all = ["rm", "no_stdin"])]
     pub detach: bool,
     /// Delete the VM when the command has ended
     #[arg(long)]
@@ -95,7 +95,7 @@ pub struct Process {
     pub settings: Settings,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Settings {
     /// Environment variable; without VALUE that of the caller
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]

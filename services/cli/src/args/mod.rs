@@ -383,7 +383,7 @@ mod tests {
             assert!(run.rm && run.process.tty && run.process.interactive);
         }
         assert!(Arguments::try_parse_from(["banger", "exec", "web"]).is_err());
-        assert!(Arguments::try_parse_from(["banger", "run", "-d", "img", "sh"]).is_err());
+        assert!(Arguments::try_parse_from(["banger", "run", "-d", "--rm", "img", "sh"]).is_err());
         assert!(Arguments::try_parse_from(["banger", "ps", "--json", "-q", "--peer"]).is_ok());
     }
 }

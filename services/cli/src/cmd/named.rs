@@ -62,20 +62,27 @@ pub async fn dispatch(context: &Context, command: Session) -> Result<u8> {
     Ok(SUCCESS)
 }
 
-async fn start(context: &Context, arguments: SessionStart) -> Result<u8> {
-    let SessionStart { name, tty, attach, restart, settings, vm, command } = arguments;
+/// Starts a session and returns its name.
+pub async fn begin(context: &Context, wanted: &SessionStart) -> Result<String> {
+    let SessionStart { name, tty, restart, settings, vm, command, .. } = wanted;
     let argv: Vec<&str> = command.iter().map(String::as_str).collect();
-    let environment = environment(&settings, tty)?;
+    let environment = environment(settings, *tty)?;
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
-    let options = super::session::options(&settings)
+    let options = super::session::options(settings)
         .set("terminal", tty.then_some(true))
         .set("rows", tty.then_some(rows))
         .set("columns", tty.then_some(columns))
         .set("restart", restart.map(crate::args::RestartPolicy::word))
         .build();
     let sessions = context.bus.sessions().await?;
-    let name = name.unwrap_or_default();
-    let (name, _) = sessions.start_session(&vm, &name, &argv, &environment, options).await?;
+    let name = name.as_deref().unwrap_or_default();
+    let (name, _) = sessions.start_session(vm, name, &argv, &environment, options).await?;
+    Ok(name)
+}
+
+async fn start(context: &Context, arguments: SessionStart) -> Result<u8> {
+    let name = begin(context, &arguments).await?;
+    let SessionStart { attach, vm, .. } = arguments;
     if !attach {
         match context.output.json {
             true => context.output.value(&serde_json::json!({"name": name}))?,

@@ -6,13 +6,16 @@ use banger_api::image::ImageProxy;
 use banger_api::{ErrorKind, IMAGED, Result};
 
 use super::workspace::Tooling;
-use super::{image as images, kernel, session, vm, workspace};
+use super::{image as images, kernel, named, session, vm, workspace};
 use crate::Context;
-use crate::args::{Bootstrap, Process, Pull, Run, WorkspacePrepare};
+use crate::args::{Bootstrap, Process, Pull, Run, SessionStart, Settings, WorkspacePrepare};
 use crate::exit::{self, SUCCESS};
 use crate::job::{self, Ended};
 use crate::output::{table, tell};
 use crate::terminal;
+
+/// Of the command of a VM that is left running.
+const SESSION: &str = "main";
 
 pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
     let begun = Instant::now();
@@ -22,6 +25,7 @@ pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
             "--bootstrap, --no-bootstrap and --preset are about a workspace; give one with --workspace DIR",
         ));
     }
+    check_command(&arguments)?;
     let tooling = Tooling::load(&arguments.bootstrap)?;
     if let Some(name) = &arguments.name {
         vm::check_free(context, name).await?;
@@ -70,6 +74,20 @@ pub async fn run(context: &Context, mut arguments: Run) -> Result<u8> {
     code
 }
 
+/// What is said of a command that there is not would be lost.
+fn check_command(arguments: &Run) -> Result<()> {
+    let Settings { env, user, workdir, limits } = &arguments.process.settings;
+    // The files of a workspace are the user's, too.
+    let user = user.is_some() && arguments.workspace.is_none();
+    let is_said = arguments.process.tty || !env.is_empty() || user || workdir.is_some() || !limits.is_empty();
+    if arguments.detach && arguments.command.is_empty() && is_said {
+        return Err(ErrorKind::InvalidArgs.error(
+            "-e, -t, -u, -w and --limit are about a command: give one, or use --setenv for all that runs in the VM",
+        ));
+    }
+    Ok(())
+}
+
 /// Makes the repository of the host the directory that the command runs in, with what both need.
 async fn prepare_workspace(
     context: &Context,
@@ -105,7 +123,7 @@ async fn prepare_workspace(
     let environment = environment.chain(tooling.environment().iter().cloned());
     settings.env.splice(..0, environment);
     settings.workdir.get_or_insert(wanted.to);
-    if arguments.command.is_empty() && !tooling.command().is_empty() {
+    if arguments.command.is_empty() && !arguments.detach && !tooling.command().is_empty() {
         arguments.command = tooling.command().to_vec();
         *tty |= !*no_stdin && terminal::is_interactive();
     }
@@ -145,14 +163,8 @@ async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Ti
             command = command_of_image(context, &arguments.image).await.unwrap_or_default();
         }
     }
-    let detached = arguments.detach || (command.is_empty() && !process_tty);
-    if detached {
-        if context.output.json {
-            context.output.value(&serde_json::json!({"name": name}))?;
-        } else {
-            context.output.line(name);
-        }
-        return Ok(SUCCESS);
+    if arguments.detach || (command.is_empty() && !process_tty) {
+        return leave(context, arguments, name, timings).await;
     }
 
     let started = Instant::now();
@@ -183,6 +195,42 @@ async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Ti
         Err(error) => exit::complain(&error.context(format!("{name} is left running"))),
     }
     Ok(code)
+}
+
+/// Leaves a VM running, and in it the command, if there is one.
+async fn leave(context: &Context, arguments: &Run, name: &str, timings: &mut Timings) -> Result<u8> {
+    if !arguments.command.is_empty() {
+        let started = Instant::now();
+        begin_session(context, arguments, name).await?;
+        timings.add("command", started.elapsed());
+    }
+    match context.output.json {
+        true => context.output.value(&serde_json::json!({"name": name}))?,
+        false => context.output.line(name),
+    }
+    Ok(SUCCESS)
+}
+
+async fn begin_session(context: &Context, arguments: &Run, name: &str) -> Result<()> {
+    let wanted = SessionStart {
+        name: Some(SESSION.to_owned()),
+        tty: arguments.process.tty,
+        attach: false,
+        restart: None,
+        settings: arguments.process.settings.clone(),
+        vm: name.to_owned(),
+        command: arguments.command.clone(),
+    };
+    match named::begin(context, &wanted).await {
+        Ok(session) => {
+            context.output.note(&format!("`banger session logs -f {name} {session}` shows what it says"));
+            Ok(())
+        }
+        Err(error) => {
+            context.output.note(&format!("{name} is left running"));
+            Err(error)
+        }
+    }
 }
 
 /// Gets the image and a kernel if they are not there, and says so.

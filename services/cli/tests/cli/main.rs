@@ -271,6 +271,24 @@ fn a_shell_has_the_terminal_and_gives_it_back_as_it_was() {
 }
 
 #[test]
+fn a_command_goes_on_by_itself_in_a_vm_that_is_left_running() {
+    let world = World::new();
+    world.banger("kernel import");
+    world.calls();
+    let run = world.banger("run -d --name x -e A=1 -u me busybox sleep 9");
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "web\n"), "{run:?}");
+    assert!(run.err.contains("banger session logs -f web main"), "{run:?}");
+    let calls = world.calls();
+    assert_eq!(calls.last().expect("called"), "session web main sleep-9 {\"A\": \"1\"} user");
+
+    // Without a command it would be lost.
+    let run = world.banger("run -d --name x -e A=1 busybox");
+    assert_eq!(run.code, Some(2), "{run:?}");
+    assert!(run.err.contains("--setenv"), "{run:?}");
+    assert_eq!(world.calls(), [""; 0]);
+}
+
+#[test]
 fn an_interrupt_cancels_the_job() {
     let world = World::new();
     world.banger("kernel import");

@@ -389,13 +389,14 @@ impl Sessions {
 
     fn start_session(
         &self,
-        _vm: &str,
-        _name: &str,
-        _argv: Vec<String>,
-        _environment: HashMap<String, String>,
-        _options: Options,
+        vm: &str,
+        name: &str,
+        argv: Vec<String>,
+        environment: HashMap<String, String>,
+        options: Options,
     ) -> (String, OwnedObjectPath) {
-        ("made-up".into(), path("/x"))
+        self.log.call(format!("session {vm} {name} {} {environment:?} {}", argv.join("-"), keys(&options)));
+        (if name.is_empty() { "made-up" } else { name }.into(), path("/x"))
     }
 
     fn resize_session(&self, _vm: &str, _id: &str, rows: u16, columns: u16) {
