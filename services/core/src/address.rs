@@ -68,6 +68,18 @@ mod tests {
     }
 
     #[test]
+    fn a_range_holds_as_many_guests_as_it_says() {
+        for prefix in 22..=30 {
+            let range = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), prefix).expect("valid");
+            let mut taken = BTreeSet::new();
+            while let Some(address) = next_free(range, &taken) {
+                assert!(taken.insert(address), "{address} was taken");
+            }
+            assert_eq!(taken.len(), capacity(range) as usize);
+        }
+    }
+
+    #[test]
     fn macs_are_local_and_unicast() {
         assert_eq!(mac(Ipv4Addr::new(10, 209, 0, 2)), "02:ba:0a:d1:00:02");
     }
@@ -85,16 +97,6 @@ mod tests {
             let free = |address: &Ipv4Addr| is_assignable(range, *address) && !taken.contains(address);
             let lowest = (base..=u32::from(range.broadcast())).map(Ipv4Addr::from).find(free);
             prop_assert_eq!(next_free(range, &taken), lowest);
-        }
-
-        #[test]
-        fn a_range_holds_as_many_guests_as_it_says(prefix in 22u8..=30) {
-            let range = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), prefix).expect("valid");
-            let mut taken = BTreeSet::new();
-            while let Some(address) = next_free(range, &taken) {
-                prop_assert!(taken.insert(address), "{} was taken", address);
-            }
-            prop_assert_eq!(taken.len(), capacity(range) as usize);
         }
 
         #[test]
