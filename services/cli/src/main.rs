@@ -79,5 +79,8 @@ fn run(arguments: Arguments) -> Result<u8> {
     }
     let context = Context { bus: Bus::new(*peer, away), output: Output::new(*json, *quiet) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(cmd::dispatch(&context, arguments.command))
+    let outcome = runtime.block_on(cmd::dispatch(&context, arguments.command));
+    // A thread that still copies from a guest has been given up, and may be stuck in it.
+    runtime.shutdown_background();
+    outcome
 }

@@ -1,18 +1,24 @@
 //! `banger exec` and `banger shell`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::io::{stderr, stdout};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::Context;
 use crate::args::{Exec, Process, Settings, Shell};
 use crate::exit::Status;
 use crate::terminal::{self, RawMode};
 use crate::{exit, patience, stream};
+
+/// After so many signals that the guest has not heard the command is left alone: a guest that stands still hears none.
+const IMPATIENCE: u32 = 3;
 
 pub async fn exec(context: &Context, arguments: Exec) -> Result<u8> {
     let Exec { process, vm, command } = arguments;
@@ -39,7 +45,8 @@ pub async fn command_in(
     let environment = environment(&process.settings, false)?;
     let options = options(&process.settings).build();
     let mut signals = Signals::new()?;
-    let (id, _, stdin, out, err) = sessions.exec(vm, &argv, &environment, options).await?;
+    let (id, _, stdin, out, err) =
+        begun(sessions.exec(vm, &argv, &environment, options), &mut signals).await?;
     let (stdin, out, err) = (OwnedFd::from(stdin), OwnedFd::from(out), OwnedFd::from(err));
     if process.no_stdin {
         stream::close_write(&stdin);
@@ -69,7 +76,7 @@ pub async fn on_terminal(
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
     let options = options(settings).set("rows", Some(rows)).set("columns", Some(columns)).build();
     let mut signals = Signals::new()?;
-    let (id, _, pty) = sessions.open_shell(vm, &argv, &environment, options).await?;
+    let (id, _, pty) = begun(sessions.open_shell(vm, &argv, &environment, options), &mut signals).await?;
     let pty = OwnedFd::from(pty);
     let raw = RawMode::enter()?;
     stream::type_into(pty.try_clone()?);
@@ -89,6 +96,19 @@ pub fn options(settings: &Settings) -> OptionsBuilder<'_> {
         .set("limits", Some(limits).filter(|limits| !limits.is_empty()))
 }
 
+/// Waits until a command has begun, or the caller wants none any more.
+async fn begun<T>(starting: impl Future<Output = zbus::Result<T>>, signals: &mut Signals) -> Result<T> {
+    tokio::pin!(starting);
+    loop {
+        tokio::select! {
+            started = &mut starting => return Ok(started?),
+            event = signals.next() => if let Event::Signal(_) = event {
+                return Err(ErrorKind::JobCanceled.error("the guest did not begin the command before a signal came"));
+            }
+        }
+    }
+}
+
 /// Waits for the end of a session, passing signals on meanwhile. Everything that the command
 /// wrote has been copied when this returns.
 async fn conduct(
@@ -104,12 +124,33 @@ async fn conduct(
         copied.map_err(|error| Error::from(error).context("the output of the command"))?;
         Ok(status)
     };
-    tokio::pin!(ended);
+    let unheard = AtomicU32::new(0);
+    let (events, to_pass) = mpsc::unbounded_channel();
+    let passing = pass_on(context, vm, id, to_pass, &unheard);
+    tokio::pin!(ended, passing);
     loop {
         let event = tokio::select! {
             status = &mut ended => return status,
+            never = &mut passing => match never {},
             event = signals.next() => event,
         };
+        if matches!(event, Event::Signal(_)) && unheard.fetch_add(1, Ordering::Relaxed) + 1 == IMPATIENCE {
+            let alone = format!("{vm} does not hear of signals; the command in it is left alone");
+            return Err(ErrorKind::JobCanceled.error(alone));
+        }
+        let _ = events.send(event);
+    }
+}
+
+/// Passes on what the caller is sent, one after the other.
+async fn pass_on(
+    context: &Context,
+    vm: &str,
+    id: &str,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    unheard: &AtomicU32,
+) -> Infallible {
+    while let Some(event) = events.recv().await {
         let Ok(sessions) = context.bus.sessions().await else { continue };
         let passed_on = match event {
             Event::Signal(number) => sessions.kill_session(vm, id, number).await,
@@ -119,8 +160,11 @@ async fn conduct(
             },
         };
         // It may just have ended; how shows in a moment.
-        let _ = passed_on;
+        if passed_on.is_ok() {
+            unheard.store(0, Ordering::Relaxed);
+        }
     }
+    std::future::pending().await
 }
 
 /// How a session ended. The guest remembers it, so a session service that was restarted in

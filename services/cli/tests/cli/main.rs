@@ -5,7 +5,7 @@ mod world;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use world::{Run, World};
@@ -214,6 +214,40 @@ fn signals_reach_the_command() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
         .expect("kills");
     assert_eq!(child.wait().expect("ends").code(), Some(128 + 15));
+}
+
+#[test]
+fn nobody_has_to_wait_for_a_guest_that_stands_still() {
+    let world = World::new();
+    let interrupt = |child: &Child| {
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).expect("kills");
+    };
+    // One that does not begin the command.
+    let child = world.command(&["exec", "web", "never"]).spawn().expect("runs");
+    while !world.was_asked("exec web never") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    interrupt(&child);
+    let run = Run::new(&child.wait_with_output().expect("ends"));
+    assert_eq!(run.code, Some(130), "{run:?}");
+
+    // One that does not hear of signals.
+    let mut child = world.command(&["exec", "web", "deaf"]).spawn().expect("runs");
+    let mut first = [0; 7];
+    child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("reads");
+    interrupt(&child);
+    while !world.was_asked("signal 2") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().expect("asks").is_none());
+        interrupt(&child);
+    }
+    let run = Run::new(&child.wait_with_output().expect("ends"));
+    assert_eq!(run.code, Some(130), "{run:?}");
+    assert!(run.err.contains("left alone"), "{run:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the binary meets: services that are pretended, and what they were asked.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -327,7 +328,7 @@ impl Sessions {
         vec![row("web", "build"), row("web", "test"), row("old", "other")]
     }
 
-    fn exec(
+    async fn exec(
         &self,
         vm: &str,
         argv: Vec<String>,
@@ -337,6 +338,9 @@ impl Sessions {
         self.log.call(format!("exec {vm} {} {environment:?} {}", argv.join(" "), keys(&options)));
         if argv[0] == "nothing" {
             return Err(ErrorKind::CommandNotFound.error("there is no command nothing in the guest"));
+        }
+        if argv[0] == "never" {
+            pending::<()>().await;
         }
         let (theirs, mut ours) = streams();
         let mut signal = self.signal.subscribe();
@@ -348,7 +352,7 @@ impl Sessions {
             match argv[0].as_str() {
                 "big" => (0..100).for_each(|n| out.write_all(&vec![n; 1 << 20]).expect("writes")),
                 "cat" => drop(std::io::copy(&mut stdin, &mut out)),
-                "sleep" => {
+                "sleep" | "deaf" => {
                     out.write_all(b"asleep\n").expect("writes");
                     handle.block_on(async { drop(signal.wait_for(|signal| *signal != 0).await) });
                 }
@@ -412,7 +416,7 @@ impl Sessions {
                 return Err(Error::from_reply("org.freedesktop.DBus.Error.NoReply", "it was killed"));
             }
         }
-        if id == "sleep" {
+        if ["sleep", "deaf"].contains(&id) {
             let mut signal = self.signal.subscribe();
             let signal = *signal.wait_for(|signal| *signal != 0).await.expect("there");
             return Ok((0, signal));
@@ -420,7 +424,11 @@ impl Sessions {
         Ok((7, 0))
     }
 
-    fn kill_session(&self, _vm: &str, _id: &str, signal: i32) {
+    async fn kill_session(&self, _vm: &str, id: &str, signal: i32) {
+        if id == "deaf" {
+            self.log.call(format!("signal {signal}"));
+            pending::<()>().await;
+        }
         self.signal.send_replace(signal);
     }
 }
