@@ -164,12 +164,13 @@ pub fn add_ways(
         let row = params![holder, name, address.to_string(), enough + SPARE, enough];
         changed += statement.execute(row).map_err(db)?;
     }
-    // Those that go first anyway make room.
+    // Those that go first anyway make room, and never for the name that was asked for just now.
     transaction
         .execute(
             "DELETE FROM way WHERE rowid IN
-             (SELECT rowid FROM way WHERE holder = ?1 ORDER BY until DESC LIMIT -1 OFFSET ?2)",
-            params![holder, MAX_WAYS],
+             (SELECT rowid FROM way WHERE holder = ?1 ORDER BY name = ?3 DESC, until DESC
+              LIMIT -1 OFFSET ?2)",
+            params![holder, MAX_WAYS, name],
         )
         .map_err(db)?;
     Ok(changed > 0)
@@ -260,6 +261,8 @@ mod tests {
             add_ways(t, "web", "c.example", &many, 100_000).expect("adds");
         }
         assert!(found(100_000).iter().all(|(_, until)| *until == 101_200) && found(100_000).len() == 256);
+        assert!(add("d.example", 60, 100_000));
+        assert!(found(100_000).iter().any(|(name, _)| name == "d.example") && found(100_000).len() == 256);
         put(
             t,
             &Row { holder: "web".into(), address: [10, 0, 0, 2].into(), uid: 0, policy: Policy::default() },
