@@ -40,6 +40,11 @@ const MAX_MESSAGE: usize = 1 << 20;
 const MAX_LINE: usize = 256;
 /// The longest message of an error that is passed on.
 const MAX_ERROR: usize = 500;
+/// The most commands that an agent keeps: 512 that run and 1024 that have ended.
+const MAX_LISTED: usize = 512 + 1024;
+
+/// A command that an agent knows of: id, state, command line, start time.
+type Listed = (String, String, Vec<String>, u64);
 
 /// A connection to the agent of one guest.
 #[derive(Debug)]
@@ -161,11 +166,10 @@ impl Agent {
         in_time(async { self.proxy.resize(id, rows, columns).await.map_err(from_guest) }).await
     }
 
-    /// The commands the agent knows of: id, state, command line, start time.
-    pub async fn list(&self) -> Result<Vec<(String, String, Vec<String>, u64)>> {
-        let mut list = in_time(async { self.proxy.list().await.map_err(from_guest) }).await?;
-        list.retain(|(id, ..)| check_id(id).is_ok());
-        Ok(list)
+    /// The commands the agent knows of.
+    pub async fn list(&self) -> Result<Vec<Listed>> {
+        let list = in_time(async { self.proxy.list().await.map_err(from_guest) }).await?;
+        Ok(credible(list))
     }
 
     /// Starts a session; see [`AgentProxy::start_session`].
@@ -460,9 +464,23 @@ fn from_guest(error: zbus::Error) -> Error {
     }
 }
 
+/// What an agent can know: it keeps no more commands than these, and there are no other states. Their words are the guest's.
+fn credible(mut list: Vec<Listed>) -> Vec<Listed> {
+    list.retain(|(id, state, ..)| check_id(id).is_ok() && ["running", "exited"].contains(&state.as_str()));
+    list.truncate(MAX_LISTED);
+    let words = list.iter_mut().flat_map(|(_, _, argv, _)| argv);
+    words.for_each(|word| *word = word.chars().map(|c| if c == '\n' { c } else { visible(c) }).collect());
+    list
+}
+
+/// A terminal does what control characters say.
+fn visible(c: char) -> char {
+    if c.is_control() { '\u{fffd}' } else { c }
+}
+
 /// Text from a guest, fit for a terminal and a log.
 fn printable(text: &str) -> String {
-    text.chars().take(MAX_ERROR).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().take(MAX_ERROR).map(visible).collect()
 }
 
 /// A stream that refuses D-Bus messages above [`MAX_MESSAGE`] before memory is set aside for
@@ -572,6 +590,20 @@ mod tests {
         header[4..8].copy_from_slice(&body.to_le_bytes());
         header[12..].copy_from_slice(&fields.to_le_bytes());
         header
+    }
+
+    #[test]
+    fn a_guest_lists_what_can_be_and_can_be_shown() {
+        let listed = |id: &str, state: &str| (id.to_owned(), state.to_owned(), vec!["a\x1b[2J".into()], 1);
+        let list = credible(vec![
+            listed("one", "running"),
+            listed("../two", "running"),
+            listed("three", "\x1b]0;x\x07"),
+            listed("four", "exited"),
+        ]);
+        let shown: Vec<_> = list.iter().map(|(id, state, argv, _)| (&**id, &**state, &*argv[0])).collect();
+        assert_eq!(shown, [("one", "running", "a\u{fffd}[2J"), ("four", "exited", "a\u{fffd}[2J")]);
+        assert_eq!(credible(vec![listed("one", "running"); 20_000]).len(), MAX_LISTED);
     }
 
     #[test]
