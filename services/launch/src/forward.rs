@@ -105,8 +105,12 @@ async fn relay(socket: UdpSocket, guest: SocketAddr, idle: Duration) -> Result<(
             Some(flow) => flow.clone(),
             None if flows.len() >= MAX_FLOWS => continue,
             None => {
-                let flow = Arc::new(UdpSocket::bind("0.0.0.0:0").await?);
-                flow.connect(guest).await?;
+                // One that cannot be had is the loss of a datagram, not of all others.
+                let Ok(flow) = UdpSocket::bind("0.0.0.0:0").await else { continue };
+                if flow.connect(guest).await.is_err() {
+                    continue;
+                }
+                let flow = Arc::new(flow);
                 flows.insert(client, flow.clone());
                 let (socket, answers, ended) = (socket.clone(), flow.clone(), ended.clone());
                 tokio::spawn(async move {
