@@ -178,10 +178,7 @@ impl Table {
     }
 
     pub fn kill(&self, id: &str, signal: i32) -> Result<()> {
-        let valid = signal == 0 || (1..=libc::SIGRTMAX()).contains(&signal);
-        if !valid {
-            return Err(ErrorKind::InvalidArgs.error(format!("there is no signal {signal}")));
-        }
+        check_signal(signal)?;
         let state = self.lock();
         let process = state.get(id)?;
         if process.ended.is_some() {
@@ -325,6 +322,13 @@ pub fn forget_old<T>(known: &mut HashMap<String, T>, ended: impl Fn(&T) -> Optio
         let oldest = known.iter().filter_map(|(id, one)| Some((ended(one)?, id))).min();
         let oldest = oldest.map(|(_, id)| id.clone());
         oldest.map(|id| known.remove(&id));
+    }
+}
+
+pub fn check_signal(signal: i32) -> Result<()> {
+    match signal == 0 || (1..=libc::SIGRTMAX()).contains(&signal) {
+        true => Ok(()),
+        false => Err(ErrorKind::InvalidArgs.error(format!("there is no signal {signal}"))),
     }
 }
 

@@ -96,8 +96,9 @@ pub struct SessionStatus {
     /// The offset at which the output stood when the session ended; 0 until then. What the command left behind in the
     /// guest may write more.
     pub end: u64,
-    /// The offset at which the output stands now. Unknown to older agents.
-    pub written: Option<u64>,
+    /// Up to where the host has said that it keeps the output; in a guest that went on from a snapshot, up to
+    /// where it had said so then. Unknown to older agents.
+    pub kept: Option<u64>,
 }
 
 /// A port that something in the guest listens on: protocol (`tcp`, `udp`, `tcp6`, `udp6`),

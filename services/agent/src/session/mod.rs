@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::process::{Exit, Launched, Request, Stream, Table};
+use crate::process::{Exit, Launched, Request, Stream, Table, check_signal};
 use crate::stream::deliver;
 use crate::vsock::Connection;
 use crate::{stats, sys};
@@ -195,7 +195,7 @@ impl Sessions {
             ended_usec: status.ended_usec,
             restarts: status.restarts,
             end: status.end,
-            written: Some(session.spool().end()),
+            kept: Some(session.spool().kept()),
         };
         Ok((status.serial, report))
     }
@@ -229,6 +229,7 @@ impl Sessions {
     pub fn stop(&self, id: &str, signal: i32, grace: Duration) -> Result<()> {
         let session = self.get(id)?;
         session.check_going(id)?;
+        check_signal(signal)?;
         session.told_to_stop.send_replace(true);
         session.set(|status| status.state = State::Stopping);
         let signal = if grace.is_zero() { libc::SIGKILL } else { signal };
@@ -277,12 +278,13 @@ impl Sessions {
     }
 
     /// Offers the session's output from `from` on, to one who has all before it; returns the
-    /// stream's token.
+    /// stream's token. Who has more than any drainer was sent has it from another guest, or from what this one did after
+    /// the snapshot that it has gone on from.
     pub fn drain(&self, id: &str, from: u64) -> Result<String> {
         let session = self.get(id)?;
-        let end = session.spool().end();
-        if from > end {
-            return Err(ErrorKind::InvalidArgs.error(format!("there are {end} bytes, not {from}")));
+        let sent = session.spool().sent();
+        if from > sent {
+            return Err(ErrorKind::InvalidArgs.error(format!("{sent} bytes were sent, not {from}")));
         }
         self.table.offer(Stream::Session(View { session, from, kind: Kind::Drain }))
     }
@@ -511,8 +513,15 @@ impl Session {
         }
     }
 
-    /// Sends records from `next` on until the last there will be; says whether it came to that.
-    async fn send(&self, connection: &Connection, mut next: u64, mut taken: impl FnMut(u64)) -> bool {
+    /// Sends records from `next` on until the last there will be; says whether it came to that. `begins` hears up to where
+    /// before it is sent, `taken` after that.
+    async fn send(
+        &self,
+        connection: &Connection,
+        mut next: u64,
+        begins: impl Fn(u64),
+        taken: impl Fn(u64),
+    ) -> bool {
         let mut news = self.news.subscribe();
         loop {
             news.borrow_and_update();
@@ -527,6 +536,7 @@ impl Session {
                 }
             };
             let header = record.header();
+            begins(header.end());
             if !deliver(connection, &[&header.encode()[..], &record.data].concat()).await {
                 return false;
             }
@@ -585,7 +595,7 @@ async fn drain(session: &Session, from: u64, connection: &Connection) -> bool {
     session.drainer.send_replace(drainer);
     let mut latest = session.drainer.subscribe();
     let whole = tokio::select! {
-        whole = session.send(connection, from, |_| {}) => whole,
+        whole = session.send(connection, from, |next| session.spool().sending(next), |_| {}) => whole,
         () = session.acknowledged(connection, drainer) => false,
         _ = latest.wait_for(|latest| *latest != drainer) => false,
     };
@@ -606,7 +616,7 @@ async fn attach(session: &Session, from: u64, read_only: bool, connection: &Conn
         }
     };
     let whole = tokio::select! {
-        whole = session.send(connection, from, taken) => whole,
+        whole = session.send(connection, from, |_| {}, taken) => whole,
         () = typed => false,
     };
     session.spool().detach(reader);

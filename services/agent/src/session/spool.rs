@@ -57,6 +57,8 @@ pub struct Spool {
     size: usize,
     capacity: usize,
     end: u64,
+    /// How far any drainer may have got it: up to here it was sent to one, or is being sent.
+    sent: u64,
     drainer: Place,
     /// Connections of drainers so far; only the last one counts.
     drainers: u64,
@@ -73,6 +75,7 @@ impl Spool {
             size: 0,
             capacity,
             end: 0,
+            sent: 0,
             drainer: Place { next: 0, moved: now },
             drainers: 0,
             draining: false,
@@ -84,6 +87,20 @@ impl Spool {
     /// The offset of what comes next.
     pub fn end(&self) -> u64 {
         self.end
+    }
+
+    /// Up to where all is kept elsewhere.
+    pub fn kept(&self) -> u64 {
+        self.drainer.next
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// A drainer is about to be sent what is before `next`.
+    pub fn sending(&mut self, next: u64) {
+        self.sent = self.sent.max(next);
     }
 
     /// Adds a record, unless there is no room that anybody would make.
@@ -290,6 +307,21 @@ mod tests {
         }
         assert!(!spool.push(STDOUT, DATA, 0, now));
         assert_eq!(spool.start_draining(13_001, now), None, "there is no such offset");
+    }
+
+    #[test]
+    fn what_was_kept_and_sent_is_known() {
+        let now = Instant::now();
+        let mut spool = filled(now);
+        assert_eq!((spool.kept(), spool.sent()), (0, 0));
+        let drainer = spool.start_draining(0, now).unwrap();
+        spool.sending(3000);
+        spool.drained(drainer, 2000, now);
+        assert_eq!((spool.kept(), spool.sent()), (2000, 3000));
+        // Another one begins where it likes.
+        spool.start_draining(1000, now).unwrap();
+        spool.sending(2000);
+        assert_eq!((spool.kept(), spool.sent()), (2000, 3000));
     }
 
     #[test]

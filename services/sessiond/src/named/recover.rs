@@ -51,19 +51,26 @@ impl Sessions {
     async fn take_up(&self, session: &Arc<Named>, news: &SessionStatus) -> Result<()> {
         let state = state_of(news)?;
         session.stop_keeping();
-        go_back(session, news).await?;
+        if let Err(error) = go_back(session, news).await {
+            if session.status.borrow().open {
+                self.keep(session.clone());
+            }
+            return Err(error);
+        }
         session.set(self, |status| *status = told(news, state));
         self.keep(session.clone());
         Ok(())
     }
 }
 
-/// What the session put out after the snapshot has not happened to the guest: its log goes back.
+/// What the session put out after the snapshot has not happened to the guest: its log goes back to where the guest knew it
+/// kept. What it has put out since comes again.
 async fn go_back(session: &Named, news: &SessionStatus) -> Result<()> {
-    let written = news.written.ok_or_else(|| {
-        ErrorKind::NotSupported.error("the guest's agent is older and does not say where its output stands")
+    let kept = news.kept.ok_or_else(|| {
+        ErrorKind::NotSupported
+            .error("the guest's agent is older and does not say what of its output was kept")
     })?;
-    rewind(session, written).await.map(drop)
+    rewind(session, kept).await.map(drop)
 }
 
 #[cfg(test)]
@@ -96,7 +103,7 @@ mod tests {
         assert_eq!(go_back(&session, &older).await.unwrap_err().kind(), ErrorKind::NotSupported);
         assert_eq!(*session.kept.borrow(), 12);
 
-        go_back(&session, &SessionStatus { written: Some(6), ..older }).await.unwrap();
+        go_back(&session, &SessionStatus { kept: Some(6), ..older }).await.unwrap();
         assert_eq!(*session.kept.borrow(), 6);
     }
 }
