@@ -259,6 +259,9 @@ impl Units {
     }
 
     /// Stops the unit and returns when it is down.
+    ///
+    /// # Errors
+    /// `VmRunning` if somebody has systemd start it meanwhile.
     pub async fn stop(&self, name: &VmName) -> Result<()> {
         self.stop_and(name, async { Ok(()) }).await
     }
@@ -285,9 +288,16 @@ impl Units {
         meanwhile.await?;
         loop {
             let signal = removed.next().await.ok_or_else(lost)?;
-            if *signal.args()?.job() == job {
-                return Ok(());
+            let arguments = signal.args()?;
+            if *arguments.job() != job {
+                continue;
             }
+            // However it went down, it is down; unless it is to come up again.
+            return match arguments.result().as_str() {
+                "canceled" => Err(ErrorKind::VmRunning
+                    .error(format!("{name} was started by somebody else while it was being stopped"))),
+                _ => Ok(()),
+            };
         }
     }
 

@@ -87,8 +87,8 @@ impl Supervisor {
         if matches!(state, State::Running | State::Paused) {
             return Ok((row.address.to_string(), forward.port));
         }
-        // Its unit may be on its way already; then this waits for it.
-        if !(forward.on_demand || state.is_up()) {
+        // Its unit may be on its way up already; then this waits for it. One on its way down is not turned round.
+        if !(forward.on_demand || state == State::Starting) {
             return Err(ErrorKind::VmNotRunning.error(format!("{name} is {}", state.as_str())));
         }
         tracing::info!(vm = name.as_str(), "wanted at {listen}");
