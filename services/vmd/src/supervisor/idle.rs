@@ -35,6 +35,10 @@ impl Sample {
         if took >= span * u128::from(percent) { fresh } else { Self { busy_usec: before.busy_usec, ..fresh } }
     }
 
+    pub fn run(&self) -> Option<u64> {
+        self.run
+    }
+
     /// Something happened in it `ago_usec` before it was seen.
     pub fn was_busy(&mut self, ago_usec: u64) {
         self.busy_usec = self.busy_usec.max(self.at_usec.saturating_sub(ago_usec));

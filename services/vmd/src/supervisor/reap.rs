@@ -17,10 +17,6 @@ use super::{Supervisor, lock};
 use crate::config::{Config, Reap};
 use crate::store::VmRow;
 
-/// How their runs end.
-const OVER: &str = "stopped, as its time was up";
-const IDLE: &str = "stopped, as it was idle";
-
 /// How long a guest may take to say which commands run in it.
 const GUEST: Duration = Duration::from_secs(5);
 
@@ -37,14 +33,16 @@ impl Supervisor {
         let now = now_usec();
         let mut reaped = Vec::new();
         for row in self.0.store.list() {
-            let up = self.state(&row).is_up();
-            if !is_over(&row, now) || (row.spec.expiry == Expiry::Stop && !up) {
+            let state = self.state(&row);
+            // The time of one that starts begins anew.
+            let is_on_its_way = matches!(state, State::Starting | State::Stopping);
+            if !is_over(&row, now) || is_on_its_way || (row.spec.expiry == Expiry::Stop && !state.is_up()) {
                 continue;
             }
             tracing::info!(vm = row.name.as_str(), "its time of {} s is up", row.spec.ttl);
-            if up {
-                self.put_down(row.name.clone(), row.spec.expiry, "expire", OVER).await;
-            } else if let Err(error) = self.delete(&row.name, false).await {
+            if state.is_up() {
+                self.put_down_job(row.name.clone(), Cause::Over).await;
+            } else if let Err(error) = self.put_down(&row.name, Cause::Over).await {
                 // The others' time is up all the same, and the timer comes again.
                 tracing::warn!(vm = row.name.as_str(), "cannot delete it: {error}");
                 continue;
@@ -76,7 +74,7 @@ impl Supervisor {
             if seconds >= limits.idle {
                 tracing::info!(vm = name.as_str(), "idle for {seconds} s: stopping it");
                 reaped.push(name.to_string());
-                self.put_down(name, Expiry::Stop, "idle", IDLE).await;
+                self.put_down_job(name, Cause::Idle { run: sample.run() }).await;
             }
         }
         Ok(reaped)
@@ -100,21 +98,76 @@ impl Supervisor {
         asked.await.ok()??.into_iter().map(|(.., started_usec)| started_usec).max()
     }
 
-    /// Ends a VM's run, and lets the run's end have that reason.
-    async fn put_down(&self, name: VmName, expiry: Expiry, kind: &'static str, reason: &'static str) {
+    async fn put_down_job(&self, name: VmName, cause: Cause) {
         let (this, subject) = (self.clone(), name.to_string());
         let work = |progress: banger_daemon::Progress| async move {
             progress.stage("stop");
-            lock(&this.0.reasons).insert(name.clone(), reason);
-            let stopped = this.stop_now(&name).await;
-            lock(&this.0.reasons).remove(&name);
-            stopped?;
-            if expiry == Expiry::Delete {
-                this.delete(&name, true).await?;
-            }
+            this.put_down(&name, cause).await?;
             Ok(name.to_string())
         };
-        self.0.context.jobs.start(kind, &subject, work).await;
+        self.0.context.jobs.start(cause.kind(), &subject, work).await;
+    }
+
+    /// Ends a VM's run, and lets the run's end have that reason; unless somebody who had the VM's lock before wants it
+    /// to go on.
+    async fn put_down(&self, name: &VmName, cause: Cause) -> Result<()> {
+        let _guard = self.lock(name).await;
+        let Ok(row) = self.get(name) else { return Ok(()) };
+        if !cause.holds(&row) {
+            return Ok(());
+        }
+        match State::of(&self.0.units.active_state(name).await?, true) {
+            // The timer comes again.
+            State::Starting | State::Stopping => return Ok(()),
+            State::Running => {
+                lock(&self.0.reasons).insert(name.clone(), cause.reason());
+                let stopped = self.stop_locked(name, None).await;
+                lock(&self.0.reasons).remove(name);
+                stopped?;
+            }
+            _ => {}
+        }
+        if cause.deletes(&row) { self.unpublish(name).await } else { Ok(()) }
+    }
+}
+
+/// Why a VM is put down.
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    Over,
+    /// In the run that began then.
+    Idle {
+        run: Option<u64>,
+    },
+}
+
+impl Cause {
+    /// Of the job.
+    fn kind(self) -> &'static str {
+        match self {
+            Cause::Over => "expire",
+            Cause::Idle { .. } => "idle",
+        }
+    }
+
+    /// How the run ends.
+    fn reason(self) -> &'static str {
+        match self {
+            Cause::Over => "stopped, as its time was up",
+            Cause::Idle { .. } => "stopped, as it was idle",
+        }
+    }
+
+    /// Whether it still is one: who starts the VM again, or gives it more time, wants it.
+    fn holds(self, row: &VmRow) -> bool {
+        match self {
+            Cause::Over => is_over(row, now_usec()),
+            Cause::Idle { run } => row.started_usec == run,
+        }
+    }
+
+    fn deletes(self, row: &VmRow) -> bool {
+        matches!(self, Cause::Over) && row.spec.expiry == Expiry::Delete
     }
 }
 
