@@ -41,24 +41,29 @@ impl Supervisor {
     /// For the VM's unit: gets everything ready and returns what to execute.
     pub async fn prepare(&self, name: &VmName, caller: Caller) -> Result<LaunchPlan> {
         self.check_unit(name, caller).await?;
-        let outcome = self.prepare_for(name, caller.uid).await;
+        let outcome = self.prepare_for(name, caller).await;
         if let Err(error) = &outcome {
             tracing::warn!(vm = name.as_str(), "cannot start: {error}");
-            if let Some(start) = lock(&self.0.starts).get_mut(name) {
+            // Of a start that was ended meanwhile the next one is not to hear.
+            if self.check_unit(name, caller).await.is_ok()
+                && let Some(start) = lock(&self.0.starts).get_mut(name)
+            {
                 start.failure = Some(error.clone());
             }
         }
         outcome
     }
 
-    async fn prepare_for(&self, name: &VmName, uid: u32) -> Result<LaunchPlan> {
+    async fn prepare_for(&self, name: &VmName, caller: Caller) -> Result<LaunchPlan> {
         let row = self.to_start(self.get(name)?);
         let mut timeline = self.begin_timeline(name);
         let Ready { vmm, synced } = self.preflight(&row).await?;
         report(name, &synced);
         let _holding = self.0.holding.lock(name.as_str()).await;
+        // If it was ended meanwhile, nobody would give back what is taken now. From here on who does waits for the lock.
+        self.check_unit(name, caller).await?;
         self.check_whole(name)?;
-        let held = match self.hold(&row, uid).await {
+        let held = match self.hold(&row, caller.uid).await {
             Ok(held) => held,
             Err(error) => {
                 self.let_go(name).await;
@@ -105,6 +110,7 @@ impl Supervisor {
         let name = &row.name;
         let boot = self.0.peers.lease_image(name.as_str(), &row.image_id, &row.kernel).await?;
         failpoint!("start.leased");
+        self.check_volumes(row).await?;
         self.make_disks(row).await?;
         failpoint!("start.disks");
         self.0.disks.grant(name, &row.spec, Some(uid))?;

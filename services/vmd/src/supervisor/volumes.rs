@@ -30,9 +30,38 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Looks whether the volumes of a VM that is about to start can be its own: who runs has those that it was started
+    /// with, whatever its specification says by now.
+    ///
+    /// # Errors
+    /// `VolumeInUse`.
+    pub(super) async fn check_volumes(&self, row: &VmRow) -> Result<()> {
+        for mount in &row.spec.volumes {
+            self.check_unused(&mount.volume, row.name.as_str(), mount.read_only).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether no VM but `except` runs with a volume; with `shared`, none that can write it.
+    async fn check_unused(&self, volume: &str, except: &str, shared: bool) -> Result<()> {
+        for other in self.0.store.list().iter().filter(|other| other.name.as_str() != except) {
+            let theirs = other.started_spec().volumes.iter().find(|mount| mount.volume == volume);
+            let excludes = theirs.is_some_and(|theirs| !(shared && theirs.read_only));
+            // Who runs only to be read has none.
+            if excludes && !self.is_read(&other.name) && self.0.units.is_up(&other.name).await? {
+                return Err(ErrorKind::VolumeInUse.error(format!(
+                    "{} was started with volume {volume}, and runs: stop it first",
+                    other.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The row first: it alone decides whether anybody uses the volume.
     pub async fn delete_volume(&self, name: VmName) -> Result<()> {
         let _making = self.0.making_volumes.lock().await;
+        self.check_unused(name.as_str(), "", false).await?;
         self.0.store.remove_volume(&name).await?;
         failpoint!("volume.removed");
         self.0.disks.remove_volume(&name).await?;
