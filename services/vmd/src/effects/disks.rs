@@ -39,7 +39,7 @@ const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
 const ROOM: u64 = 128 * MIB;
 
 /// What a disk is called until it is finished.
-const DRAFT: &str = "new";
+pub(super) const DRAFT: &str = "new";
 
 /// The directories of all disks.
 #[derive(Debug, Clone)]
@@ -113,8 +113,11 @@ impl Disks {
     async fn make_work(&self, disk: &Path, bytes: u64, seed: Option<&Path>) -> Result<()> {
         match seed {
             Some(seed) if !fs::try_exists(disk).await? => {
-                let draft = disk.with_extension("new");
-                self.seeds.plant(seed, &draft, bytes).await?;
+                let draft = disk.with_extension(DRAFT);
+                if let Err(error) = self.seeds.plant(seed, &draft, bytes).await {
+                    let _ = fs::remove_file(&draft).await;
+                    return Err(error);
+                }
                 publish(&draft, disk).await
             }
             _ => make(disk, bytes).await,

@@ -23,7 +23,7 @@ use banger_vmm::control::{MEMORY, STATE};
 use rustix::fs::{XattrFlags, setxattr};
 use tokio::fs;
 
-use super::disks::{Disks, copy, share};
+use super::disks::{DRAFT, Disks, copy, publish, share};
 
 const META: &str = "snapshot.json";
 const RESTORE: &str = "restore";
@@ -76,9 +76,13 @@ impl Disks {
         for file in [STATE, MEMORY] {
             share(&directory.join(file))?;
         }
+        // What the description says is whole is to be so after a power failure, too.
+        for disk in own_disks(directory).await? {
+            fs::File::open(directory.join(disk)).await?.sync_all().await?;
+        }
         let draft = directory.join("snapshot.new");
         fs::write(&draft, serde_json::to_vec(snapshot).map_err(Error::internal)?).await?;
-        super::disks::publish(&draft, &directory.join(META)).await
+        publish(&draft, &directory.join(META)).await
     }
 
     /// # Errors
@@ -158,10 +162,19 @@ impl Disks {
         let directory = self.directory(name);
         fs::create_dir_all(&directory).await?;
         pass_through(&directory).await?;
-        for disk in own_disks(&from).await? {
-            let draft = directory.join(&disk).with_extension("new");
-            copy(&from.join(&disk), &draft).await?;
-            super::disks::publish(&draft, &directory.join(&disk)).await?;
+        let disks = own_disks(&from).await?;
+        let draft = |disk: &String| directory.join(disk).with_extension(DRAFT);
+        for disk in &disks {
+            if let Err(error) = copy(&from.join(disk), &draft(disk)).await {
+                // Most likely there is no room for all of them: the VM stays what it was.
+                for disk in &disks {
+                    let _ = fs::remove_file(draft(disk)).await;
+                }
+                return Err(error.into());
+            }
+        }
+        for disk in &disks {
+            publish(&draft(disk), &directory.join(disk)).await?;
         }
         self.forget_restore(name).await?;
         let restore = directory.join(RESTORE);

@@ -1,5 +1,7 @@
 //! What a running VM's VMM is told through its control socket, and its agent over vsock.
 
+use std::io;
+
 use banger_api::vm::vsock_socket;
 use banger_api::{Error, ErrorKind, Result};
 use banger_core::name::VmName;
@@ -73,6 +75,7 @@ impl Supervisor {
 pub(super) fn vmm_error(error: ControlError) -> Error {
     let kind = match error {
         ControlError::Unsupported { .. } => ErrorKind::NotSupported,
+        ControlError::Snapshot(ref error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::NoSpace,
         _ => ErrorKind::VmmFailed,
     };
     kind.error(error.to_string())

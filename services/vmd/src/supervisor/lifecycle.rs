@@ -62,7 +62,7 @@ impl Supervisor {
         self.start_unit(name, progress).await
     }
 
-    async fn start_unit(&self, name: &VmName, progress: &Progress) -> Result<()> {
+    pub(super) async fn start_unit(&self, name: &VmName, progress: &Progress) -> Result<()> {
         progress.stage(Stage::Start.as_str());
         failpoint!("start.begun");
         // Somebody wants it now: what it did before counts no longer against it.
@@ -135,12 +135,6 @@ impl Supervisor {
             Ok(name.to_string())
         };
         Ok(self.0.context.jobs.start("stop", &subject, work).await)
-    }
-
-    /// Stops a VM that may have stopped by itself meanwhile.
-    pub(super) async fn stop_now(&self, name: &VmName) -> Result<()> {
-        let _guard = self.lock(name).await;
-        if self.0.units.is_up(name).await? { self.stop_locked(name, None).await } else { Ok(()) }
     }
 
     /// # Errors
@@ -229,7 +223,7 @@ impl Supervisor {
         self.mark_paused(name)?;
         failpoint!("pause.marked");
         if let Err(error) = control.pause().await {
-            self.unmark_paused(name)?;
+            self.wake(name).await;
             return Err(vmm_error(error));
         }
         failpoint!("pause.paused");
@@ -243,6 +237,13 @@ impl Supervisor {
             State::Running => Ok(()),
             State::Paused => self.resume_locked(name).await,
             state => Err(ErrorKind::VmNotRunning.error(format!("{name} is {}, not paused", state.as_str()))),
+        }
+    }
+
+    /// For a VM whose VMM may have done what it did not answer: one that stands still is not to be taken for running.
+    pub(super) async fn wake(&self, name: &VmName) {
+        if let Err(error) = self.resume_locked(name).await {
+            tracing::warn!(vm = name.as_str(), "it may stand still: {error}");
         }
     }
 
@@ -292,11 +293,11 @@ impl Supervisor {
     pub async fn reset(&self, name: &VmName) -> Result<()> {
         self.get(name)?;
         let _guard = self.lock(name).await;
+        // Its unit needs nobody's lock to start, but this one for its disks.
+        let _holding = self.0.holding.lock(name.as_str()).await;
         let row = self.get(name)?;
-        let state = self.state(&row);
-        if state.is_up() {
-            return Err(ErrorKind::VmRunning
-                .error(format!("{name} is {}: stop it before its disk is reset", state.as_str())));
+        if self.0.units.is_up(name).await? {
+            return Err(ErrorKind::VmRunning.error(format!("{name} runs: stop it before its disk is reset")));
         }
         self.0.disks.reset(name, &row.spec).await?;
         failpoint!("reset.done");

@@ -76,12 +76,12 @@ impl Supervisor {
             failpoint!("snapshot.taken");
             self.0.disks.finish_snapshot(&directory, &meta).await
         };
-        let taken = taken.await;
-        self.unmark_paused(name)?;
-        if let Err(error) = taken {
+        if let Err(error) = taken.await {
+            self.wake(name).await;
             self.0.disks.remove_snapshot(name, snapshot).await?;
             return Err(error);
         }
+        self.unmark_paused(name)?;
         if !fork {
             note(&Event::SnapshotTaken { vm: name.as_str(), snapshot: snapshot.as_str() });
         }
@@ -111,13 +111,7 @@ impl Supervisor {
         let (this, subject) = (self.clone(), name.to_string());
         let work = |progress: Progress| async move {
             let _guard = progress.cancelable(async { Ok(this.lock(&name).await) }).await?;
-            let row = this.get(&name)?;
-            let state = this.state(&row);
-            if state.is_up() {
-                return Err(ErrorKind::VmRunning
-                    .error(format!("{name} is {}: stop it before it is restored", state.as_str())));
-            }
-            this.go_on(&row, &name, &snapshot, &progress).await?;
+            this.go_on(&this.get(&name)?, &name, &snapshot, &progress).await?;
             Ok(name.to_string())
         };
         Ok(self.0.context.jobs.start("restore", &subject, work).await)
@@ -131,12 +125,20 @@ impl Supervisor {
             .fits(&machine_of(row, &row.spec, row.spec.vmm)?)
             .map_err(|mismatch| ErrorKind::SnapshotMismatch.error(mismatch.to_string()))?;
         progress.stage(Stage::Disk.as_str());
-        self.0.disks.restore_from(name, of, snapshot).await?;
-        failpoint!("restore.linked");
-        if !row.whole {
-            self.0.store.set_whole(name, true).await?;
+        {
+            // Its unit needs nobody's lock to start, but this one for its disks: whoever starts it from here on has it
+            // go on from the snapshot.
+            let _holding = self.0.holding.lock(name.as_str()).await;
+            if self.0.units.is_up(name).await? {
+                return Err(ErrorKind::VmRunning.error(format!("{name} runs: stop it before it is restored")));
+            }
+            self.0.disks.restore_from(name, of, snapshot).await?;
+            failpoint!("restore.linked");
+            if !row.whole {
+                self.0.store.set_whole(name, true).await?;
+            }
         }
-        let started = self.start_locked(name, progress).await;
+        let started = self.start_unit(name, progress).await;
         self.0.disks.forget_restore(name).await?;
         started?;
         note(&Event::VmRestored { vm: name.as_str(), from: of.as_str(), snapshot: snapshot.as_str() });
@@ -251,8 +253,12 @@ impl Supervisor {
         failpoint!("fork.reserved");
         let outcome = progress.cancelable(made).await;
         if outcome.is_err() {
-            if self.state(&row).is_up() {
-                self.0.units.end(name).await?;
+            // A start that was canceled has not cleared up behind itself.
+            lock(&self.0.starts).remove(name);
+            if self.0.units.is_up(name).await.unwrap_or(true)
+                && let Err(error) = self.0.units.end(name).await
+            {
+                tracing::warn!(vm = name.as_str(), "a fork that is not wanted cannot be ended: {error}");
             }
             self.erase(name).await;
         }
