@@ -1,7 +1,7 @@
 //! Pausing, snapshots, and VMs that go on from them.
 
 use banger_api::{SESSIOND, VMD};
-use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, json, sh, start};
+use banger_tests::{BUSYBOX, Vm, Way, banger, error_name, eventually, job_error, json, sh, start};
 
 #[test]
 fn a_paused_vm_stands_still() {
@@ -142,6 +142,11 @@ fn a_restored_vm_is_what_it_was() {
     let logs = |session: &str| banger(&["session", "logs", vm.name(), session]).text();
     let state = |session: &str| json(&["session", "show", vm.name(), session])["state"].clone();
     eventually("it has put that out", || logs("old") == "before\n");
+    // Another goes on by itself, all the time.
+    let count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    banger(&["session", "start", "--name", "count", vm.name(), "--", "sh", "-c", count]).ok();
+    let counted = || -> Vec<u32> { logs("count").lines().map(|n| n.parse().expect("a number")).collect() };
+    eventually("it counts", || counted().len() > 5);
     let taken = json(&["snapshot", "create", vm.name(), "first"]);
     assert_eq!(taken["snapshot"], "first");
     banger(&["snapshot", "create", vm.name(), "first"]).refused(&["first already"]);
@@ -151,8 +156,12 @@ fn a_restored_vm_is_what_it_was() {
     banger(&["session", "stop", vm.name(), "old"]).ok();
     banger(&["session", "start", "--name", "new", vm.name(), "--", "cat"]).ok();
     banger(&["restore", vm.name(), "first"]).refused(&["stop it"]);
+    let stop = ["ssa{sv}", vm.name(), "count", "1", "signal", "i", "100"];
+    Way::Bus.call(SESSIOND, "StopSession", &stop).failed(&["no signal 100"]);
+    assert_eq!(state("count"), "running");
     banger(&["stop", vm.name()]).ok();
     eventually("it is lost", || state("new") == "lost");
+    let before = counted().len();
     assert_eq!(state("old"), "exited");
     banger(&["restore", vm.name(), "none"]).refused(&["no snapshot none"]);
 
@@ -166,6 +175,9 @@ fn a_restored_vm_is_what_it_was() {
     // What ran in it runs again, and has said no more than it had by then.
     assert_eq!((state("old"), state("new")), ("running".into(), "lost".into()));
     assert_eq!(logs("old"), "before\n");
+    eventually("it counts on", || counted().len() > before);
+    let counted = counted();
+    assert!(counted.iter().copied().eq(1..=counted.len() as u32), "{counted:?}");
     banger(&["session", "send", vm.name(), "old", "again"]).ok();
     eventually("its log goes on", || logs("old") == "before\nagain\n");
     let attached = start("sh", &["-c", &format!("echo typed | banger session attach {} old", vm.name())]);
@@ -222,16 +234,24 @@ fn a_fork_is_the_same_with_an_identity_of_its_own() {
 }
 
 #[test]
-fn no_snapshot_beside_a_volume_that_goes_on() {
+fn a_volume_goes_on_beside_snapshots_and_is_of_who_runs_with_it() {
     let vm = Vm::named("t-snap-volume");
     let _ = banger(&["volume", "rm", "t-snap-data"]);
     banger(&["volume", "create", "--size", "64M", "t-snap-data"]).ok();
     banger(&["run", "-d", "--name", vm.name(), "--volume", "t-snap-data:/data", BUSYBOX]).ok();
-    let refused = banger_tests::job_error(VMD, "CreateSnapshot", &["ss", vm.name(), "first"]);
+    let refused = job_error(VMD, "CreateSnapshot", &["ss", vm.name(), "first"]);
     assert_eq!(refused, "org.freedesktop.DBus.Error.NotSupported");
     banger(&["snapshot", "create", vm.name()]).refused(&["t-snap-data"]);
     assert_eq!(json(&["snapshot", "ls", vm.name()]), serde_json::json!([]));
     assert_eq!(vm.state(), "running");
+
+    // It is taken away with the next start, and another's no sooner.
+    banger(&["set", vm.name(), "--no-volumes"]).ok();
+    let other = Vm::named("t-snap-other");
+    banger(&["create", "--name", other.name(), "--volume", "t-snap-data:/data", BUSYBOX]).ok();
+    assert_eq!(job_error(VMD, "StartVm", &["s", other.name()]), "org.banger.Error.VolumeInUse");
+    banger(&["rm", other.name()]).ok();
+    banger(&["volume", "rm", "t-snap-data"]).refused(&["stop it first"]);
     banger(&["rm", "-f", vm.name()]).ok();
     banger(&["volume", "rm", "t-snap-data"]).ok();
 }
