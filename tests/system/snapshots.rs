@@ -142,15 +142,16 @@ fn a_restored_vm_is_what_it_was() {
     let logs = |session: &str| banger(&["session", "logs", vm.name(), session]).text();
     let state = |session: &str| json(&["session", "show", vm.name(), session])["state"].clone();
     eventually("it has put that out", || logs("old") == "before\n");
-    // Another goes on by itself, all the time.
-    let count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    // Another says all the time in which of its futures it is.
+    vm.sh("echo first >/run/future").ok();
+    let count = "i=0; while read future </run/future; do i=$((i+1)); echo $i $future; sleep 0.1; done";
     banger(&["session", "start", "--name", "count", vm.name(), "--", "sh", "-c", count]).ok();
-    let counted = || -> Vec<u32> { logs("count").lines().map(|n| n.parse().expect("a number")).collect() };
+    let counted = || logs("count").lines().map(str::to_owned).collect::<Vec<_>>();
     eventually("it counts", || counted().len() > 5);
     let taken = json(&["snapshot", "create", vm.name(), "first"]);
     assert_eq!(taken["snapshot"], "first");
     banger(&["snapshot", "create", vm.name(), "first"]).refused(&["first already"]);
-    vm.sh("echo later >/run/later; rm /root/then; sync").ok();
+    vm.sh("echo lost >/run/lost; mv /run/lost /run/future; echo later >/run/later; rm /root/then; sync").ok();
     banger(&["session", "send", vm.name(), "old", "after"]).ok();
     eventually("it has put that out, too", || logs("old") == "before\nafter\n");
     banger(&["session", "stop", vm.name(), "old"]).ok();
@@ -176,8 +177,9 @@ fn a_restored_vm_is_what_it_was() {
     assert_eq!((state("old"), state("new")), ("running".into(), "lost".into()));
     assert_eq!(logs("old"), "before\n");
     eventually("it counts on", || counted().len() > before);
-    let counted = counted();
-    assert!(counted.iter().copied().eq(1..=counted.len() as u32), "{counted:?}");
+    for (index, line) in counted().iter().enumerate() {
+        assert_eq!(*line, format!("{} first", index + 1));
+    }
     banger(&["session", "send", vm.name(), "old", "again"]).ok();
     eventually("its log goes on", || logs("old") == "before\nagain\n");
     let attached = start("sh", &["-c", &format!("echo typed | banger session attach {} old", vm.name())]);
