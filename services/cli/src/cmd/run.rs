@@ -154,21 +154,20 @@ async fn give_up(context: &Context, name: &str) {
 
 /// What happens to a VM that runs.
 async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Timings) -> Result<u8> {
-    let mut process_tty = arguments.process.tty;
-    let mut command = arguments.command.clone();
-    if command.is_empty() && !arguments.detach {
-        if process_tty || terminal::is_interactive() {
-            process_tty = true;
-        } else {
-            command = command_of_image(context, &arguments.image).await.unwrap_or_default();
-        }
+    if arguments.detach {
+        return leave(context, arguments, name, timings).await;
     }
-    if arguments.detach || (command.is_empty() && !process_tty) {
+    let tty = arguments.process.tty || (arguments.command.is_empty() && terminal::is_interactive());
+    let command = match arguments.command.as_slice() {
+        [] if !tty => command_of_image(context, &arguments.image).await.unwrap_or_default(),
+        command => command.to_vec(),
+    };
+    if command.is_empty() && !tty {
         return leave(context, arguments, name, timings).await;
     }
 
     let started = Instant::now();
-    let status = if process_tty {
+    let status = if tty {
         session::on_terminal(context, name, &command, &arguments.process.settings).await
     } else {
         session::command_in(context, name, &command, &arguments.process).await
