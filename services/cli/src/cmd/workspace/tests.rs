@@ -57,6 +57,32 @@ impl Guest for Directory {
     }
 }
 
+/// A guest that sends other than it listed.
+struct Liar<'a> {
+    guest: Directory,
+    /// Makes of a directory what it sends.
+    sends: &'a dyn Fn(&Path),
+}
+
+impl Guest for Liar<'_> {
+    async fn list(&self) -> Result<Option<Listing>> {
+        self.guest.list().await
+    }
+
+    async fn write(&self, files: Vec<(PathBuf, PathBuf)>) -> Result<u64> {
+        self.guest.write(files).await
+    }
+
+    async fn read(&self, _paths: &[PathBuf], into: &Path) -> Result<()> {
+        (self.sends)(into);
+        Ok(())
+    }
+
+    async fn remove(&self, paths: &[PathBuf]) -> Result<()> {
+        self.guest.remove(paths).await
+    }
+}
+
 /// A repository and a guest.
 struct World {
     scratch: TempDir,
@@ -89,9 +115,13 @@ impl World {
     }
 
     fn prepare(&self, wish: &Wish, force: bool) -> Result<Prepared> {
+        self.prepare_in(&Directory(self.at("guest")), wish, force)
+    }
+
+    fn prepare_in(&self, guest: &impl Guest, wish: &Wish, force: bool) -> Result<Prepared> {
         let record = self.at("record");
         let target = Target { vm: "web", path: "/workspace", record: &record, force };
-        self.runtime.block_on(prepare(&Directory(self.at("guest")), wish, &target))
+        self.runtime.block_on(prepare(guest, wish, &target))
     }
 
     fn export(&self, aim: &Aim<'_>) -> Result<Exported> {
@@ -381,6 +411,30 @@ fn hostile_files() {
     changes.sort();
     assert_eq!(changes, ["A .gitattributes", "A .gitignore", "A dir", "A inner/file", "A new", "D dir/file"]);
     world.sh("cd host; git config --remove-section filter.evil; git config --remove-section diff.evil; git apply --index ../patch; test -L dir");
+}
+
+/// What a guest sends to be compared is not followed to anything else, and does not have the host wait.
+#[test]
+fn files_that_are_other_than_listed() {
+    let world = World::new();
+    world.sh("cd host; mkdir dir; echo 1 >dir/file; git add -A; git commit -qm first");
+    world.prepare(&world.wish(Mode::Clone), false).expect("prepares");
+    world.sh("echo guest >guest/dir/file; echo host- >host/dir/file");
+    let host = world.at("host");
+    let own_file = |into: &Path| {
+        fs::create_dir(into.join("dir")).expect("makes");
+        symlink(host.join("dir/file"), into.join("dir/file")).expect("links");
+    };
+    let own_directory = |into: &Path| symlink(host.join("dir"), into.join("dir")).expect("links");
+    let fifo = |into: &Path| drop(sh(into, "mkdir dir; mkfifo dir/file"));
+    let longer = |into: &Path| drop(sh(into, "mkdir dir; truncate -s 1G dir/file"));
+    let nothing = |_: &Path| {};
+    for sends in [&own_file as &dyn Fn(&Path), &own_directory, &fifo, &longer, &nothing] {
+        let liar = Liar { guest: Directory(world.at("guest")), sends };
+        let refused = world.prepare_in(&liar, &world.wish(Mode::Clone), false).expect_err("refused");
+        assert_eq!(refused.kind(), ErrorKind::WorkspaceChanged, "{refused}");
+        assert_eq!(world.sh("cat guest/dir/file"), "guest\n");
+    }
 }
 
 /// What somebody does to a directory.
