@@ -413,6 +413,20 @@ fn hostile_files() {
     world.sh("cd host; git config --remove-section filter.evil; git config --remove-section diff.evil; git apply --index ../patch; test -L dir");
 }
 
+/// git quotes what is ASCII of it; U+009B begins as many sequences as ESC [.
+#[test]
+fn names_do_not_control_a_terminal() {
+    let world = World::new();
+    world.sh("cd host; echo 1 >one; git add -A; git commit -qm first");
+    world.prepare(&world.wish(Mode::Clone), false).expect("prepares");
+    for name in ["c\u{9b}2J1", "c\u{1b}[2J2"] {
+        fs::write(world.at("guest").join(name), "2\n").expect("writes");
+    }
+    let stat = world.export(&Aim::default()).expect("exports").stat;
+    assert!(stat.contains("c\u{fffd}2J1") && stat.contains("[2J2"), "{stat:?}");
+    assert!(!stat.contains(|c: char| c.is_control() && c != '\n'), "{stat:?}");
+}
+
 /// What a guest sends to be compared is not followed to anything else, and does not have the host wait.
 #[test]
 fn files_that_are_other_than_listed() {
