@@ -19,6 +19,7 @@ use crate::{exit, patience, stream};
 
 /// After so many signals that the guest has not heard the command is left alone: a guest that stands still hears none.
 const IMPATIENCE: u32 = 3;
+const NOT_BEGUN: &str = "the guest did not begin the command before a signal came";
 
 pub async fn exec(context: &Context, arguments: Exec) -> Result<u8> {
     let Exec { process, vm, command } = arguments;
@@ -45,8 +46,8 @@ pub async fn command_in(
     let environment = environment(&process.settings, false)?;
     let options = options(&process.settings).build();
     let mut signals = Signals::new()?;
-    let (id, _, stdin, out, err) =
-        begun(sessions.exec(vm, &argv, &environment, options), &mut signals).await?;
+    let starting = sessions.exec(vm, &argv, &environment, options);
+    let (id, _, stdin, out, err) = signals.interrupts.stop(starting, NOT_BEGUN).await?;
     let (stdin, out, err) = (OwnedFd::from(stdin), OwnedFd::from(out), OwnedFd::from(err));
     if process.no_stdin {
         stream::close_write(&stdin);
@@ -73,10 +74,11 @@ pub async fn on_terminal(
     let sessions = context.bus.sessions().await?;
     let argv: Vec<&str> = command.iter().map(String::as_str).collect();
     let environment = environment(settings, true)?;
+    let mut signals = Signals::new()?;
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
     let options = options(settings).set("rows", Some(rows)).set("columns", Some(columns)).build();
-    let mut signals = Signals::new()?;
-    let (id, _, pty) = begun(sessions.open_shell(vm, &argv, &environment, options), &mut signals).await?;
+    let starting = sessions.open_shell(vm, &argv, &environment, options);
+    let (id, _, pty) = signals.interrupts.stop(starting, NOT_BEGUN).await?;
     let pty = OwnedFd::from(pty);
     let raw = RawMode::enter()?;
     stream::type_into(pty.try_clone()?);
@@ -94,19 +96,6 @@ pub fn options(settings: &Settings) -> OptionsBuilder<'_> {
         .set("user", settings.user.as_deref())
         .set("directory", settings.workdir.as_deref())
         .set("limits", Some(limits).filter(|limits| !limits.is_empty()))
-}
-
-/// Waits until a command has begun, or the caller wants none any more.
-async fn begun<T>(starting: impl Future<Output = zbus::Result<T>>, signals: &mut Signals) -> Result<T> {
-    tokio::pin!(starting);
-    loop {
-        tokio::select! {
-            started = &mut starting => return Ok(started?),
-            event = signals.next() => if let Event::Signal(_) = event {
-                return Err(ErrorKind::JobCanceled.error("the guest did not begin the command before a signal came"));
-            }
-        }
-    }
 }
 
 /// Waits for the end of a session, passing signals on meanwhile. Everything that the command
@@ -214,34 +203,68 @@ pub enum Event {
     Resized,
 }
 
-/// What the caller sends us while a command runs.
+/// What the caller sends us while a command runs. It waits until it is asked for.
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    quit: Signal,
+    pub interrupts: Interrupts,
     resized: Signal,
 }
 
 impl Signals {
+    pub fn new() -> Result<Self> {
+        Ok(Self { interrupts: Interrupts::new()?, resized: signal(SignalKind::window_change())? })
+    }
+
+    pub async fn next(&mut self) -> Event {
+        tokio::select! {
+            number = self.interrupts.next() => Event::Signal(number),
+            _ = self.resized.recv() => Event::Resized,
+        }
+    }
+}
+
+/// Signals of a caller who wants an end.
+pub struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl Interrupts {
     pub fn new() -> Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             quit: signal(SignalKind::quit())?,
-            resized: signal(SignalKind::window_change())?,
         })
     }
 
-    pub async fn next(&mut self) -> Event {
-        let number = |kind: SignalKind| Event::Signal(kind.as_raw_value());
+    pub async fn next(&mut self) -> i32 {
+        let number = tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.hangup.recv() => SignalKind::hangup(),
+            _ = self.quit.recv() => SignalKind::quit(),
+        };
+        number.as_raw_value()
+    }
+
+    /// Does work until it is done, or one of them comes.
+    ///
+    /// # Errors
+    /// `JobCanceled` if one came, and `why`.
+    pub async fn stop<T, E>(
+        &mut self,
+        work: impl Future<Output = std::result::Result<T, E>>,
+        why: &str,
+    ) -> Result<T>
+    where
+        Error: From<E>,
+    {
         tokio::select! {
-            _ = self.interrupt.recv() => number(SignalKind::interrupt()),
-            _ = self.terminate.recv() => number(SignalKind::terminate()),
-            _ = self.hangup.recv() => number(SignalKind::hangup()),
-            _ = self.quit.recv() => number(SignalKind::quit()),
-            _ = self.resized.recv() => Event::Resized,
+            done = work => Ok(done?),
+            _ = self.next() => Err(ErrorKind::JobCanceled.error(why)),
         }
     }
 }

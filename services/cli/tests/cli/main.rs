@@ -8,7 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use world::{Run, World};
+
+fn send(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).expect("kills");
+}
 
 #[test]
 fn run_gets_what_it_needs_and_passes_the_exit_code_on() {
@@ -211,18 +218,14 @@ fn signals_reach_the_command() {
     let mut child = world.command(&["exec", "web", "sleep"]).spawn().expect("runs");
     let mut first = [0; 7];
     child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("reads");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
-        .expect("kills");
+    send(&child, Signal::SIGTERM);
     assert_eq!(child.wait().expect("ends").code(), Some(128 + 15));
 }
 
 #[test]
 fn nobody_has_to_wait_for_a_guest_that_stands_still() {
     let world = World::new();
-    let interrupt = |child: &Child| {
-        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).expect("kills");
-    };
+    let interrupt = |child: &Child| send(child, Signal::SIGINT);
     // One that does not begin the command.
     let child = world.command(&["exec", "web", "never"]).spawn().expect("runs");
     while !world.was_asked("exec web never") {
@@ -305,6 +308,29 @@ fn a_shell_has_the_terminal_and_gives_it_back_as_it_was() {
 }
 
 #[test]
+fn a_command_hears_that_its_terminal_was_resized_before_it_began() {
+    let world = World::new();
+    let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    let OpenptyResult { master, slave } = openpty(&size, None).expect("opens");
+    let terminal = || Stdio::from(slave.try_clone().expect("clones"));
+    let mut command = world.command(&["shell", "web", "late"]);
+    let child = command.stdin(terminal()).stdout(terminal()).spawn().expect("runs");
+    while !world.was_asked("shell web late") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut stty = Command::new("stty");
+    assert!(stty.args(["rows", "50", "cols", "100"]).stdin(terminal()).status().expect("runs").success());
+    send(&child, Signal::SIGWINCH);
+    assert_eq!(world.banger("session kill web any").code, Some(0));
+    while !world.was_asked("resize 50 100") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::File::from(master).write_all(b"q").expect("writes");
+    let run = Run::new(&child.wait_with_output().expect("ends"));
+    assert_eq!(run.code, Some(7), "{run:?}");
+}
+
+#[test]
 fn a_command_goes_on_by_itself_in_a_vm_that_is_left_running() {
     let world = World::new();
     world.banger("kernel import");
@@ -327,13 +353,12 @@ fn an_interrupt_cancels_the_job() {
     let world = World::new();
     world.banger("kernel import");
     let child = world.command(&["run", "--name", "endless", "debian:12", "true"]).spawn().expect("runs");
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     while !world.was_asked("create endless") {
         std::thread::sleep(Duration::from_millis(10));
     }
     // It listens to signals soon after the call has returned.
     std::thread::sleep(Duration::from_millis(300));
-    nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).expect("kills");
+    send(&child, Signal::SIGINT);
     let run = Run::new(&child.wait_with_output().expect("ends"));
     assert_eq!(run.code, Some(130), "{run:?}");
     assert!(run.err.contains("canceling"), "{run:?}");

@@ -367,8 +367,8 @@ impl Sessions {
         Ok((id, path("/org/banger/Session1/session/1"), next(), next(), next()))
     }
 
-    /// A terminal that echoes until it reads a `q` or Ctrl-D.
-    fn open_shell(
+    /// A terminal that echoes until it reads a `q` or Ctrl-D. `late` begins with the first signal to any session.
+    async fn open_shell(
         &self,
         vm: &str,
         argv: Vec<String>,
@@ -377,6 +377,9 @@ impl Sessions {
     ) -> (String, OwnedObjectPath, zbus::OwnedFd) {
         let term = environment.get("TERM").cloned().unwrap_or_default();
         self.log.call(format!("shell {vm} {} TERM={term} {}", argv.join(" "), keys(&options)));
+        if argv == ["late"] {
+            let _ = self.signal.subscribe().wait_for(|signal| *signal != 0).await;
+        }
         let (theirs, mut ours) = UnixStream::pair().expect("pair");
         std::thread::spawn(move || {
             let mut byte = [0];
