@@ -26,7 +26,8 @@ goes wrong before that:
   125  banger failed (any of the above)
   126  the command cannot be executed
   127  there is no such command in the guest
-Signals go to the command. After three that a guest does not hear, because it stands still, its command is left alone (130).
+Signals go to the command. After three that a guest does not hear, because it stands still, its command is not waited
+for any more (130).
 With -H they are carried out by ssh, which itself exits with 255 if it fails.
 
 Environment:

@@ -303,7 +303,9 @@ async fn attach(context: &Context, arguments: SessionAttach) -> Result<u8> {
         .set("read_only", read_only.then_some(true))
         .build();
     let mut signals = Signals::new()?;
-    let stream = context.bus.sessions().await?.attach_session(&session.vm, &session.name, options).await?;
+    let sessions = context.bus.sessions().await?;
+    let attaching = sessions.attach_session(&session.vm, &session.name, options);
+    let stream = signals.interrupts.stop(attaching, "the guest did not answer before a signal came").await?;
     let mut stream = Arc::new(OwnedFd::from(stream));
     let raw = if has_terminal { Some(RawMode::enter()?) } else { None };
     if has_terminal && !read_only {

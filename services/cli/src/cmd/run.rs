@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use banger_api::image::ImageProxy;
 use banger_api::{ErrorKind, IMAGED, Result};
 
+use super::session::unless_signaled;
 use super::workspace::Tooling;
 use super::{image as images, kernel, named, session, vm, workspace};
 use crate::Context;
@@ -110,7 +111,7 @@ async fn prepare_workspace(
         vm: name.to_owned(),
         directory: directory.clone(),
     };
-    let mut ready = workspace::prepare_in(context, &wanted).await?;
+    let mut ready = unless_signaled(workspace::prepare_in(context, &wanted)).await?;
     timings.add("prepare workspace", started.elapsed());
 
     let started = Instant::now();
@@ -136,7 +137,8 @@ async fn report_workspace(context: &Context, arguments: &Run, name: &str, timing
         return;
     }
     let started = Instant::now();
-    if let Err(error) = workspace::report(context, name, arguments.patch.as_deref()).await {
+    let reported = unless_signaled(workspace::report(context, name, arguments.patch.as_deref()));
+    if let Err(error) = reported.await {
         exit::complain(&error.context("what changed in the workspace is not known"));
     }
     timings.add("export workspace", started.elapsed());
@@ -173,8 +175,12 @@ async fn inside(context: &Context, arguments: &Run, name: &str, timings: &mut Ti
         session::command_in(context, name, &command, &arguments.process).await
     };
     timings.add("command", started.elapsed());
+    let canceled = status.as_ref().is_err_and(|error| error.kind() == ErrorKind::JobCanceled);
     let code = session::outcome(status);
-    report_workspace(context, arguments, name, timings).await;
+    // Who did not wait for the command does not wait for what it changed.
+    if !canceled {
+        report_workspace(context, arguments, name, timings).await;
+    }
 
     let started = Instant::now();
     let (stage, ended) = if arguments.rm {
@@ -220,7 +226,7 @@ async fn begin_session(context: &Context, arguments: &Run, name: &str) -> Result
         vm: name.to_owned(),
         command: arguments.command.clone(),
     };
-    match named::begin(context, &wanted).await {
+    match unless_signaled(named::begin(context, &wanted)).await {
         Ok(session) => {
             context.output.note(&format!("`banger session logs -f {name} {session}` shows what it says"));
             Ok(())

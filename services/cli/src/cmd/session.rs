@@ -17,7 +17,7 @@ use crate::exit::Status;
 use crate::terminal::{self, RawMode};
 use crate::{exit, patience, stream};
 
-/// After so many signals that the guest has not heard the command is left alone: a guest that stands still hears none.
+/// After so many signals that the guest has not heard nobody waits for the command: a guest that stands still hears none.
 const IMPATIENCE: u32 = 3;
 const NOT_BEGUN: &str = "the guest did not begin the command before a signal came";
 
@@ -124,8 +124,8 @@ async fn conduct(
             event = signals.next() => event,
         };
         if matches!(event, Event::Signal(_)) && unheard.fetch_add(1, Ordering::Relaxed) + 1 == IMPATIENCE {
-            let alone = format!("{vm} does not hear of signals; the command in it is left alone");
-            return Err(ErrorKind::JobCanceled.error(alone));
+            let unheard = format!("{vm} does not hear of signals; its command is not waited for any more");
+            return Err(ErrorKind::JobCanceled.error(unheard));
         }
         let _ = events.send(event);
     }
@@ -267,6 +267,15 @@ impl Interrupts {
             _ = self.next() => Err(ErrorKind::JobCanceled.error(why)),
         }
     }
+}
+
+/// Does work that no signal is passed on to, unless one comes. Who has once listened to signals must do so from then on:
+/// they do not end the program by themselves any more.
+///
+/// # Errors
+/// `JobCanceled` if one came.
+pub async fn unless_signaled<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    Interrupts::new()?.stop(work, "interrupted by a signal").await
 }
 
 /// The exit code of a command, or of its failure; also said aloud.

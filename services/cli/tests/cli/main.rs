@@ -225,32 +225,47 @@ fn signals_reach_the_command() {
 #[test]
 fn nobody_has_to_wait_for_a_guest_that_stands_still() {
     let world = World::new();
-    let interrupt = |child: &Child| send(child, Signal::SIGINT);
-    // One that does not begin the command.
-    let child = world.command(&["exec", "web", "never"]).spawn().expect("runs");
-    while !world.was_asked("exec web never") {
-        std::thread::sleep(Duration::from_millis(10));
+    let repository = tempfile::tempdir().expect("a directory");
+    let git = "git init -q && git -c user.name=Me -c user.email=me@host commit -q --allow-empty -m first";
+    let made = Command::new("sh").args(["-c", git]).current_dir(&repository).status();
+    assert!(made.expect("these tests need git").success());
+    let workspace =
+        format!("run --rm --no-bootstrap --workspace {} busybox true", repository.path().display());
+
+    // One that does not begin the command, or is not ready for it.
+    for (line, asked, said, last) in [
+        ("exec web never", "exec web never", "did not begin", "exec web never"),
+        ("run -d busybox never", "session web main never", "web is left running", "session web main never"),
+        (workspace.as_str(), "lock web", "interrupted by a signal", "delete web force"),
+    ] {
+        let child = world.command(&line.split(' ').collect::<Vec<_>>()).spawn().expect("runs");
+        while !world.was_asked(asked) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        send(&child, Signal::SIGINT);
+        let run = Run::new(&child.wait_with_output().expect("ends"));
+        assert_eq!(run.code, Some(130), "{line}: {run:?}");
+        assert!(run.err.contains(said), "{line}: {run:?}");
+        assert!(world.calls().last().expect("calls").starts_with(last), "{line}");
     }
-    interrupt(&child);
-    let run = Run::new(&child.wait_with_output().expect("ends"));
-    assert_eq!(run.code, Some(130), "{run:?}");
 
     // One that does not hear of signals.
-    let mut child = world.command(&["exec", "web", "deaf"]).spawn().expect("runs");
+    let mut child = world.command(&["run", "--rm", "busybox", "deaf"]).spawn().expect("runs");
     let mut first = [0; 7];
     child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("reads");
-    interrupt(&child);
+    send(&child, Signal::SIGINT);
     while !world.was_asked("signal 2") {
         std::thread::sleep(Duration::from_millis(10));
     }
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(300));
         assert!(child.try_wait().expect("asks").is_none());
-        interrupt(&child);
+        send(&child, Signal::SIGINT);
     }
     let run = Run::new(&child.wait_with_output().expect("ends"));
     assert_eq!(run.code, Some(130), "{run:?}");
-    assert!(run.err.contains("left alone"), "{run:?}");
+    assert!(run.err.contains("not waited for any more") && !run.err.contains("left"), "{run:?}");
+    assert_eq!(world.calls().last().map(String::as_str), Some("delete web force"));
 }
 
 #[test]

@@ -394,7 +394,7 @@ impl Sessions {
         ("shell".into(), path("/org/banger/Session1/session/2"), OwnedFd::from(theirs).into())
     }
 
-    fn start_session(
+    async fn start_session(
         &self,
         vm: &str,
         name: &str,
@@ -403,7 +403,16 @@ impl Sessions {
         options: Options,
     ) -> (String, OwnedObjectPath) {
         self.log.call(format!("session {vm} {name} {} {environment:?} {}", argv.join("-"), keys(&options)));
+        if argv == ["never"] {
+            pending::<()>().await;
+        }
         (if name.is_empty() { "made-up" } else { name }.into(), path("/x"))
+    }
+
+    /// Of a guest that does not answer.
+    async fn lock_workspace(&self, vm: &str, _options: Options) -> zbus::OwnedFd {
+        self.log.call(format!("lock {vm}"));
+        pending().await
     }
 
     fn resize_session(&self, _vm: &str, _id: &str, rows: u16, columns: u16) {

@@ -24,6 +24,7 @@ use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, IMAGED, Result};
 
 use super::packages::INSTALL;
+use super::session::Interrupts;
 use super::{image, run};
 use crate::Context;
 use crate::args::{Build as Arguments, Pull};
@@ -32,7 +33,7 @@ use content::Content;
 use file::{Build, Copy};
 use log::Log;
 use plan::{Plan, Task, Work};
-use vm::{BuildVm, Command, Input, Interrupt};
+use vm::{BuildVm, Command, Input};
 
 /// Finds the numbers of an owner, as the guest knows them.
 const OWNER: &str = r#"file=$(mktemp) && chown -- "$1" "$file" && stat -c %u:%g "$file"; status=$?; rm -f "$file"; exit $status"#;
@@ -114,11 +115,11 @@ async fn make(
     tasks: &[Task],
     log: &Log<'_>,
 ) -> Result<Option<String>> {
-    let mut interrupt = Interrupt::new()?;
+    let mut interrupts = Interrupts::new()?;
     let name = BuildVm::fresh_name();
     let made = async {
         let started =
-            BuildVm::start(context, &mut interrupt, name.clone(), from, &build.machine, purpose).await;
+            BuildVm::start(context, &mut interrupts, name.clone(), from, &build.machine, purpose).await;
         let mut vm = started?;
         for task in tasks {
             log.begun(task);

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use banger_api::options::OptionsBuilder;
 use banger_api::{Error, ErrorKind, Result, VMD};
 use futures_util::FutureExt;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::file::Machine;
 use crate::Context;
+use crate::cmd::session::Interrupts;
 use crate::cmd::{session, vm};
 use crate::exit::Status;
 use crate::job;
@@ -31,44 +31,8 @@ const BUFFER: usize = 64 << 10;
 /// The label of these VMs: the name of the image that is built.
 pub const LABEL: &str = "banger.build";
 
-/// Whoever waits for a build wants it to end.
-pub struct Interrupt {
-    signals: [Signal; 3],
-}
-
-impl Interrupt {
-    pub fn new() -> Result<Self> {
-        Ok(Self {
-            signals: [
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::terminate())?,
-                signal(SignalKind::hangup())?,
-            ],
-        })
-    }
-
-    async fn came(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.signals;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
-
-    /// # Errors
-    /// `JobCanceled` if it has been.
-    pub fn check(&mut self) -> Result<()> {
-        match self.came().now_or_never() {
-            Some(()) => Err(interrupted()),
-            None => Ok(()),
-        }
-    }
-}
-
-fn interrupted() -> Error {
-    ErrorKind::JobCanceled.error("the build was interrupted; what was done so far is kept for the next")
-}
+/// What is said to who did not want to wait for a build.
+const INTERRUPTED: &str = "the build was interrupted; what was done so far is kept for the next";
 
 /// A command in the VM.
 #[derive(Debug, Default)]
@@ -85,7 +49,7 @@ pub type Input = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + Send>;
 
 pub struct BuildVm<'a> {
     context: &'a Context,
-    interrupt: &'a mut Interrupt,
+    interrupts: &'a mut Interrupts,
     name: String,
     started: Instant,
 }
@@ -99,7 +63,7 @@ impl<'a> BuildVm<'a> {
     /// Creates and starts a VM.
     pub async fn start(
         context: &'a Context,
-        interrupt: &'a mut Interrupt,
+        interrupts: &'a mut Interrupts,
         name: String,
         image: &str,
         machine: &Machine,
@@ -122,8 +86,8 @@ impl<'a> BuildVm<'a> {
         let created = context.bus.vms().await?.create_vm(&name, image, options).await?;
         let started = Instant::now();
         job::follow(context, VMD, created, &format!("start {name}")).await?;
-        interrupt.check()?;
-        Ok(Self { context, interrupt, name, started })
+        check(interrupts)?;
+        Ok(Self { context, interrupts, name, started })
     }
 
     /// Makes an image of what its disk holds now.
@@ -132,7 +96,7 @@ impl<'a> BuildVm<'a> {
         let options = OptionsBuilder::new().set("replace", Some(true)).build();
         let promoting = self.context.bus.vms().await?.promote_vm(&self.name, image, options).await?;
         job::follow(self.context, VMD, promoting, "keep").await?;
-        self.interrupt.check()
+        check(self.interrupts)
     }
 
     /// Runs a command, and tells each line of its output as it comes: with `stdout` or `stderr`.
@@ -149,8 +113,8 @@ impl<'a> BuildVm<'a> {
         let options =
             OptionsBuilder::new().set("user", command.user).set("directory", command.directory).build();
         let sessions = self.context.bus.sessions().await?;
-        let (id, _, stdin, out, err) =
-            sessions.exec(&self.name, &command.argv, &command.environment, options).await?;
+        let starting = sessions.exec(&self.name, &command.argv, &command.environment, options);
+        let (id, _, stdin, out, err) = self.interrupts.stop(starting, INTERRUPTED).await?;
         let fed = feed(OwnedFd::from(stdin).into(), input);
         let (lines, mut received) = mpsc::channel(256);
         read_lines(OwnedFd::from(out).into(), "stdout", lines.clone());
@@ -167,7 +131,7 @@ impl<'a> BuildVm<'a> {
         while status.is_none() {
             tokio::select! {
                 biased;
-                () = self.interrupt.came() => return Err(interrupted()),
+                _ = self.interrupts.next() => return Err(ErrorKind::JobCanceled.error(INTERRUPTED)),
                 line = received.recv(), if is_open => match line {
                     Some((stream, line)) => tell(stream, &line),
                     None => is_open = false,
@@ -193,11 +157,20 @@ impl<'a> BuildVm<'a> {
     }
 
     /// Has it live on from now for as long as it lives without us.
-    async fn prolong(&self) -> Result<()> {
+    async fn prolong(&mut self) -> Result<()> {
         let ttl = (self.started.elapsed() + TTL).as_secs();
         let options = OptionsBuilder::new().set("ttl", Some(ttl)).build();
-        self.context.bus.vms().await?.set_vm(&self.name, options).await?;
-        Ok(())
+        let vms = self.context.bus.vms().await?;
+        self.interrupts.stop(vms.set_vm(&self.name, options), INTERRUPTED).await.map(drop)
+    }
+}
+
+/// # Errors
+/// `JobCanceled` if one came while a job listened to them itself.
+fn check(interrupts: &mut Interrupts) -> Result<()> {
+    match interrupts.next().now_or_never() {
+        Some(_) => Err(ErrorKind::JobCanceled.error(INTERRUPTED)),
+        None => Ok(()),
     }
 }
 

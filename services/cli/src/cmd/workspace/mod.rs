@@ -36,6 +36,7 @@ use serde_json::json;
 
 use crate::Context;
 use crate::args::{Bootstrap, Workspace, WorkspaceExport, WorkspacePlan, WorkspacePrepare};
+use crate::cmd::session::unless_signaled;
 use crate::output::size;
 use bootstrap::{Place, Row};
 pub use bootstrap::{Tooling, agents};
@@ -120,7 +121,7 @@ impl Ready {
     ) -> Result<Option<String>> {
         let record = &self.prepared.record;
         let place = Place { vm: &arguments.vm, path: &record.path, owner: arguments.chown.as_deref() };
-        tooling.equip(context, place, user, record).await
+        unless_signaled(tooling.equip(context, place, user, record)).await
     }
 }
 

@@ -26,6 +26,7 @@ use super::record::Record;
 use super::source;
 use crate::Context;
 use crate::args::Bootstrap as Arguments;
+use crate::cmd::session::unless_signaled;
 use crate::output::{or_dash, tell};
 use config::{Config, Preset};
 use facts::{Answer, Question};
@@ -118,8 +119,11 @@ impl Tooling {
         if asked.iter().all(|ask| record.tools.get(&ask.tool) == Some(&ask.digest)) {
             return Ok(Vec::new());
         }
-        session::settle(context, place.vm).await?;
-        let (mut plan, path) = self.plan(context, place, &asked, record).await?;
+        let planned = unless_signaled(async {
+            session::settle(context, place.vm).await?;
+            self.plan(context, place, &asked, record).await
+        });
+        let (mut plan, path) = planned.await?;
         let outcome = match plan.is_empty() {
             true => Ok(()),
             false => {

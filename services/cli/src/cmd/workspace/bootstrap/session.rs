@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Write, stderr};
+use std::pin::pin;
 
 use banger_api::options::OptionsBuilder;
 use banger_api::session::LogRecord;
@@ -13,7 +14,7 @@ use super::plan::Step;
 use super::{Place, ROOT};
 use crate::args::Which;
 use crate::cmd::named;
-use crate::cmd::session::{Event, Signals, wait};
+use crate::cmd::session::{Interrupts, wait};
 use crate::exit::Status;
 use crate::lines::Lines;
 use crate::{Context, output};
@@ -132,30 +133,33 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(&self, argv: &[String], user: &str, path: &str) -> Result<Status> {
         let Self { context, vm, name } = self;
-        let mut signals = Signals::new()?;
+        let mut interrupts = Interrupts::new()?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         let environment = BTreeMap::from([("PATH".to_owned(), path.to_owned())]);
         let options = OptionsBuilder::new().set("user", Some(user)).set("directory", Some("/")).build();
         let sessions = context.bus.sessions().await?;
-        sessions.start_session(vm, name, &argv, &environment, options).await?;
+        let starting = sessions.start_session(vm, name, &argv, &environment, options);
+        interrupts.stop(starting, "a signal came before the bootstrap had begun").await?;
 
         let which = Which { vm: (*vm).to_owned(), name: (*name).to_owned() };
         let mut screen = Screen::new(context, name);
-        let mut interrupted = false;
-        {
-            let shown = named::follow(context, &which, |record| screen.show(&record));
-            tokio::pin!(shown);
-            loop {
-                let event = tokio::select! {
-                    shown = &mut shown => break shown?,
-                    event = signals.next() => event,
-                };
-                if matches!(event, Event::Signal(_)) && !interrupted {
-                    interrupted = true;
+        let interrupted = {
+            let mut shown = pin!(named::follow(context, &which, |record| screen.show(&record)));
+            let interrupted = tokio::select! {
+                shown = &mut shown => shown.map(|()| false)?,
+                _ = interrupts.next() => true,
+            };
+            if interrupted {
+                let stopping = async {
                     context.bus.sessions().await?.stop_session(vm, name, Default::default()).await?;
-                }
+                    shown.await
+                };
+                let left =
+                    format!("the bootstrap of {vm} is not waited for any more; it may still be under way");
+                interrupts.stop(stopping, &left).await?;
             }
-        }
+            interrupted
+        };
         screen.end();
         if interrupted {
             return Err(ErrorKind::JobCanceled.error(format!(
