@@ -29,7 +29,8 @@ pub struct Flight<P, T> {
 }
 
 impl<P: Default, T: Clone> Flights<P, T> {
-    /// Joins the work of this name, or begins it.
+    /// Joins the work of this name, or begins it: also anew if it has failed and others have yet to hear
+    /// of that, for they may try again as well, and would get the same failure from each other for ever.
     pub fn join<F>(&self, name: &str, begin: impl FnOnce(Arc<P>) -> F) -> Flight<P, T>
     where
         F: Future<Output = Result<T>> + Send + 'static,
@@ -37,6 +38,7 @@ impl<P: Default, T: Clone> Flights<P, T> {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Entry { work, progress }) = flights.get(name)
             && let Some(work) = work.upgrade()
+            && !matches!(work.peek(), Some(Err(_)))
         {
             return Flight { progress: progress.clone(), joined: true, work };
         }
@@ -127,5 +129,24 @@ mod tests {
         drop(again);
         assert_eq!(running.load(Ordering::SeqCst), 0);
         assert!(end.send(7).is_err(), "the last one has left");
+    }
+
+    #[tokio::test]
+    async fn what_has_failed_is_begun_anew_though_others_have_yet_to_hear() {
+        let flights = Flights::<AtomicU32, u32>::default();
+        let first = flights.join("x", |_| async { Err(Error::Canceled) });
+        let [second, third] = [(); 2].map(|()| flights.join("x", |_| async { unreachable!("it waits") }));
+        assert!(second.joined && third.joined);
+        first.land().await.expect_err("fails");
+
+        let again = flights.join("x", |_| async { Ok(7) });
+        assert!(!again.joined);
+        second.land().await.expect_err("sits in the one that failed");
+        let late = flights.join("x", |_| async { unreachable!("it is under way") });
+        assert_eq!(again.land().await.expect("ends well"), 7);
+        let later = flights.join("x", |_| async { unreachable!("what it came to is there") });
+        assert_eq!((late.joined, later.joined), (true, true));
+        assert_eq!(late.land().await.expect("ends well") + later.land().await.expect("ends well"), 14);
+        third.land().await.expect_err("sits in the one that failed");
     }
 }
