@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags, SeekFrom, copy_file_range, renameat_with, seek};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, SeekFrom, copy_file_range, open, renameat_with, seek};
 
 use crate::error::{Error, Result};
 use crate::layers::stream::{Cancel, Source};
@@ -205,6 +205,26 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).map_err(Error::io(format!("cannot write {}", path.display())))
 }
 
+/// Opens a file or a directory where somebody else decides what is there. To open a FIFO would wait for
+/// its other end, and may never be done; so would be to read it.
+pub(crate) fn open_theirs(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_dir() {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is neither a file nor a directory"))
+}
+
+/// Opens what a caller gave the path of.
+pub(crate) fn open_given(path: &Path) -> Result<File> {
+    open_theirs(path).map_err(|error| Error::Unreadable {
+        what: path.display().to_string(),
+        reason: format!("{error}; pass what is no file, or what only you may read, as a file descriptor"),
+    })
+}
+
 /// Copies a part of a file, without its holes, and shares the blocks where the filesystem can
 /// (copy_file_range(2)).
 pub(crate) fn copy_range(from: &File, start: u64, length: u64, to: &File) -> io::Result<()> {
@@ -313,6 +333,20 @@ fn pour(from: File, mut to: &File, limit: u64, cancel: &Cancel, read: &Arc<Atomi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_files_and_directories_are_opened() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("makes a FIFO");
+        let error = open_given(&fifo).expect_err("a FIFO").to_string();
+        assert!(error.contains("neither a file nor a directory; pass"), "{error}");
+        assert!(open_given(Path::new("/dev/null")).is_err());
+        assert!(open_given(dir.path()).is_ok_and(|dir| dir.metadata().is_ok_and(|found| found.is_dir())));
+        fs::write(dir.path().join("file"), "text").expect("writes");
+        let file = open_given(&dir.path().join("file")).expect("opens");
+        assert_eq!(io::read_to_string(file).expect("reads"), "text");
+    }
 
     #[test]
     fn holes_stay_holes() {

@@ -200,7 +200,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u32, OwnedObjectPath)> {
         let _call = self.gate.enter(&header, connection, &[("image", &name)]).await?;
-        let rootfs = open_path(Path::new(&rootfs))?;
+        let rootfs = open_path(Path::new(&rootfs)).await?;
         let paths = kernel.into_iter().map(PathBuf::from).collect();
         self.start_register(rootfs, |modules| KernelSource::Paths(paths, modules), name, options).await
     }

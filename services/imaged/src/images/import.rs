@@ -16,7 +16,7 @@ use super::publish::Claim;
 use super::{bundle, layout};
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::{private_copy, spool};
+use crate::files::{open_given, private_copy, spool};
 use crate::kernel::{self, KernelOptions, KernelSource, NewKernel};
 use crate::layers::LayerIndex;
 use crate::layers::stream::{Cancel, Source};
@@ -255,8 +255,8 @@ impl Service {
         options: ImportOptions,
         progress: &dyn Progress,
     ) -> Result<ImageRow> {
-        let file = open_path(path)?;
-        if !path.is_dir() {
+        let file = open_path(path).await?;
+        if !file.metadata().map_err(Error::io("cannot look at the file"))?.is_dir() {
             return self.import_file(file, name, options, progress).await;
         }
         if !options.claims.are_idle(&self.0.settings.trust) {
@@ -366,14 +366,12 @@ async fn index_file(
 }
 
 /// Opens a file or a directory of somebody's.
-pub(crate) fn open_path(path: &Path) -> Result<File> {
+pub(crate) async fn open_path(path: &Path) -> Result<File> {
     if !path.is_absolute() {
         return Err(Error::BadArgument(format!("the path {} is not absolute", path.display())));
     }
-    File::open(path).map_err(|error| Error::Unreadable {
-        what: path.display().to_string(),
-        reason: format!("{error}; pass it as a file descriptor if only you may read it"),
-    })
+    let path = path.to_owned();
+    blocking(move || open_given(&path)).await
 }
 
 /// The id of an image of layers comes from what its file says.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::build::rewound;
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::{self, Staged, create};
+use crate::files::{self, Staged, create, open_theirs};
 use crate::layers::stream::{Cancel, Source, decompress};
 use crate::layers::{LayerIndex, index};
 use crate::limits::Limits;
@@ -110,7 +110,7 @@ fn document(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
         reason: format!("{error}; an OCI layout has index.json and {BLOBS}"),
     };
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
+    let file = open_theirs(path).map_err(unreadable)?;
     file.take(limits.document + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limits.document {
         let (path, limit) = (path.display(), limits.document);
@@ -129,6 +129,6 @@ pub(super) fn blob_size(dir: &Path, hex: &str) -> Result<u64> {
 
 pub(super) fn open_blob(dir: &Path, blob: &Descriptor) -> Result<File> {
     let path = dir.join(BLOBS).join(blob.hex());
-    File::open(&path)
+    open_theirs(&path)
         .map_err(|error| Error::Unreadable { what: path.display().to_string(), reason: error.to_string() })
 }

@@ -26,7 +26,7 @@ use banger_daemon::failpoint;
 
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::{self, Files, Staged, create, private_copy, spool, write_file};
+use crate::files::{self, Files, Staged, create, open_given, private_copy, spool, write_file};
 use crate::images::PullOptions;
 use crate::layers::stream::Cancel;
 use crate::progress::Progress;
@@ -351,13 +351,7 @@ fn open(path: &Path) -> Result<Named> {
             "the source {what:?} is neither \"host\" nor an absolute path"
         )));
     }
-    match File::open(path) {
-        Ok(file) => Ok(Named { file, what }),
-        Err(error) => {
-            let reason = format!("{error}; pass it as a file descriptor if only you may read it");
-            Err(Error::Unreadable { what, reason })
-        }
-    }
+    Ok(Named { file: open_given(path)?, what })
 }
 
 /// Puts everything but the initramfs into the kernel's directory.
