@@ -6,10 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use banger_api::ErrorKind;
+use banger_imaged::digest::sha256;
 use banger_imaged::images::ImportOptions;
 use banger_imaged::limits::Limits;
 use banger_imaged::registry::Host;
 use banger_imaged::service::{Service, Settings};
+use serde_json::json;
 use tempfile::TempDir;
 
 #[path = "../../../tests/support/tar.rs"]
@@ -191,6 +193,42 @@ async fn archives_made_to_do_harm_leave_nothing() {
         assert_clean(dir.path());
     }
     assert!(service.images().await.expect("lists").is_empty());
+}
+
+#[tokio::test]
+async fn layers_of_docker_may_be_links_to_others() {
+    let (service, dir) = service().await;
+    let layer = Tar::default().file("a", b"a").finish();
+    let saved = |layers: [&str; 2]| {
+        let diff_ids = vec![format!("sha256:{}", sha256(&layer)); 2];
+        let config = json!({ "os": "linux", "rootfs": { "diff_ids": diff_ids } });
+        let manifest = json!([{ "Config": "config.json", "Layers": layers }]);
+        Tar::default()
+            .link(b'2', "1/layer.tar", "../2/layer.tar")
+            .file("./2/layer.tar", &layer)
+            .link(b'2', "./3/layer.tar", "../2/layer.tar")
+            .link(b'2', "4/layer.tar", "../3/layer.tar")
+            .link(b'2', "5/layer.tar", "../../2/layer.tar")
+            .file("config.json", config.to_string().as_bytes())
+            .file("manifest.json", manifest.to_string().as_bytes())
+            .finish()
+    };
+    let import = async |layers: [&'static str; 2]| {
+        service.import_file(file_of(&saved(layers)), "linked", ImportOptions::default(), &()).await
+    };
+    // To what comes later and earlier, what is a layer of the image and what is not.
+    for layers in
+        [["1/layer.tar", "2/layer.tar"], ["2/layer.tar", "3/layer.tar"], ["1/layer.tar", "3/layer.tar"]]
+    {
+        import(layers).await.expect("imports");
+        service.remove_image("linked").await.expect("removes");
+    }
+    for (layer, reason) in [("4/layer.tar", "lacks 3/layer.tar"), ("5/layer.tar", "out of the archive")] {
+        let error = import(["2/layer.tar", layer]).await.expect_err(layer);
+        assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    assert_clean(dir.path());
 }
 
 #[tokio::test]

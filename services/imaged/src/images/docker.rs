@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -12,10 +12,11 @@ use serde::Deserialize;
 use super::build::rewound;
 use crate::error::{Error, Result};
 use crate::files::{Files, remove};
+use crate::layers::spool::Headers;
 use crate::layers::stream::{Cancel, Source, decompress};
 use crate::layers::{LayerIndex, index};
 use crate::limits::Limits;
-use crate::tar::{Kind, TarReader, without_dot};
+use crate::tar::{Header, Kind, TarReader, without_dot};
 
 const MANIFEST: &str = "manifest.json";
 
@@ -41,7 +42,14 @@ pub(super) fn is_saved(index: &LayerIndex) -> bool {
         && has(&|path| path.ends_with(b".json") && path != MANIFEST.as_bytes())
 }
 
-pub(super) fn unpack(archive: &File, files: &Files, limits: &Limits, cancel: &Cancel) -> Result<Saved> {
+/// Takes the image out of an archive with these entries.
+pub(super) fn unpack(
+    archive: &File,
+    entries: Headers,
+    files: &Files,
+    limits: &Limits,
+    cancel: &Cancel,
+) -> Result<Saved> {
     let manifest = small(archive, MANIFEST, limits, cancel)?;
     let images: Vec<Image> = serde_json::from_slice(&manifest).map_err(|error| {
         Error::InvalidManifest(format!("{MANIFEST} is not of the expected form: {error}"))
@@ -56,15 +64,16 @@ pub(super) fn unpack(archive: &File, files: &Files, limits: &Limits, cancel: &Ca
         return Err(Error::TooLarge(format!("it has more than {} layers", limits.layers)));
     }
     let config = small(archive, &image.config, limits, cancel)?;
-    let mut found = layers(archive, &image.layers, files, limits, cancel)?;
-    let layers = image.layers.iter().map(|name| {
-        let missing = || Error::InvalidManifest(format!("the archive lacks {name}, which {MANIFEST} names"));
-        found.get_mut(name).cloned().ok_or_else(missing)
+    let names = names_of_files(&image.layers, entries)?;
+    let found = layers(archive, &names, files, limits, cancel)?;
+    let layers = names.iter().map(|name| {
+        let missing = || Error::InvalidManifest(format!("the archive lacks {name}, a layer of {MANIFEST}"));
+        found.get(name).cloned().ok_or_else(missing)
     });
     Ok(Saved { config, layers: layers.collect::<Result<_>>()? })
 }
 
-fn open(archive: &File, cancel: &Cancel) -> Result<TarReader<Box<dyn std::io::Read + Send>>> {
+fn open(archive: &File, cancel: &Cancel) -> Result<TarReader<Box<dyn io::Read + Send>>> {
     let source = Source::new(rewound(archive)?, cancel.clone(), Arc::default());
     Ok(TarReader::new(decompress(source).map_err(|error| index::explain(error.into(), 0))?))
 }
@@ -82,6 +91,48 @@ fn small(archive: &File, name: &str, limits: &Limits, cancel: &Cancel) -> Result
         }
     }
     Err(Error::InvalidManifest(format!("the archive lacks {name}")))
+}
+
+/// The files that layers are in. Before Docker 25, a layer that is there already is written as a symbolic
+/// link, `ID/layer.tar` to `../OTHER/layer.tar`, and the other may be that of another image.
+fn names_of_files(
+    layers: &[String],
+    entries: impl Iterator<Item = io::Result<Header>>,
+) -> Result<Vec<String>> {
+    let mut names = layers.to_vec();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("cannot read what was noted of the archive"))?;
+        if entry.kind != Kind::Symlink {
+            continue;
+        }
+        let linked = layers.iter().zip(&mut names);
+        for (layer, name) in linked.filter(|(layer, _)| without_dot(&entry.path) == layer.as_bytes()) {
+            let target = str::from_utf8(&entry.link).ok().and_then(|target| resolve(layer, target));
+            let nowhere =
+                || Error::InvalidManifest(format!("{layer} is a link that leads out of the archive"));
+            *name = target.ok_or_else(nowhere)?;
+        }
+    }
+    Ok(names)
+}
+
+/// What a symbolic link leads to, as the archive names it. `None`: to nothing within.
+fn resolve(link: &str, target: &str) -> Option<String> {
+    let mut parts: Vec<&str> = link.split('/').collect();
+    parts.pop();
+    if target.starts_with('/') {
+        return None;
+    }
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            name => parts.push(name),
+        }
+    }
+    Some(parts.join("/"))
 }
 
 fn layers(
@@ -116,4 +167,22 @@ fn layers(
         found.insert(name.clone(), Arc::new(out));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_to_files_of_the_archive() {
+        for (link, target, found) in [
+            ("a/layer.tar", "../b/layer.tar", Some("b/layer.tar")),
+            ("a/layer.tar", "other.tar", Some("a/other.tar")),
+            ("layer.tar", "./b//layer.tar", Some("b/layer.tar")),
+            ("a/layer.tar", "../../b", None),
+            ("a/layer.tar", "/b/layer.tar", None),
+        ] {
+            assert_eq!(resolve(link, target).as_deref(), found, "{link} -> {target}");
+        }
+    }
 }

@@ -173,7 +173,8 @@ impl Service {
             return self.import_layout(staged.path(), claim, progress).await;
         }
         if docker::is_saved(&indexed) {
-            let saved = blocking(move || docker::unpack(&file, &files, &limits, &cancel)).await?;
+            let entries = indexed.headers;
+            let saved = blocking(move || docker::unpack(&file, entries, &files, &limits, &cancel)).await?;
             return self.import_saved(saved, claim, making, progress).await;
         }
         if bundle::is_bundle(&indexed) {
