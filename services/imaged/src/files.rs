@@ -294,6 +294,16 @@ pub(crate) fn private_copy(
     }
 }
 
+/// Whether it is a file that can be read again and again, and no stream.
+pub(crate) fn is_regular(file: &File) -> Result<bool> {
+    let unreadable = |reason: String| Error::Unreadable { what: "the file".into(), reason };
+    let metadata = file.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if metadata.is_dir() {
+        return Err(unreadable("it is a directory; give its path".into()));
+    }
+    Ok(metadata.is_file())
+}
+
 /// A file that can be read twice: the one given, or a copy in staging that has no name.
 /// `read` counts the bytes copied.
 pub(crate) fn spool(
@@ -303,16 +313,7 @@ pub(crate) fn spool(
     cancel: &Cancel,
     read: &Arc<AtomicU64>,
 ) -> Result<File> {
-    let unreadable =
-        |error: io::Error| Error::Unreadable { what: "the file".into(), reason: error.to_string() };
-    let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.is_dir() {
-        return Err(Error::Unreadable {
-            what: "the file".into(),
-            reason: "it is a directory; give its path".into(),
-        });
-    }
-    if metadata.is_file() {
+    if is_regular(&file)? {
         return Ok(file);
     }
     let copy = files.nameless()?;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,6 +10,7 @@ use banger_api::ErrorKind;
 use banger_imaged::digest::sha256;
 use banger_imaged::images::ImportOptions;
 use banger_imaged::limits::Limits;
+use banger_imaged::progress::{Part, Progress};
 use banger_imaged::registry::Host;
 use banger_imaged::service::{Service, Settings};
 use serde_json::json;
@@ -266,6 +268,42 @@ async fn pipes_are_read_as_well() {
     let file = File::from(std::os::fd::OwnedFd::from(reader));
     service.import_file(file, "piped", ImportOptions::default(), &()).await.expect("imports");
     feed.join().expect("joins").expect("writes");
+}
+
+/// Changes a file between the passes over it.
+struct Changes(File, Vec<u8>);
+
+impl Progress for Changes {
+    fn stage(&self, stage: &str) {
+        if stage == "unpack" {
+            self.0.write_all_at(&self.1, 0).expect("writes");
+        }
+    }
+
+    fn bytes(&self, _completed: u64, _total: u64) {}
+    fn parts(&self, _parts: &[Part]) {}
+}
+
+#[tokio::test]
+async fn an_image_is_what_was_read_first() {
+    let archive = |content: &[u8]| Tar::default().file("a", content).finish();
+    let import = async |progress: &dyn Progress, file: File, root| {
+        let (service, dir) = service().await;
+        let options = ImportOptions { root, ..ImportOptions::default() };
+        let image = service.import_file(file, "image", options, progress).await.expect("imports");
+        assert_eq!(names(&dir.path().join("staging")), [""; 0]);
+        (image.id, image.rootfs_digest)
+    };
+    let (one, other) = (archive(b"one"), archive(b"two"));
+    let wanted = import(&(), file_of(&one), false).await;
+    for root in [false, true] {
+        let file = file_of(&one);
+        let changes = Changes(file.try_clone().expect("clones"), other.clone());
+        assert_eq!(import(&changes, file, root).await, wanted);
+        let mut now = vec![0; other.len()];
+        changes.0.read_exact_at(&mut now, 0).expect("reads");
+        assert!(now == other, "it was changed");
+    }
 }
 
 /// A kernel that has everything built in: an ELF file with a banner.

@@ -26,7 +26,7 @@ use crate::service::{Inner, Service, blocking};
 use crate::store::ImageRow;
 use banger_api::now_usec;
 
-/// A layer that can be read again and again.
+/// A layer that can be read again and again, and is the same each time: nobody else can write to it.
 #[derive(Clone)]
 pub(super) enum Layer {
     Blob(String),

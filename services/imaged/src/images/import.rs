@@ -1,7 +1,7 @@
 //! Images from files.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -16,7 +16,7 @@ use super::publish::Claim;
 use super::{bundle, layout};
 use crate::digest;
 use crate::error::{Error, Result};
-use crate::files::{open_given, private_copy, spool};
+use crate::files::{is_regular, open_given, private_copy, remove};
 use crate::kernel::{self, KernelOptions, KernelSource, NewKernel};
 use crate::layers::LayerIndex;
 use crate::layers::stream::{Cancel, Source};
@@ -79,47 +79,66 @@ impl Service {
         let making = Making::new(self, progress);
         let read = Arc::new(AtomicU64::new(0));
         let held = self.hold(file, &options.claims, &making.cancel, &read);
-        let (file, path) = watched(progress, &read, 0, held).await?;
+        let (file, copy) = watched(progress, &read, 0, held).await?;
+        let is_ours = copy.is_some();
         if options.root {
+            let file = self.own(file, is_ours, &making.cancel).await?;
             return self.import_root_archive(file, told, claim, &making, progress).await;
         }
-        let file = match disk::content(&file).map_err(Error::io("cannot read the file"))? {
-            Content::Qcow2 => self.unpack_qcow2(&path.0, progress).await?,
+        let file = match (disk::content(&file).map_err(Error::io("cannot read the file"))?, &copy) {
+            (Content::Qcow2, Some(copy)) => self.unpack_qcow2(&copy.0, progress).await?,
             _ => file,
         };
-        drop(path);
+        drop(copy);
         match filesystem::find(&file, options.partition)? {
             Some(place) => self.import_filesystem(file, place, told, claim, progress).await,
-            None => self.import_archive(file, told, &options.settings, claim, &making, progress).await,
+            None => {
+                let file = self.own(file, is_ours, &making.cancel).await?;
+                self.import_archive(file, told, &options.settings, claim, &making, progress).await
+            }
         }
     }
 
-    /// A file that can be read as often as needed and is what was claimed, and its path if it is a copy of
-    /// ours. What is no regular file (a pipe) is copied, for it has to be read twice; and what is looked at
-    /// before it is used, for it must not change in between.
+    /// A file that can be read as often as needed and is what was claimed, and where it is if it is a copy
+    /// of ours. What is no regular file (a pipe) is copied, for it has to be read twice; and what is looked
+    /// at before it is used, for it must not change in between.
     async fn hold(
         &self,
         file: File,
         claims: &Claims,
         cancel: &Cancel,
         read: &Arc<AtomicU64>,
-    ) -> Result<(File, Gone)> {
+    ) -> Result<(File, Option<Gone>)> {
         let (files, limit) = (self.0.files.clone(), self.0.settings.limits.blob);
         let (claims, policy, cancel) = (claims.clone(), self.0.settings.trust.clone(), cancel.clone());
         let read = read.clone();
         blocking(move || {
             let is_checked = !claims.are_idle(&policy)
                 || disk::content(&file).is_ok_and(|content| content == Content::Qcow2);
-            let (file, path) = if is_checked {
-                private_copy(file, &files, limit, &cancel, &read)?
-            } else {
-                (spool(file, &files, limit, &cancel, &read)?, PathBuf::new())
-            };
-            let path = Gone(path);
+            if is_regular(&file)? && !is_checked {
+                return Ok((file, None));
+            }
+            let (file, path) = private_copy(file, &files, limit, &cancel, &read)?;
+            let copy = Gone(path);
             if is_checked {
                 claims.check(&file, &policy)?;
             }
-            Ok((file, path))
+            Ok((file, Some(copy)))
+        })
+        .await
+    }
+
+    /// A file for what is read more than once and relied on to be the same each time, as an archive: a copy,
+    /// if others can change the one that there is.
+    async fn own(&self, file: File, is_ours: bool, cancel: &Cancel) -> Result<File> {
+        if is_ours {
+            return Ok(file);
+        }
+        let (files, limit, cancel) = (self.0.files.clone(), self.0.settings.limits.blob, cancel.clone());
+        blocking(move || {
+            let (file, path) = private_copy(file, &files, limit, &cancel, &Arc::default())?;
+            remove(&path);
+            Ok(file)
         })
         .await
     }
