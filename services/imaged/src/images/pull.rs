@@ -28,7 +28,7 @@ const DOWNLOADS: usize = 4;
 /// Bytes of credentials that a caller may pass.
 const CREDENTIALS: u64 = 64 << 10;
 
-/// What is being pulled and made, by the image's id.
+/// What is being pulled and made, by the image's id and the platform that it must be for.
 pub(crate) type Images = Flights<Relay, Arc<Built>>;
 
 #[derive(Debug, Default)]
@@ -111,7 +111,9 @@ impl Service {
             if let Some(image) = self.claim_existing(&found.id, claim).await? {
                 return Ok(image);
             }
-            let flight = self.0.pulls.join(&found.id, |relay| self.clone().make(found.clone(), relay));
+            // For another platform the same may be refused.
+            let name = format!("{} {}", found.id, found.platform);
+            let flight = self.0.pulls.join(&name, |relay| self.clone().make(found.clone(), relay));
             let (relay, joined) = (flight.progress.clone(), flight.joined);
             match relay.follow(progress, flight.land()).await {
                 Ok(built) => return self.publish(&built, claim, progress).await,
