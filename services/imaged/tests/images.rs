@@ -8,11 +8,12 @@ use std::process::Command;
 
 use banger_api::ErrorKind;
 use banger_imaged::digest::sha256;
-use banger_imaged::images::ImportOptions;
+use banger_imaged::images::{Format, ImportOptions};
 use banger_imaged::limits::Limits;
 use banger_imaged::progress::{Part, Progress};
 use banger_imaged::registry::Host;
 use banger_imaged::service::{Service, Settings};
+use banger_imaged::tar::TarReader;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -195,6 +196,44 @@ async fn archives_made_to_do_harm_leave_nothing() {
         assert_clean(dir.path());
     }
     assert!(service.images().await.expect("lists").is_empty());
+}
+
+#[tokio::test]
+async fn images_of_docker_are_exported_as_such() {
+    let (service, _state) = service().await;
+    let docker = |name: &str| format!("application/vnd.docker.{name}");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let blobs = dir.path().join("blobs/sha256");
+    fs::create_dir_all(&blobs).expect("makes");
+    let blob = |media_type: &str, bytes: &[u8]| {
+        let hex = sha256(bytes);
+        fs::write(blobs.join(&hex), bytes).expect("writes");
+        json!({ "mediaType": media_type, "digest": format!("sha256:{hex}"), "size": bytes.len() })
+    };
+    let layer = Tar::default().file("a", b"a").finish();
+    let config = json!({ "rootfs": { "diff_ids": [format!("sha256:{}", sha256(&layer))] } }).to_string();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": docker("distribution.manifest.v2+json"),
+        "config": blob(&docker("container.image.v1+json"), config.as_bytes()),
+        "layers": [blob(&docker("image.rootfs.diff.tar"), &layer)],
+    });
+    let manifest = blob(&docker("distribution.manifest.v2+json"), manifest.to_string().as_bytes());
+    let index = json!({ "schemaVersion": 2, "manifests": [&manifest] }).to_string();
+    fs::write(dir.path().join("index.json"), index).expect("writes");
+
+    service.import_path(dir.path(), "docker", ImportOptions::default(), &()).await.expect("imports");
+    let mut file = file_of(b"");
+    let to = file.try_clone().expect("clones");
+    service.export_image("docker", Format::Oci, to, &()).await.expect("exports");
+    file.rewind().expect("rewinds");
+    let mut archive = TarReader::new(file);
+    while archive.next_entry().expect("reads").expect("an index").path != b"index.json" {}
+    let index: serde_json::Value =
+        serde_json::from_slice(&archive.read_all(1 << 20).expect("reads")).expect("JSON");
+    for key in ["mediaType", "digest", "size"] {
+        assert_eq!(index["manifests"][0][key], manifest[key]);
+    }
 }
 
 #[tokio::test]

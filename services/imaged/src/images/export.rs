@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::bundle;
@@ -25,13 +25,11 @@ use crate::files::{Files, remove};
 use crate::layers::stream::{Cancel, Source};
 use crate::limits::Limits;
 use crate::progress::{Progress, watched};
-use crate::registry::manifest::Document;
+use crate::registry::manifest::{Document, OCI_CONFIG, OCI_MANIFEST};
 use crate::service::{Service, blocking};
 use crate::store::ImageRow;
 use crate::tar::TarWriter;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +54,16 @@ impl FromStr for Format {
 
 /// A blob of a layout.
 struct Blob {
+    media_type: String,
     hex: String,
     size: u64,
     file: File,
+}
+
+impl Blob {
+    fn descriptor(&self) -> Value {
+        json!({ "mediaType": self.media_type, "digest": format!("sha256:{}", self.hex), "size": self.size })
+    }
 }
 
 impl Service {
@@ -149,17 +154,9 @@ impl Exporter {
     }
 
     fn layout(&self, image: &ImageRow, blobs: Vec<Blob>, to: &File) -> Result<()> {
-        let manifest = &blobs[0];
-        let index = json!({
-            "schemaVersion": 2,
-            "manifests": [{
-                "mediaType": MANIFEST,
-                "digest": format!("sha256:{}", manifest.hex),
-                "size": manifest.size,
-                "annotations": { "org.opencontainers.image.ref.name": image.name() },
-            }],
-        })
-        .to_string();
+        let mut manifest = blobs[0].descriptor();
+        manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": image.name() });
+        let index = json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string();
         let write = || -> io::Result<()> {
             let mut tar = TarWriter::new(to);
             let mark = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -175,18 +172,19 @@ impl Exporter {
 
     /// Manifest, config and layers as the registry gave them; `None` if they were never all here.
     fn pulled(&self, image: &ImageRow) -> Result<Option<Vec<Blob>>> {
-        let Some(mut manifest) = self.stored(&image.id) else { return Ok(None) };
+        let Some(mut manifest) = self.stored("", &image.id) else { return Ok(None) };
         let mut bytes = Vec::new();
         let read = Read::take(&mut manifest.file, self.limits.document).read_to_end(&mut bytes);
         read.and_then(|_| manifest.file.rewind()).map_err(Error::io("cannot read a blob"))?;
         let Document::Manifest(parsed) = Document::parse(&bytes, &self.limits)? else { return Ok(None) };
+        manifest.media_type.clone_from(&parsed.media_type);
         let mut blobs = vec![manifest];
         let mut seen = std::collections::HashSet::new();
         for descriptor in std::iter::once(&parsed.config).chain(&parsed.layers) {
             if !seen.insert(descriptor.hex()) {
                 continue;
             }
-            match self.stored(descriptor.hex()) {
+            match self.stored(&descriptor.media_type, descriptor.hex()) {
                 Some(blob) => blobs.push(blob),
                 None => return Ok(None),
             }
@@ -194,10 +192,10 @@ impl Exporter {
         Ok(Some(blobs))
     }
 
-    fn stored(&self, hex: &str) -> Option<Blob> {
+    fn stored(&self, media_type: &str, hex: &str) -> Option<Blob> {
         let file = self.blobs.open(hex).ok()?;
         let size = file.metadata().ok()?.len();
-        Some(Blob { hex: hex.to_owned(), size, file })
+        Some(Blob { media_type: media_type.to_owned(), hex: hex.to_owned(), size, file })
     }
 
     /// An image of one layer, made of the root filesystem.
@@ -215,22 +213,22 @@ impl Exporter {
             "config": image.process,
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
         });
-        let config = self.small(&config)?;
-        let descriptor = |media_type: &str, blob: &Blob| json!({ "mediaType": media_type, "digest": format!("sha256:{}", blob.hex), "size": blob.size });
+        let config = self.small(OCI_CONFIG, &config)?;
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": descriptor(CONFIG, &config),
-            "layers": [descriptor(LAYER, &layer)],
+            "mediaType": OCI_MANIFEST,
+            "config": config.descriptor(),
+            "layers": [layer.descriptor()],
         });
-        Ok(vec![self.small(&manifest)?, config, layer])
+        Ok(vec![self.small(OCI_MANIFEST, &manifest)?, config, layer])
     }
 
-    fn small(&self, content: &serde_json::Value) -> Result<Blob> {
+    fn small(&self, media_type: &str, content: &Value) -> Result<Blob> {
         let content = content.to_string();
         let mut file = self.temporary()?;
         file.write_all(content.as_bytes()).and_then(|()| file.rewind()).map_err(unwritten)?;
-        Ok(Blob { hex: digest::sha256(content.as_bytes()), size: content.len() as u64, file })
+        let hex = digest::sha256(content.as_bytes());
+        Ok(Blob { media_type: media_type.to_owned(), hex, size: content.len() as u64, file })
     }
 
     /// The root filesystem as a compressed tar, and the digest of the tar itself.
@@ -256,7 +254,7 @@ impl Exporter {
         reader.finish()?;
         let (mut file, hex, size) = packed.finish().map_err(unwritten)?.finish();
         file.seek(SeekFrom::Start(0)).map_err(unwritten)?;
-        let blob = Blob { hex, size, file };
+        let blob = Blob { media_type: LAYER.to_owned(), hex, size, file };
         Ok((blob, digest::hex(&plain.finalize())))
     }
 

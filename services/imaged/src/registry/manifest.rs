@@ -17,6 +17,11 @@ pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Descriptor {
     #[serde(rename = "mediaType", default)]
@@ -126,6 +131,8 @@ pub enum Document {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
+    /// Its own, which OCI does not ask for: without it, what the config's tells.
+    pub media_type: String,
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
 }
@@ -159,7 +166,9 @@ impl Document {
             return Err(invalid(format!("has the unknown schema version {}", raw.schema_version)));
         }
         match (raw.config, raw.layers, raw.manifests) {
-            (Some(config), Some(layers), None) => Manifest::check(config, layers, limits).map(Self::Manifest),
+            (Some(config), Some(layers), None) => {
+                Manifest::check(raw.media_type, config, layers, limits).map(Self::Manifest)
+            }
             (None, None, Some(manifests)) => {
                 if manifests.len() > limits.layers {
                     return Err(invalid(format!("lists more than {} platforms", limits.layers)));
@@ -204,7 +213,12 @@ impl Document {
 }
 
 impl Manifest {
-    fn check(config: Descriptor, layers: Vec<Descriptor>, limits: &Limits) -> Result<Self> {
+    fn check(
+        media_type: String,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        limits: &Limits,
+    ) -> Result<Self> {
         check_descriptor(&config, limits.document)?;
         if layers.len() > limits.layers {
             return Err(Error::TooLarge(format!(
@@ -216,16 +230,17 @@ impl Manifest {
         for layer in &layers {
             check_descriptor(layer, limits.blob)?;
         }
-        Ok(Self { config, layers })
+        let media_type = match (media_type.as_str(), config.media_type.as_str()) {
+            ("", DOCKER_CONFIG) => DOCKER_MANIFEST.to_owned(),
+            ("", _) => OCI_MANIFEST.to_owned(),
+            _ => media_type,
+        };
+        Ok(Self { media_type, config, layers })
     }
 
     /// Whether it is an image, of layers that we can read.
     fn check_types(&self) -> Result<()> {
-        if !matches!(
-            self.config.media_type.as_str(),
-            "" | "application/vnd.oci.image.config.v1+json"
-                | "application/vnd.docker.container.image.v1+json"
-        ) {
+        if !matches!(self.config.media_type.as_str(), "" | OCI_CONFIG | DOCKER_CONFIG) {
             return Err(invalid(format!("is of something else than an image: {:?}", self.config.media_type)));
         }
         self.layers.iter().try_for_each(|layer| check_layer_type(&layer.media_type))
@@ -408,6 +423,23 @@ mod tests {
             let error = parse(&bad).expect_err(&bad[..bad.len().min(100)]);
             assert!(matches!(error, Error::InvalidManifest(_) | Error::TooLarge(_)), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_manifest_has_a_type_though_it_may_not_say_so() {
+        let of = |own: &str, config: &str| {
+            let config = descriptor(config, 10);
+            let text = format!(r#"{{"schemaVersion":2,{own}"config":{config},"layers":[]}}"#);
+            match parse(&text) {
+                Ok(Document::Manifest(manifest)) => manifest.media_type,
+                other => panic!("{text}: {other:?}"),
+            }
+        };
+        let said = format!(r#""mediaType":"{DOCKER_MANIFEST}","#);
+        assert_eq!(of(&said, OCI_CONFIG), DOCKER_MANIFEST);
+        assert_eq!(of("", DOCKER_CONFIG), DOCKER_MANIFEST);
+        assert_eq!(of("", OCI_CONFIG), OCI_MANIFEST);
+        assert_eq!(of("", ""), OCI_MANIFEST);
     }
 
     #[test]
