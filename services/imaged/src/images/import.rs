@@ -134,9 +134,10 @@ impl Service {
         if is_ours {
             return Ok(file);
         }
-        let (files, limit, cancel) = (self.0.files.clone(), self.0.settings.limits.blob, cancel.clone());
+        let (files, cancel) = (self.0.files.clone(), cancel.clone());
         blocking(move || {
-            let (file, path) = private_copy(file, &files, limit, &cancel, &Arc::default())?;
+            // What it may hold is judged when it is read.
+            let (file, path) = private_copy(file, &files, u64::MAX, &cancel, &Arc::default())?;
             remove(&path);
             Ok(file)
         })
