@@ -73,7 +73,7 @@ impl Supervisor {
     /// For the forward's unit: sees to it that the VM runs, and returns where its guest is.
     ///
     /// # Errors
-    /// `AccessDenied`, `NoSuchForward`, `VmNotRunning`, `BootFailed`.
+    /// `AccessDenied`, `NoSuchForward`, `NotReady`, `VmNotRunning`, `BootFailed`.
     pub async fn prepare_forward(&self, listen: &Listen, caller: Caller) -> Result<(String, u16)> {
         let unit = listen.service_unit();
         let denied = || ErrorKind::AccessDenied.error(format!("only {unit} may do this"));
@@ -83,6 +83,9 @@ impl Supervisor {
         }
         let (row, forward) = self.forwarded_to(listen).ok_or_else(|| no_such(listen))?;
         let name = &row.name;
+        if self.is_read(name) {
+            return Err(ErrorKind::NotReady.error(format!("the disk of {name} is being read: wait for that")));
+        }
         let state = self.state(&row);
         if matches!(state, State::Running | State::Paused) {
             return Ok((row.address.to_string(), forward.port));

@@ -63,6 +63,8 @@ impl Supervisor {
         // If it was ended meanwhile, nobody would give back what is taken now. From here on who does waits for the lock.
         self.check_unit(name, caller).await?;
         self.check_whole(name)?;
+        // Nothing of what it holds changes any more.
+        let row = self.to_start(self.get(name)?);
         let held = match self.hold(&row, caller.uid).await {
             Ok(held) => held,
             Err(error) => {
@@ -276,7 +278,8 @@ impl Supervisor {
         // The last thing: if this is cut off before, the unit asks once more.
         let (vm, reason) = (name.as_str(), verdict.reason);
         note(&if verdict.failed { Event::VmFailed { vm, reason } } else { Event::VmStopped { vm, reason } });
-        if verdict.again {
+        // Whoever wants it down may have come meanwhile.
+        if verdict.again && !self.0.units.is_stop_asked(name).await? {
             tracing::info!(vm = name.as_str(), "starting again: {}", verdict.reason);
             self.0.units.start_again(name).await?;
         }

@@ -189,7 +189,11 @@ impl Supervisor {
             this.interrupt(&name);
             let _guard = this.lock(&name).await;
             if this.0.units.is_up(&name).await? {
-                this.stop_locked(&name, timeout).await?;
+                match this.stop_locked(&name, timeout).await {
+                    // It comes up again already.
+                    Err(error) if error.kind() == ErrorKind::VmRunning => {}
+                    stopped => stopped?,
+                }
             }
             this.bring_up(&name, &progress).await?;
             Ok(name.to_string())
@@ -223,6 +227,8 @@ impl Supervisor {
         self.mark_paused(name)?;
         failpoint!("pause.marked");
         if let Err(error) = control.pause().await {
+            // QEMU serves one client at a time.
+            drop(control);
             self.wake(name).await;
             return Err(vmm_error(error));
         }

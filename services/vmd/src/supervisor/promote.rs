@@ -87,7 +87,11 @@ impl Supervisor {
     async fn end_reading(&self, name: &VmName) -> Result<()> {
         // It may be deleted by now.
         if self.state_of(name).is_ok_and(State::is_up) {
-            self.stop_locked(name, None).await?;
+            match self.stop_locked(name, None).await {
+                // It comes up again for whoever wants that, as what it is.
+                Err(error) if error.kind() == ErrorKind::VmRunning => {}
+                stopped => stopped?,
+            }
         }
         failpoint!("promote.stopped");
         self.0.reading_marks.clear(name)?;
