@@ -121,6 +121,16 @@ impl VmRow {
         address.map(|address| address.to_string()).unwrap_or_default()
     }
 
+    /// The specification by which it runs, or else will.
+    pub fn running_spec(&self) -> &Spec {
+        let ended = self.ended.as_ref().map_or(0, |ended| ended.usec);
+        if self.started_usec.is_some_and(|started| started > ended) {
+            self.started_spec()
+        } else {
+            &self.spec
+        }
+    }
+
     /// The specification by which it was started last.
     pub fn started_spec(&self) -> &Spec {
         self.run.as_ref().map_or(&self.spec, |run| &run.spec)

@@ -45,7 +45,7 @@ impl Supervisor {
     /// Looks whether no VM but `except` runs with a volume; with `shared`, none that can write it.
     async fn check_unused(&self, volume: &str, except: &str, shared: bool) -> Result<()> {
         for other in self.0.store.list().iter().filter(|other| other.name.as_str() != except) {
-            let theirs = other.started_spec().volumes.iter().find(|mount| mount.volume == volume);
+            let theirs = other.running_spec().volumes.iter().find(|mount| mount.volume == volume);
             let excludes = theirs.is_some_and(|theirs| !(shared && theirs.read_only));
             // Who runs only to be read has none.
             if excludes && !self.is_read(&other.name) && self.0.units.is_up(&other.name).await? {
