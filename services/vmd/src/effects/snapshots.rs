@@ -76,9 +76,11 @@ impl Disks {
         for file in [STATE, MEMORY] {
             share(&directory.join(file))?;
         }
-        // What the description says is whole is to be so after a power failure, too.
-        for disk in own_disks(directory).await? {
-            fs::File::open(directory.join(disk)).await?.sync_all().await?;
+        // What the description says is whole is to be so after a power failure, too. No fork outlives one.
+        if !snapshot.fork {
+            for disk in own_disks(directory).await? {
+                fs::File::open(directory.join(disk)).await?.sync_all().await?;
+            }
         }
         let draft = directory.join("snapshot.new");
         fs::write(&draft, serde_json::to_vec(snapshot).map_err(Error::internal)?).await?;

@@ -72,16 +72,18 @@ impl Supervisor {
                 return Err(ErrorKind::Interrupted
                     .error(format!("{name} was stopped while its snapshot was written; there is none")));
             }
+            self.unmark_paused(name)?;
             let meta = Snapshot { created_usec: now_usec(), machine, fork };
             failpoint!("snapshot.taken");
             self.0.disks.finish_snapshot(&directory, &meta).await
         };
         if let Err(error) = taken.await {
-            self.wake(name).await;
+            if self.state_of(name)? == State::Paused {
+                self.wake(name).await;
+            }
             self.0.disks.remove_snapshot(name, snapshot).await?;
             return Err(error);
         }
-        self.unmark_paused(name)?;
         if !fork {
             note(&Event::SnapshotTaken { vm: name.as_str(), snapshot: snapshot.as_str() });
         }
@@ -141,6 +143,11 @@ impl Supervisor {
         let started = self.start_unit(name, progress).await;
         self.0.disks.forget_restore(name).await?;
         started?;
+        if !self.get(name)?.run.is_some_and(|run| run.restored) {
+            return Err(ErrorKind::Interrupted.error(format!(
+                "{name} was started and stopped by somebody else meanwhile, and has booted: stop it and restore it again"
+            )));
+        }
         note(&Event::VmRestored { vm: name.as_str(), from: of.as_str(), snapshot: snapshot.as_str() });
         progress.stage("reconfigure");
         let row = &self.get(name)?;
