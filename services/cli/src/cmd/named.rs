@@ -305,7 +305,8 @@ async fn attach(context: &Context, arguments: SessionAttach) -> Result<u8> {
     let mut signals = Signals::new()?;
     let sessions = context.bus.sessions().await?;
     let attaching = sessions.attach_session(&session.vm, &session.name, options);
-    let stream = signals.interrupts.stop(attaching, "the guest did not answer before a signal came").await?;
+    let stream =
+        signals.interrupts.or_cancel(attaching, "the guest did not answer before a signal came").await?;
     let mut stream = Arc::new(OwnedFd::from(stream));
     let raw = if has_terminal { Some(RawMode::enter()?) } else { None };
     if has_terminal && !read_only {

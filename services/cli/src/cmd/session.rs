@@ -47,7 +47,7 @@ pub async fn command_in(
     let options = options(&process.settings).build();
     let mut signals = Signals::new()?;
     let starting = sessions.exec(vm, &argv, &environment, options);
-    let (id, _, stdin, out, err) = signals.interrupts.stop(starting, NOT_BEGUN).await?;
+    let (id, _, stdin, out, err) = signals.interrupts.or_cancel(starting, NOT_BEGUN).await?;
     let (stdin, out, err) = (OwnedFd::from(stdin), OwnedFd::from(out), OwnedFd::from(err));
     if process.no_stdin {
         stream::close_write(&stdin);
@@ -78,7 +78,7 @@ pub async fn on_terminal(
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
     let options = options(settings).set("rows", Some(rows)).set("columns", Some(columns)).build();
     let starting = sessions.open_shell(vm, &argv, &environment, options);
-    let (id, _, pty) = signals.interrupts.stop(starting, NOT_BEGUN).await?;
+    let (id, _, pty) = signals.interrupts.or_cancel(starting, NOT_BEGUN).await?;
     let pty = OwnedFd::from(pty);
     let raw = RawMode::enter()?;
     stream::type_into(pty.try_clone()?);
@@ -254,7 +254,7 @@ impl Interrupts {
     ///
     /// # Errors
     /// `JobCanceled` if one came, and `why`.
-    pub async fn stop<T, E>(
+    pub async fn or_cancel<T, E>(
         &mut self,
         work: impl Future<Output = std::result::Result<T, E>>,
         why: &str,
@@ -275,7 +275,7 @@ impl Interrupts {
 /// # Errors
 /// `JobCanceled` if one came.
 pub async fn unless_signaled<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    Interrupts::new()?.stop(work, "interrupted by a signal").await
+    Interrupts::new()?.or_cancel(work, "interrupted by a signal").await
 }
 
 /// The exit code of a command, or of its failure; also said aloud.

@@ -37,14 +37,14 @@ impl Supervisor {
     /// `VolumeInUse`.
     pub(super) async fn check_volumes(&self, row: &VmRow) -> Result<()> {
         for mount in &row.spec.volumes {
-            self.check_unused(&mount.volume, row.name.as_str(), mount.read_only).await?;
+            self.check_unused(&mount.volume, Some(&row.name), mount.read_only).await?;
         }
         Ok(())
     }
 
     /// Looks whether no VM but `except` runs with a volume; with `shared`, none that can write it.
-    async fn check_unused(&self, volume: &str, except: &str, shared: bool) -> Result<()> {
-        for other in self.0.store.list().iter().filter(|other| other.name.as_str() != except) {
+    async fn check_unused(&self, volume: &str, except: Option<&VmName>, shared: bool) -> Result<()> {
+        for other in self.0.store.list().iter().filter(|other| Some(&other.name) != except) {
             let theirs = other.running_spec().volumes.iter().find(|mount| mount.volume == volume);
             let excludes = theirs.is_some_and(|theirs| !(shared && theirs.read_only));
             // Who runs only to be read has none.
@@ -61,7 +61,7 @@ impl Supervisor {
     /// The row first: it alone decides whether anybody uses the volume.
     pub async fn delete_volume(&self, name: VmName) -> Result<()> {
         let _making = self.0.making_volumes.lock().await;
-        self.check_unused(name.as_str(), "", false).await?;
+        self.check_unused(name.as_str(), None, false).await?;
         self.0.store.remove_volume(&name).await?;
         failpoint!("volume.removed");
         self.0.disks.remove_volume(&name).await?;

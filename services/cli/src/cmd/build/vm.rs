@@ -114,7 +114,7 @@ impl<'a> BuildVm<'a> {
             OptionsBuilder::new().set("user", command.user).set("directory", command.directory).build();
         let sessions = self.context.bus.sessions().await?;
         let starting = sessions.exec(&self.name, &command.argv, &command.environment, options);
-        let (id, _, stdin, out, err) = self.interrupts.stop(starting, INTERRUPTED).await?;
+        let (id, _, stdin, out, err) = self.interrupts.or_cancel(starting, INTERRUPTED).await?;
         let fed = feed(OwnedFd::from(stdin).into(), input);
         let (lines, mut received) = mpsc::channel(256);
         read_lines(OwnedFd::from(out).into(), "stdout", lines.clone());
@@ -161,7 +161,7 @@ impl<'a> BuildVm<'a> {
         let ttl = (self.started.elapsed() + TTL).as_secs();
         let options = OptionsBuilder::new().set("ttl", Some(ttl)).build();
         let vms = self.context.bus.vms().await?;
-        self.interrupts.stop(vms.set_vm(&self.name, options), INTERRUPTED).await.map(drop)
+        self.interrupts.or_cancel(vms.set_vm(&self.name, options), INTERRUPTED).await.map(drop)
     }
 }
 

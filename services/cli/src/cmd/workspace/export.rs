@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::git::{Git, join, split};
 use super::guest::Guest;
-use super::plan::{changed, describe, has_rules, is_git};
+use super::plan::{changed, describe, has_rules, is_git, visible};
 use super::record::{Part, Record};
 use super::source::{collect, commit_tree, signed};
 
@@ -237,7 +237,9 @@ impl<'a> Work<'a> {
             self.host.run(&[&common, how, &[&source, &destination, &base, &tree_name]].concat())
         };
         exported.patch.extend(differ(&["-p", "--binary", "--full-index"])?);
-        exported.stat += &for_people(&differ(&["--stat=100", "--summary"])?);
+        for line in String::from_utf8_lossy(&differ(&["--stat=100", "--summary"])?).lines() {
+            exported.stat += &format!("{}\n", visible(line));
+        }
         exported.changes.extend(self.changes(&differ(&["--name-status", "-z"])?));
         if let Some(branch) = self.aim.branch {
             if is_first {
@@ -287,12 +289,6 @@ impl<'a> Work<'a> {
         self.host.run(&["update-ref", &name, &commit, &"0".repeat(commit.len())]).map_err(taken)?;
         Ok(commit)
     }
-}
-
-/// Lines with names that a guest gave to files: nothing in them controls a terminal.
-fn for_people(lines: &[u8]) -> String {
-    let shown = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
-    String::from_utf8_lossy(lines).chars().map(shown).collect()
 }
 
 /// Whether there is something of this path that git keeps.

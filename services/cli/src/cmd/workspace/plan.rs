@@ -100,8 +100,12 @@ pub fn describe(paths: &[PathBuf]) -> String {
 }
 
 fn shown(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    visible(&path.to_string_lossy())
+}
+
+/// A line with names that a guest may have given to files: nothing in it controls a terminal.
+pub fn visible(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Whether git reads rules from a file.

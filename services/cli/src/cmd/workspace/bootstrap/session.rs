@@ -139,7 +139,7 @@ impl Session<'_> {
         let options = OptionsBuilder::new().set("user", Some(user)).set("directory", Some("/")).build();
         let sessions = context.bus.sessions().await?;
         let starting = sessions.start_session(vm, name, &argv, &environment, options);
-        interrupts.stop(starting, "a signal came before the bootstrap had begun").await?;
+        interrupts.or_cancel(starting, "a signal came before the bootstrap had begun").await?;
 
         let which = Which { vm: (*vm).to_owned(), name: (*name).to_owned() };
         let mut screen = Screen::new(context, name);
@@ -156,7 +156,7 @@ impl Session<'_> {
                 };
                 let left =
                     format!("the bootstrap of {vm} is not waited for any more; it may still be under way");
-                interrupts.stop(stopping, &left).await?;
+                interrupts.or_cancel(stopping, &left).await?;
             }
             interrupted
         };
