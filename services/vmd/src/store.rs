@@ -514,6 +514,9 @@ mod tests {
         let mut now = VmRow { started_usec: Some(7), run: Some(run), ended: Some(ended), whole: true, ..row };
         now.spec.cpus = 3;
         assert_eq!((now.spec.cpus, now.started_spec().cpus), (3, 1));
+        // Its run is over; in the next one it is what it was started with.
+        assert_eq!(now.running_spec().cpus, 3);
+        assert_eq!(VmRow { started_usec: Some(9), ..now.clone() }.running_spec().cpus, 1);
         assert_eq!(store.list(), [now.clone()]);
         drop(store);
         let store = VmStore::open(&path).await.expect("opens");
